@@ -1,0 +1,1 @@
+"""A checkpoint → a score: frozen features, linear probes, a report."""

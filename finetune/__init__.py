@@ -1,0 +1,1 @@
+"""A checkpoint → a task: head swap, higher resolution."""

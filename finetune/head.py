@@ -1,0 +1,69 @@
+"""From a pre-training checkpoint to a task: a new linear head, another resolution."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import InputError
+from pretrain.model.positions import resize_positions
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import check_tensors, tensor_shapes
+
+# What belongs to the pre-training task and is left behind.
+DROPPED = ("representation.", "head.")
+
+
+def transfer(
+    spec: ViTSpec,
+    tensors: Mapping[str, Tensor],
+    *,
+    num_classes: int,
+    image_size: int,
+    dropout: float = 0.0,
+    channels: int | None = None,
+) -> tuple[ViTSpec, dict[str, Tensor]]:
+    """The spec and tensors to fine-tune from: paper, section 3.2.
+
+    Drops the representation and the classification layer, attaches one linear layer [num_classes, d] of zeros
+    (weight and bias), and resizes learned positions to the grid of `image_size` pixels (in fp64). All other tensors
+    are handed on as they are, uncopied. `channels`: what the task's images have, if to be checked.
+
+    Raises InputError where `tensors` is not a model of `spec` (the dropped layers may be absent) or where the task's
+    images have other channels.
+    """
+    if channels is not None and channels != spec.channels:
+        raise InputError(
+            f"model.channels: the task's images have {channels} channels, the weights were trained on "
+            f"{spec.channels}; rebuild the task's shards with {spec.channels} channels, or give other weights"
+        )
+    shapes = {name: shape for name, shape in tensor_shapes(spec).items() if not name.startswith(DROPPED)}
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(DROPPED)}
+    check_tensors(kept, shapes, spec.describe())
+
+    new = replace(
+        spec, num_classes=num_classes, image_size=image_size, dropout=dropout, representation_size=None
+    )
+    if "position_embedding" in kept:
+        kept["position_embedding"] = resize_positions(
+            kept["position_embedding"], (new.grid, new.grid), class_slot=spec.pool == "cls"
+        )
+    dtype = kept["patch_embedding.weight"].dtype
+    kept["head.weight"] = torch.zeros(num_classes, spec.width, dtype=dtype)
+    kept["head.bias"] = torch.zeros(num_classes, dtype=dtype)
+    return new, kept
+
+
+def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
+    """One line that says what `transfer` dropped, attached and resized."""
+    representation = (
+        f"representation layer ({old.representation_size}) and " if old.representation_size else ""
+    )
+    head = (
+        f"dropped: {representation}head of {old.num_classes} classes; new: head of {new.num_classes}, zeros"
+    )
+    kind = "positions" if old.positions == "learned" else "fixed positions"
+    grid = f"{old.grid}×{old.grid} → {new.grid}×{new.grid} ({old.image_size} → {new.image_size} px)"
+    ignored = new.image_size % new.patch_size
+    return f"{head}; {kind} {grid}" + (f", {ignored} px ignored" if ignored else "")

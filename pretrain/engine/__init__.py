@@ -1,0 +1,1 @@
+"""DeepSpeed, optimizer and schedule, checkpoints, stopping."""

@@ -1,0 +1,1 @@
+"""The Vision Transformer: the network, its sizes, its position grids."""

@@ -1,0 +1,130 @@
+"""What a Vision Transformer is built from: its sizes, checked when they are put together."""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from pretrain.errors import InputError
+
+Gelu = Literal["exact", "tanh"]
+Pool = Literal["cls", "mean"]
+Positions = Literal["learned", "sincos2d"]
+
+# Paper, Table 1 (B, L, H); "How to train your ViT?", Table 2 (Ti, S).
+ARCHITECTURES: dict[str, dict[str, int]] = {
+    "vit_ti_16": {"patch_size": 16, "layers": 12, "width": 192, "mlp": 768, "heads": 3},
+    "vit_s_16": {"patch_size": 16, "layers": 12, "width": 384, "mlp": 1536, "heads": 6},
+    "vit_b_16": {"patch_size": 16, "layers": 12, "width": 768, "mlp": 3072, "heads": 12},
+    "vit_b_32": {"patch_size": 32, "layers": 12, "width": 768, "mlp": 3072, "heads": 12},
+    "vit_l_16": {"patch_size": 16, "layers": 24, "width": 1024, "mlp": 4096, "heads": 16},
+    "vit_l_32": {"patch_size": 32, "layers": 24, "width": 1024, "mlp": 4096, "heads": 16},
+    "vit_h_14": {"patch_size": 14, "layers": 32, "width": 1280, "mlp": 5120, "heads": 16},
+}
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """Sizes and options of one Vision Transformer.
+
+    `image_size` is the side of the square input in pixels. It need not be a multiple of `patch_size`: the patch
+    convolution is VALID, so the last `image_size % patch_size` rows and columns are ignored.
+    `representation_size` puts Linear → tanh before the classification layer (pre-training); None leaves it out.
+    `gelu="tanh"` is the approximation of the Flax original, needed to reproduce the official weights.
+    `pool="mean"` averages the patch tokens and has no class token; with `positions="sincos2d"` (fixed) it is the
+    model of "Better plain ViT baselines for ImageNet-1k".
+
+    Raises InputError naming the field.
+    """
+
+    patch_size: int
+    layers: int
+    width: int
+    mlp: int
+    heads: int
+    image_size: int = 224
+    channels: int = 3
+    num_classes: int = 1000
+    representation_size: int | None = None
+    dropout: float = 0.0
+    gelu: Gelu = "exact"
+    pool: Pool = "cls"
+    positions: Positions = "learned"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "patch_size",
+            "layers",
+            "width",
+            "mlp",
+            "heads",
+            "image_size",
+            "channels",
+            "num_classes",
+        ):
+            _positive(name, getattr(self, name))
+        if self.representation_size is not None:
+            _positive("representation_size", self.representation_size, "a whole number from 1, or null")
+        if self.width % self.heads:
+            raise InputError(
+                f"model.width: {self.width} does not divide among model.heads {self.heads}; "
+                f"a multiple of {self.heads} would, such as {self.heads * math.ceil(self.width / self.heads)}"
+            )
+        if self.image_size < self.patch_size:
+            raise InputError(
+                f"model.image_size: {self.image_size} px holds no patch of model.patch_size {self.patch_size} px; "
+                f"it must be at least {self.patch_size}"
+            )
+        number = isinstance(self.dropout, (int, float)) and not isinstance(self.dropout, bool)
+        if not number or not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout: found {self.dropout!r}; it must be a number in [0, 1)")
+        for name, kind in (("gelu", Gelu), ("pool", Pool), ("positions", Positions)):
+            if getattr(self, name) not in get_args(kind):
+                choices = " or ".join(f'"{choice}"' for choice in get_args(kind))
+                raise InputError(f"model.{name}: found {getattr(self, name)!r}; it must be {choices}")
+        if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
+            raise InputError(
+                f'model.width: {self.width} cannot hold model.positions "sincos2d", which needs four equal parts '
+                "(sine and cosine of x and of y); a multiple of 4 from 8 would do"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence: the patches and, unless they are averaged, the class token."""
+        return self.grid**2 + (self.pool == "cls")
+
+    def describe(self) -> str:
+        """One line for messages: the sizes that decide the shapes of the parameters."""
+        head = f"representation {self.representation_size}, " if self.representation_size else ""
+        return (
+            f"patch {self.patch_size}, {self.layers} layers, width {self.width}, mlp {self.mlp}, "
+            f"{self.image_size} px (grid {self.grid}×{self.grid}), {self.channels} channels, "
+            f"{head}{self.num_classes} classes"
+        )
+
+
+def spec_from_arch(name: str, **overrides: Any) -> ViTSpec:
+    """The ViTSpec of ARCHITECTURES[name] with fields replaced. Raises InputError for an unknown name or field."""
+    if name not in ARCHITECTURES:
+        raise InputError(f"model.arch: found {name!r}; {_nearest(name, list(ARCHITECTURES))}")
+    known = [field.name for field in fields(ViTSpec)]
+    for key in overrides:
+        if key not in known:
+            raise InputError(f"model.{key}: no such field of a model; {_nearest(key, known)}")
+    return ViTSpec(**{**ARCHITECTURES[name], **overrides})
+
+
+def _positive(name: str, value: object, right: str = "a whole number from 1") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"model.{name}: found {value!r}; it must be {right}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    choices = f"it must be one of {', '.join(known)}"
+    return f"did you mean {close[0]!r}? {choices}" if close else choices

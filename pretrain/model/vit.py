@@ -1,0 +1,251 @@
+"""The Vision Transformer of "An Image is Worth 16x16 Words", and how given tensors are put into one.
+
+Axes: b images, c channels, h rows, w columns (of pixels or patches), n tokens, d width, k classes.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.errors import InputError
+from pretrain.model.positions import sincos2d
+from pretrain.model.spec import ViTSpec
+
+# Where parameters are partitioned (ZeRO-3), a context manager that makes the whole of these writable inside it.
+Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
+
+
+class Linear(nn.Linear):
+    """nn.Linear without torch's own draw, which would double the time to build a large model.
+
+    Holds NaN until `initialize` or `load_tensors` has run, so that a forgotten one is seen at the first loss.
+    """
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, math.nan)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [b, n, d] → [b, n, d]. No dropout on q, k, v or on the attention weights."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        self.qkv = Linear(spec.width, 3 * spec.width)  # rows: all heads of q, then of k, then of v
+        self.out = Linear(spec.width, spec.width)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(
+            self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads
+        )
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.dropout(self.out(rearrange(x, "b heads n e -> b n (heads e)")))
+
+
+class MLP(nn.Module):
+    """Linear → GELU → Linear, [b, n, d] → [b, n, d]."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.fc1 = Linear(spec.width, spec.mlp)
+        self.gelu = nn.GELU(approximate="tanh" if spec.gelu == "tanh" else "none")
+        self.dropout1 = nn.Dropout(spec.dropout)
+        self.fc2 = Linear(spec.mlp, spec.width)
+        self.dropout2 = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout2(self.fc2(self.dropout1(self.gelu(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block, [b, n, d] → [b, n, d]."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(spec.width, eps=1e-6)
+        self.attention = Attention(spec)
+        self.norm2 = nn.LayerNorm(spec.width, eps=1e-6)
+        self.mlp = MLP(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """The network of a ViTSpec. Its parameters are unset (NaN) until `initialize` or `load_tensors` fills them.
+
+    Fixed sine-cosine positions are computed in forward (a few small kernels): they are then neither parameter nor
+    buffer, and there is nothing to save, load, resize, partition or fill after building on the meta device.
+
+    checkpoint_blocks: keep only each block's input for the backward pass and compute the block again there.
+    """
+
+    def __init__(self, spec: ViTSpec, checkpoint_blocks: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.checkpoint_blocks = checkpoint_blocks
+        learned, class_token = spec.positions == "learned", spec.pool == "cls"
+        self.patch_embedding = nn.Conv2d(
+            spec.channels, spec.width, kernel_size=spec.patch_size, stride=spec.patch_size
+        )
+        self.class_token = nn.Parameter(torch.empty(1, 1, spec.width)) if class_token else None
+        self.position_embedding = nn.Parameter(torch.empty(1, spec.tokens, spec.width)) if learned else None
+        self.dropout = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        size = spec.representation_size
+        self.representation = Linear(spec.width, size) if size else None
+        self.head = Linear(size or spec.width, spec.num_classes)
+
+    def forward(self, images: Tensor, features: bool = False) -> Tensor | dict[str, Tensor]:
+        """images: float [b, c, h, w] in [-1, 1], h = w = spec.image_size. Returns logits [b, k].
+
+        With `features`, returns instead a dict of [b, ·]: "cls" (class token after the final norm; where there is
+        none, the mean), "mean" (patch tokens after the final norm, averaged) and, with a representation head,
+        "pre_tanh" and "tanh".
+
+        Raises InputError where the images are not of the model's size.
+        """
+        x = self.embed(images)
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.spec.dropout > 0)
+            else:
+                x = block(x)
+        if features:
+            return self.features(self.norm(x))
+        # The norm works on each token by itself, so the class token's needs no other token's.
+        x = self.norm(x[:, 0]) if self.spec.pool == "cls" else self.norm(x).mean(dim=1)
+        if self.representation is not None:
+            x = torch.tanh(self.representation(x))
+        return self.head(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """[b, c, h, w] → [b, n, d]: patches, behind the class token where there is one, with their positions."""
+        spec = self.spec
+        if (
+            images.shape[1:] != (spec.channels, spec.image_size, spec.image_size)
+            or not images.is_floating_point()
+        ):
+            raise InputError(
+                f"images: found {images.dtype} {list(images.shape)}; this model takes floating-point "
+                f"[b, {spec.channels}, {spec.image_size}, {spec.image_size}] (b, channels, rows, columns)"
+            )
+        dtype = self.patch_embedding.weight.dtype
+        x = rearrange(self.patch_embedding(images.to(dtype)), "b d h w -> b (h w) d")
+        if spec.positions == "sincos2d":
+            x = x + sincos2d(spec.grid, spec.width, device=x.device, dtype=dtype)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding
+        return self.dropout(x)
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """[b, n, d] after the final norm → features by name, as `forward` documents them."""
+        if self.spec.pool == "cls":
+            found = {"cls": x[:, 0], "mean": x[:, 1:].mean(dim=1)}
+        else:
+            mean = x.mean(dim=1)
+            found = {"cls": mean, "mean": mean}
+        if self.representation is not None:
+            found["pre_tanh"] = self.representation(found["cls"])
+            found["tanh"] = torch.tanh(found["pre_tanh"])
+        return found
+
+
+def tensor_shapes(spec: ViTSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in the state dict of a VisionTransformer(spec)."""
+    with torch.device("meta"):
+        state = VisionTransformer(spec).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted: str,
+    *,
+    where: str = "weights",
+) -> None:
+    """Raise InputError unless `tensors` has exactly the names and `shapes`; `wanted` says in words what they make.
+
+    The message names what is missing, unexpected and mis-shaped, and what model the tensors seem to be of.
+    """
+    missing = [name for name in shapes if name not in tensors]
+    unexpected = [name for name in tensors if name not in shapes]
+    misshaped = [
+        f"{name} {list(tensors[name].shape)}, wanted {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if not (missing or unexpected or misshaped):
+        return
+    faults = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
+    raise InputError(
+        f"{where}: of another model size. Found: {describe_tensors(tensors)}. Wanted: {wanted}. "
+        + ". ".join(f"{fault}: {_few(names)}" for fault, names in faults if names)
+        + ". Set `model` in the config to what the weights are, or give weights of this model"
+    )
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The sizes that can be read off the tensors of a VisionTransformer, in words."""
+    blocks = [name.split(".")[1] for name in tensors if name.startswith("blocks.")]
+    parts = []
+    if (patches := tensors.get("patch_embedding.weight")) is not None and patches.ndim == 4:
+        width, channels, patch, _ = patches.shape
+        parts += [f"patch {patch}, {len(set(blocks))} layers, width {width}", f"{channels} channels"]
+    if (fc1 := tensors.get("blocks.0.mlp.fc1.weight")) is not None:
+        parts.insert(1, f"mlp {len(fc1)}")
+    if (positions := tensors.get("position_embedding")) is not None and positions.ndim == 3:
+        parts.append(f"{positions.shape[1]} positions")
+    if (representation := tensors.get("representation.weight")) is not None:
+        parts.append(f"representation {len(representation)}")
+    if (head := tensors.get("head.weight")) is not None:
+        parts.append(f"{len(head)} classes")
+    return ", ".join(parts) or f"{len(tensors)} tensors, none of them a Vision Transformer's"
+
+
+def load_tensors(
+    model: VisionTransformer,
+    tensors: Mapping[str, Tensor],
+    *,
+    where: str = "weights",
+    gathered: Gathered = nullcontext,
+) -> None:
+    """Copy `tensors` (state-dict names, any float type) into the model's parameters, exactly.
+
+    `where` says in messages where the tensors came from. `gathered` as for `initialize`.
+    Raises InputError naming missing, unexpected and mis-shaped tensors and the two models.
+    """
+    check_tensors(tensors, tensor_shapes(model.spec), model.spec.describe(), where=where)
+    for prefix, module in model.named_modules():
+        own = {
+            f"{prefix}.{name}" if prefix else name: p for name, p in module.named_parameters(recurse=False)
+        }
+        with torch.no_grad(), gathered(materialised(own.values())):
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
+
+
+def materialised(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters as a list. Raises RuntimeError on the meta device, where a copy would be lost in silence."""
+    found = list(parameters)
+    if any(parameter.is_meta for parameter in found):
+        raise RuntimeError("the model is on the meta device: call model.to_empty(device=…) before filling it")
+    return found
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + rest

@@ -1,0 +1,32 @@
+"""What one image costs: multiply-adds of the forward pass, operations of a training step."""
+
+from pretrain.model.spec import ViTSpec
+
+
+def macs_by_part(spec: ViTSpec) -> dict[str, int]:
+    """Multiply-adds of one image's forward pass, by part. Matrix products only, as is usual: no norms, no softmax."""
+    n, d, layers = spec.tokens, spec.width, spec.layers
+    representation = spec.representation_size or 0
+    return {
+        "patch_embedding": spec.grid**2 * spec.channels * spec.patch_size**2 * d,
+        "qkv": layers * n * 3 * d * d,
+        "scores": layers * n * n * d,
+        "values": layers * n * n * d,
+        "out": layers * n * d * d,
+        "mlp": layers * n * 2 * d * spec.mlp,
+        "head": d * representation + (representation or d) * spec.num_classes,
+    }
+
+
+def forward_macs(spec: ViTSpec) -> int:
+    """Multiply-adds of one image's forward pass (B/16 at 224 px: 17.6 G)."""
+    return sum(macs_by_part(spec).values())
+
+
+def training_flops(spec: ViTSpec) -> int:
+    """Floating-point operations of one image's forward and backward pass.
+
+    Two per multiply-add, and the backward pass takes two products for each of the forward's. Blocks computed again
+    for activation checkpointing are not counted: this is the numerator of MFU, the work the model needs.
+    """
+    return 6 * forward_macs(spec)

@@ -1,0 +1,1 @@
+"""A run: config, the training loop, meters, evaluation, the run folder."""

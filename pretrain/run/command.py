@@ -1,0 +1,34 @@
+"""How a command ends: the exit statuses of the public interface."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from pretrain.errors import InputError
+
+DONE, INPUT_AT_FAULT, STOPPED = 0, 2, 75
+
+
+def main_rank() -> bool:
+    """Whether this process is the one that speaks; true before any launcher has set a rank."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
+def run_command(command: Callable[[], int]) -> None:
+    """Run `command` and exit with its status; an `InputError` becomes one message on stderr and status 2.
+
+    What is checked before training is checked alike by every rank, so rank 0 alone reports it. An error that only
+    one rank can see (a damaged chunk of its shards) carries `only_this_rank` and is reported where it happened.
+    """
+    try:
+        status = command()
+    except InputError as error:
+        if main_rank() or getattr(error, "only_this_rank", False):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        status = INPUT_AT_FAULT
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Reader threads and process groups must not keep a finished rank alive.
+    os._exit(status)

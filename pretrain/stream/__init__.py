@@ -1,0 +1,1 @@
+"""The shard stream: index → order → reader → images → loader."""
