@@ -1,0 +1,43 @@
+"""Pre-train: deepspeed launch/pretrain.py --config h14.json data.train=SHARDS"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where pretrain.py hides pretrain
+
+import argparse
+
+from pretrain.run.command import run_command
+from pretrain.run.config import RunConfig, read_config
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="launch/pretrain.py",
+        description="Pre-train a Vision Transformer: starts anew, from given weights, or resumes what --out holds.",
+    )
+    parser.add_argument("--config", required=True, help="a JSON file, or its name under configs/ (h14.json)")
+    parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
+    parser.add_argument("--init", metavar="WEIGHTS", help="start from the weights of a run folder or checkpoint")
+    parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the DeepSpeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
+    args = parser.parse_intermixed_args()
+    config = read_config(RunConfig, args.config, args.overrides)
+
+    from pretrain.engine import distributed
+    from pretrain.run.experiment import fresh, given, run
+    from pretrain.weights.load import load_weights
+
+    world = distributed.start()
+    fill = given(load_weights(args.init)) if args.init else fresh(config)
+    evaluators = []
+    if config.fewshot:
+        from fewshot.evaluator import FewshotEvaluator
+
+        evaluators.append(FewshotEvaluator(config, world))
+    return run(config, args.out or Path("runs") / config.name, world, fill=fill, evaluators=evaluators, extend=args.extend)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,161 @@
+"""The ranks of a run: who they are, and the few things they say to each other.
+
+`deepspeed`, `torchrun`, `srun` and plain `python` all end here with the same `World`. Every call is collective unless
+it says otherwise, and is a no-op for one rank.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pretrain.engine.ops import compile_ops
+from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
+from pretrain.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's place among the ranks."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+
+def start(timeout_minutes: float = 30.0) -> World:
+    """Join the process group that the launcher described in the environment; without a launcher, be the only rank."""
+    place = _place(os.environ)
+    os.environ.update(place)
+    local_rank = int(place["LOCAL_RANK"])
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local_rank)
+    compile_ops()
+    with quiet():
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            auto_mpi_discovery=False,
+            timeout=timedelta(minutes=timeout_minutes),
+            verbose=False,
+        )
+    device = torch.device(accelerator.current_device_name())
+    return World(rank=int(place["RANK"]), size=int(place["WORLD_SIZE"]), local_rank=local_rank, device=device)
+
+
+def stop() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum of `tensor` over the ranks, in place and returned."""
+    if _size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
+    """The element-wise maximum of `tensor` over the ranks, in place and returned."""
+    if _size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` holds on at least one rank; the answer is the same on all."""
+    if _size() == 1:
+        return flag
+    return bool(all_reduce_max(torch.tensor(int(flag), dtype=torch.int32, device=device)).item())
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
+    """The ranks' `rows` [n, ...], equally many on each, one below the other in rank order: on rank 0, else None."""
+    if _size() == 1:
+        return rows
+    rows = rows.contiguous()
+    parts = [torch.empty_like(rows) for _ in range(_size())] if dist.get_rank() == 0 else None
+    dist.gather(rows, parts)
+    return torch.cat(parts) if parts is not None else None
+
+
+def share(value: object) -> object:
+    """Rank 0's `value`, on every rank."""
+    if _size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if _size() > 1:
+        dist.barrier()
+
+
+def _size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _place(env: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, from whichever launcher set the environment."""
+    if "RANK" in env and "WORLD_SIZE" in env:  # deepspeed, torchrun
+        return {
+            "RANK": env["RANK"],
+            "WORLD_SIZE": env["WORLD_SIZE"],
+            "LOCAL_RANK": env.get("LOCAL_RANK", "0"),
+            "MASTER_ADDR": env.get("MASTER_ADDR", "127.0.0.1"),
+            "MASTER_PORT": env.get("MASTER_PORT", "29500"),
+        }
+    # SLURM_NTASKS also stands in an interactive allocation, where plain python is one rank; the step's count does not.
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return {
+            "RANK": env["SLURM_PROCID"],
+            "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": env["SLURM_LOCALID"],
+            "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
+            # All tasks must agree on it and two jobs on one node must not: the job's number does both.
+            "MASTER_PORT": env.get("MASTER_PORT") or str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000),
+        }
+    return {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+
+
+def _first_host(node_list: str) -> str:
+    if not any(mark in node_list for mark in "[,"):
+        return node_list
+    try:
+        answer = subprocess.run(
+            ["scontrol", "show", "hostnames", node_list], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"srun: scontrol could not expand the node list {node_list!r} ({error}); set MASTER_ADDR to the first node"
+        ) from None
+    return answer.stdout.split()[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

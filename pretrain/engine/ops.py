@@ -1,0 +1,47 @@
+"""DeepSpeed's C++ ops: compiled once a machine, announced, and never left locked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from pretrain.engine.quiet import get_accelerator, get_default_build_root, quiet
+from pretrain.errors import InputError
+
+# The op that DeepSpeed's communication layer builds as it starts on a CPU host; none is needed elsewhere.
+_BUILDER, _NAME = "ShareMemCommBuilder", "deepspeed_shm_comm"
+
+
+def compile_ops() -> None:
+    """Compile what DeepSpeed needs on this host, if that has not been done; the ranks of a host take turns.
+
+    torch guards a build by a plain file, which a killed process leaves behind and every later run then waits for. The
+    turns are kept by a lock that dies with its holder, so that a file found by the holder is stale and is removed.
+
+    Raises:
+        InputError: no C++ compiler or no ninja, and something must be compiled.
+    """
+    if get_accelerator().device_name() != "cpu":
+        return
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "vit_foundry.lock", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not any(root.glob(f"**/{_NAME}/{_NAME}.so")):
+            _need_tools()
+            print("DeepSpeed compiles its CPU ops once for this machine; about a minute …", file=sys.stderr, flush=True)
+        for stale in root.glob(f"**/{_NAME}/lock"):
+            stale.unlink()
+        with quiet():
+            get_accelerator().create_op_builder(_BUILDER).load()
+
+
+def _need_tools() -> None:
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise InputError(f"DeepSpeed compiles C++ ops, and there is no {compiler!r}: install g++ (Debian: apt-get install g++)")
+    if shutil.which("ninja") is None:
+        raise InputError("DeepSpeed compiles C++ ops, and there is no ninja on PATH: pip install ninja, and activate the venv")

@@ -1,0 +1,52 @@
+"""DeepSpeed, imported and started without its noise.
+
+A user's console belongs to the run. What torch and DeepSpeed print of themselves (accelerator detection, deprecated
+collectives inside DeepSpeed, a missing CUDA_HOME) says nothing a user can act on. VIT_FOUNDRY_VERBOSE=1 shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+VERBOSE = os.environ.get("VIT_FOUNDRY_VERBOSE") == "1"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what libraries print, log below ERROR or warn of inside the block; shown after all if it fails."""
+    if VERBOSE:
+        yield
+        return
+    before, held = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(held), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
+    finally:
+        logging.disable(before)
+
+
+with quiet():
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import get_default_build_root  # warns of a missing CUDA when imported
+
+    get_accelerator()
+
+if not VERBOSE:
+    # Raised step after step inside DeepSpeed's collectives and torch's checkpointing, never by this project.
+    warnings.filterwarnings("ignore", module=r"(torch|deepspeed)(\..*)?$")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+__all__ = ["deepspeed", "get_accelerator", "get_default_build_root", "quiet"]

@@ -1,0 +1,51 @@
+"""Stopping on request: what asks for it, and how all ranks come to agree."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+from pretrain.engine.distributed import World, any_rank
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stop:
+    """Signals to any rank, a file STOP in the run folder, and a time limit.
+
+    A signal only sets a flag; `requested` is asked between steps, by all ranks together, so that all save the same
+    step even when one of them has not seen the signal yet. A second Ctrl-C ends the rank at once.
+    """
+
+    def __init__(self, folder: Path, world: World, time_limit_minutes: float | None = None) -> None:
+        self._file, self._world = folder / "STOP", world
+        self._deadline = time.monotonic() + time_limit_minutes * 60 if time_limit_minutes else float("inf")
+        self._reason: str | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._reason = self._reason or signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def requested(self) -> bool:
+        """Whether any rank has been asked to stop. Collective: every rank gets the same answer."""
+        if self._reason is None and self._world.main:
+            if self._file.exists():
+                self._reason = f"{self._file} exists"
+            elif time.monotonic() > self._deadline:
+                self._reason = "train.time_limit_minutes is reached"
+        return any_rank(self._reason is not None, self._world.device)
+
+    @property
+    def reason(self) -> str:
+        """Why, as far as this rank knows."""
+        return self._reason or "another rank was asked to stop"
+
+    def done(self) -> None:
+        """The stop has been carried out: take STOP away, so that the same command goes on."""
+        if self._world.main:
+            self._file.unlink(missing_ok=True)

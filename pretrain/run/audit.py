@@ -1,0 +1,32 @@
+"""What each rank trained on, sample by sample."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.run.folder import RunFolder, append
+
+
+class Audit:
+    """`audit/rank_*.jsonl`: a line a step with the ids of all its micro-batches, in slot order; nothing if disabled."""
+
+    def __init__(self, folder: RunFolder, rank: int, enabled: bool) -> None:
+        self._file = folder.open_audit(rank) if enabled else None
+        self._ids: list[int] = []
+
+    def add(self, ids: NDArray[np.int64]) -> None:
+        """Note a micro-batch that has been trained on."""
+        if self._file is not None:
+            self._ids += ids.tolist()
+
+    def step(self, step: int) -> None:
+        """Write the line of step `step`, counted from 0 as in `shards.py order`."""
+        if self._file is not None:
+            append(self._file, {"step": step, "ids": self._ids})
+            self._ids = []
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,369 @@
+"""Closed configs: what a JSON file may say, how files and overrides are merged, and what is refused.
+
+An unknown key, a wrong type or two keys that contradict each other end the command before anything is built, with
+the key, the value found and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pretrain.errors import InputError
+from pretrain.model.spec import ARCHITECTURES, ViTSpec
+
+CONFIG_FOLDER = Path("configs")
+# What a run folder's config.json says beyond the config itself, so that it can be given to --config again.
+RECORD_KEYS = ("versions", "git_commit", "command")
+
+Positive = Field(gt=0)
+NotNegative = Field(ge=0)
+
+
+class Section(BaseModel):
+    """A closed, immutable group of keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """The network. `arch` names a size of the paper; without it the five explicit sizes are required."""
+
+    arch: str | None = None
+    patch_size: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    mlp: int | None = None
+    heads: int | None = None
+    image_size: int = 224
+    channels: int = 3
+    num_classes: int = 1000
+    representation_size: int | None = None
+    dropout: float = 0.0
+    gelu: Literal["exact", "tanh"] = "exact"
+    pool: Literal["cls", "mean"] = "cls"
+    positions: Literal["learned", "sincos2d"] = "learned"
+    # Bias the classification layer starts from; −ln(classes) lets a sigmoid loss start from the base rate.
+    head_bias: float = 0.0
+
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str | None) -> str | None:
+        if arch is not None and arch not in ARCHITECTURES:
+            near = difflib.get_close_matches(arch, ARCHITECTURES, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"unknown architecture {arch!r}; {hint}known: {' '.join(ARCHITECTURES)}")
+        return arch
+
+    @model_validator(mode="after")
+    def _sized_once(self) -> ModelSection:
+        explicit = {key: getattr(self, key) for key in ("patch_size", "layers", "width", "mlp", "heads")}
+        given = [key for key, value in explicit.items() if value is not None]
+        if self.arch is not None and given:
+            raise ValueError(f"arch {self.arch!r} already fixes {', '.join(given)}; give either arch or the sizes")
+        if self.arch is None and len(given) < len(explicit):
+            missing = [key for key in explicit if key not in given]
+            raise ValueError(f"without arch, {', '.join(missing)} must be given (or name one of {' '.join(ARCHITECTURES)})")
+        try:
+            self.spec()
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def spec(self) -> ViTSpec:
+        """The network's specification."""
+        keys = set(ViTSpec.__dataclass_fields__)
+        said = {key: value for key, value in self.model_dump().items() if key in keys and value is not None}
+        return ViTSpec(**{**ARCHITECTURES.get(self.arch or "", {}), **said})
+
+
+class DataSection(Section):
+    """The shard stream and the augmentation. `train` and `eval` are an INDEX or a list that is concatenated."""
+
+    train: str | tuple[str, ...] | None = None
+    eval: str | tuple[str, ...] | None = None
+    workers: int = Field(default=4, gt=0)  # decode threads per rank
+    audit: bool = False
+    chunk: int = Field(default=8, gt=0)  # g, samples a chunk
+    lanes: int | None = Field(default=None, gt=0)  # V; null: B·clamp(⌊N/(64·g·B)⌋, 1, 4)
+    crop_area: tuple[float, float] = (0.05, 1.0)  # share of the image's area (the paper's inception crop)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    @field_validator("crop_area", "crop_aspect")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < bounds[0] <= bounds[1]:
+            raise ValueError(f"expected [low, high] with 0 < low <= high, found {list(bounds)}")
+        return bounds
+
+
+class TrainSection(Section):
+    """How long, how much at once, and against which loss. Exactly one of `steps` and `epochs` is set."""
+
+    global_batch: int = Field(gt=0)
+    micro_batch: int | None = Field(default=None, gt=0)  # images per rank and backward pass; null: no accumulation
+    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    loss: Literal["sigmoid", "softmax"] = "softmax"
+    activation_checkpointing: Literal["none", "full"] = "none"
+    eval_every: int | None = Field(default=None, gt=0)  # steps between validations; null: once, at the end
+    time_limit_minutes: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"set exactly one of steps and epochs, found steps={self.steps}, epochs={self.epochs}")
+        return self
+
+
+class OptimizerSection(Section):
+    """AdamW (pre-training, Table 3) or SGD with momentum (fine-tuning, Table 4)."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    decay: Literal["matrices", "all"] = "matrices"
+    clip_norm: float = Field(default=1.0, ge=0)  # global gradient norm; 0: no clipping
+
+
+class ScheduleSection(Section):
+    """Linear warm-up from 0, then decay to `final_lr` over the steps that are left."""
+
+    warmup_steps: int = Field(default=10_000, ge=0)
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    final_lr: float = Field(default=0.0, ge=0)
+
+
+class FewshotSection(Section):
+    """Few-shot evaluation while training: the closed-form probe on the frozen features every `every` steps."""
+
+    every: int = Field(gt=0)
+    support: str | tuple[str, ...]
+    query: str | tuple[str, ...]
+    shots: tuple[int, ...] = (5,)
+    seeds: tuple[int, ...] = (0,)
+    l2: float = Field(default=1024.0, gt=0)
+
+
+class CheckpointSection(Section):
+    """When to save, and how many to hold. The last step is always saved."""
+
+    every: int | None = Field(default=None, gt=0)  # steps
+    every_minutes: float | None = Field(default=None, gt=0)
+    keep: int = Field(default=2, gt=0)  # newest checkpoints held
+
+
+class LoggingSection(Section):
+    """What is written down, and how often."""
+
+    every: int = Field(default=10, gt=0)  # steps
+    tensorboard: bool = True
+    peak_tflops: float | None = Field(default=None, gt=0)  # per device, for MFU; null: looked up or measured
+
+
+# Keys of a DeepSpeed config that other keys of ours already say.
+_SAID_ELSEWHERE = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "optimizer.clip_norm",
+    "optimizer": "optimizer.*",
+    "scheduler": "schedule.*",
+}
+
+
+class RunConfig(Section):
+    """A pre-training or fine-tuning run."""
+
+    name: str
+    seed: int = 0
+    model: ModelSection
+    data: DataSection = DataSection()
+    train: TrainSection
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = ScheduleSection()
+    fewshot: FewshotSection | None = None
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    deepspeed: dict[str, Any] = {}
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _not_said_twice(cls, section: dict[str, Any]) -> dict[str, Any]:
+        for key, ours in _SAID_ELSEWHERE.items():
+            if key in section:
+                raise ValueError(f"{key} follows from {ours}: set that and leave deepspeed.{key} out")
+        stage = section.get("zero_optimization", {}).get("stage", 0)
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}")
+        return section
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str] = ()) -> Schema:
+    """Read a config file, its bases and the command line's overrides into a checked `schema`.
+
+    Args:
+        schema: the closed section the whole file must fit.
+        name: a path, or a name looked up under `configs/`.
+        overrides: `key.path=value`, applied last; a value that is not JSON is taken as a string.
+
+    Raises:
+        InputError: the file is missing or is no JSON, or a key is unknown, missing, of a wrong type or refused.
+    """
+    path = _find(Path(name))
+    tree = _read_tree(path, chain=())
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    try:
+        return schema.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(schema, path, entry) for entry in error.errors())) from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted keys whose values differ between two trees, with both values, in order of their names."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted(set(old) | set(new)):
+        before, after, dotted = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{dotted}.")
+        elif before != after:
+            found.append((dotted, before, after))
+    return found
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, CONFIG_FOLDER / path):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(file.relative_to(CONFIG_FOLDER)) for file in CONFIG_FOLDER.rglob("*.json"))
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+    raise InputError(f"config {path}: no such file, here or under {CONFIG_FOLDER}/; {hint}")
+
+
+def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
+    """The file's keys over those of the file it extends."""
+    if path.resolve() in chain:
+        raise InputError(f"config {path}: extends itself by way of {' → '.join(file.name for file in chain)}")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except _RepeatedKeyError as error:
+        raise InputError(f"config {path}: the key {error} stands twice in one object; keep one of them") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"config {path}: expected a JSON object, found {type(tree).__name__}")
+    for key in RECORD_KEYS:
+        tree.pop(key, None)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    base_path = path.parent / str(base)
+    if not base_path.is_file():
+        raise InputError(f"config {path}: extends {base!r}, but {base_path} is no file")
+    return _merge(_read_tree(base_path, (*chain, path.resolve())), tree)
+
+
+class _RepeatedKeyError(Exception):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        seen: set[str] = set()
+        raise _RepeatedKeyError(repr(next(key for key, _ in pairs if key in seen or seen.add(key))))  # type: ignore[func-returns-value]
+    return tree
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, object by object; a length or a size that is said anew replaces the other way to say it."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    train = over.get("train")
+    if isinstance(train, dict) and isinstance(merged.get("train"), dict):
+        for said, other in (("steps", "epochs"), ("epochs", "steps")):
+            if train.get(said) is not None and train.get(other) is None:
+                merged["train"] = {**merged["train"], other: None}
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    dotted, equals, raw = text.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise InputError(f"override {text!r}: expected key.path=value, as in train.steps=100")
+    try:
+        value = json.loads(raw)
+    except json.JSONDecodeError:
+        value = raw
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _explain(schema: type[Section], path: Path, entry: Any) -> str:
+    """One line for one of pydantic's findings: the dotted key, what was found, what would be right."""
+    location = [str(part) for part in entry["loc"] if not _is_branch(str(part))]
+    dotted = ".".join(location)
+    where = f"config {path}: {dotted}" if dotted else f"config {path}"
+    kind, found = entry["type"], entry["input"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key; {_nearest(schema, location)}"
+    if kind == "missing":
+        return f"{where}: missing; it has no default and must be set"
+    if kind == "value_error":
+        return f"{where}: {entry['ctx']['error']}"
+    return f"{where}: found {json.dumps(found)}; {_lower_first(entry['msg'])}"
+
+
+def _is_branch(part: str) -> bool:
+    """Whether pydantic put the name of a union's member into the location, where no key of ours stands."""
+    return part == "str" or part.startswith("tuple[")
+
+
+def _nearest(schema: type[Section], location: list[str]) -> str:
+    *parents, wrong = location
+    known = _keys(schema)
+    siblings = [key for key in known if key.split(".")[:-1] == parents]
+    near = difflib.get_close_matches(wrong, [key.split(".")[-1] for key in siblings], n=1)
+    if near:
+        return f"did you mean {'.'.join([*parents, near[0]])}?"
+    elsewhere = [key for key in known if key.split(".")[-1] == wrong]
+    elsewhere += difflib.get_close_matches(".".join(location), known, n=1)
+    if elsewhere:
+        return f"did you mean {elsewhere[0]}?"
+    return f"known here: {', '.join(key.split('.')[-1] for key in siblings)}"
+
+
+def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in schema.model_fields.items():
+        found.append(prefix + name)
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += _keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

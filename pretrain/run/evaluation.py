@@ -1,0 +1,87 @@
+"""Evaluation while training: what an evaluator is, and validation, the one every run has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from pretrain.engine.distributed import World, all_reduce_sum
+from pretrain.run.loss import Loss
+from pretrain.run.meters import Meters
+from pretrain.stream.images import EvalImages, to_float
+from pretrain.stream.index import Index
+from pretrain.stream.loader import evaluation_batches
+
+
+class Evaluator(Protocol):
+    """Something that measures the network while it trains. `launch` hands them to the trainer."""
+
+    every: int | None  # steps between runs; None: after the last step only
+
+    def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
+        """The named values after `step` steps. All ranks call it; what rank 0 yields is logged."""
+        ...
+
+
+def evaluate(evaluators: Sequence[Evaluator], engine: Any, done: int, meters: Meters, *, last: bool) -> None:
+    """Run the evaluators that are due after `done` steps, on the engine's network in evaluation mode."""
+    due = [evaluator for evaluator in evaluators if last or (evaluator.every and done % evaluator.every == 0)]
+    if not due:
+        return
+    engine.eval()
+    with torch.no_grad():
+        values = {name: value for evaluator in due for name, value in evaluator.run(engine.module, done)}
+    meters.evaluated(done, values)
+
+
+class Validation:
+    """Loss, top-1 and top-5 accuracy over a labelled set, every sample once, on however many ranks.
+
+    With label lists a prediction is right if the class is one of the sample's labels.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        loss_of: Loss,
+        world: World,
+        *,
+        image_size: int,
+        channels: int,
+        batch: int,
+        workers: int,
+        dtype: torch.dtype,
+        every: int | None,
+    ) -> None:
+        self.every = every
+        self._index, self._loss_of, self._world, self._dtype = index, loss_of, world, dtype
+        self._transform = EvalImages(image_size, channels)
+        self._batch, self._workers = batch, workers
+
+    def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
+        """("eval/loss", …), ("eval/top1", …), ("eval/top5", …), accuracies in [0, 1]."""
+        world = self._world
+        sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
+        batches = evaluation_batches(
+            self._index, self._transform, batch=self._batch, rank=world.rank, world=world.size, workers=self._workers
+        )
+        for batch in batches:
+            labels, valid = batch.labels.to(world.device), batch.valid.to(world.device)
+            logits = model(to_float(batch.images.to(world.device, non_blocking=True), self._dtype)).float()
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & valid[:, None]
+            sums += torch.stack(
+                [
+                    self._loss_of(logits, labels, valid) * len(logits),
+                    right[:, 0].sum(),
+                    right.any(dim=1).sum(),
+                    valid.sum(),
+                ]
+            )
+        loss, top1, top5, images = all_reduce_sum(sums).tolist()
+        # An unreadable image counts as a miss: the set's size does not depend on its faults.
+        yield "eval/loss", loss / max(images, 1)
+        yield "eval/top1", top1 / self._index.samples
+        yield "eval/top5", top5 / self._index.samples

@@ -1,0 +1,105 @@
+"""The run folder: what a run writes down beside its checkpoints, so that the files always tell one history."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+CONFIG, METRICS = "config.json", "metrics.jsonl"
+CHECKPOINTS, AUDIT, TENSORBOARD = "checkpoints", "audit", "tensorboard"
+
+
+class RunFolder:
+    """Paths of a run, its config record, and its append-only files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.tensorboard = path / TENSORBOARD
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """`config.json`: the resolved config, with the versions and the commit it runs under."""
+        record = {**config, "versions": versions(), "git_commit": git_commit(), "command": sys.argv}
+        self.path.mkdir(parents=True, exist_ok=True)
+        _replace(self.path / CONFIG, [json.dumps(record, indent=2) + "\n"])
+
+    def rewind(self, step: int) -> None:
+        """Make the files those of a run that has completed `step` steps, for one rank.
+
+        Lines of later steps move to `*.discarded.jsonl`, a torn last line is dropped.
+        """
+        _rewind(self.path / METRICS, lambda line: line["step"] <= step)
+        for file in sorted((self.path / AUDIT).glob("rank_*.jsonl")):
+            if not file.name.endswith(".discarded.jsonl"):
+                _rewind(file, lambda line: line["step"] < step)
+
+    def open_metrics(self) -> TextIO:
+        """`metrics.jsonl`, for appending."""
+        return (self.path / METRICS).open("a", encoding="utf-8")
+
+    def open_audit(self, rank: int) -> TextIO:
+        """This rank's audit of the samples it trained on, for appending."""
+        (self.path / AUDIT).mkdir(parents=True, exist_ok=True)
+        return (self.path / AUDIT / f"rank_{rank:05d}.jsonl").open("a", encoding="utf-8")
+
+
+def append(file: TextIO, line: dict[str, Any]) -> None:
+    """Add one JSON line and hand it to the operating system, so that it outlives this process."""
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that training rests on."""
+    packages = ("torch", "torchvision", "deepspeed", "webdataset", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with "-dirty" where it has been changed since; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        answers = [
+            subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answers[0] + ("-dirty" if answers[1] else "")
+
+
+def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
+    if not path.is_file():
+        return
+    kept, discarded = [], []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn by a kill in the middle of a write
+        if not line.endswith("\n"):
+            continue
+        (kept if stays(entry) else discarded).append(line)
+    if discarded:
+        with path.with_name(f"{path.stem}.discarded.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(discarded)
+            file.flush()
+            os.fsync(file.fileno())
+    _replace(path, kept)
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    """Write the file aside, flush it, rename it into place."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -1,0 +1,136 @@
+"""What a run measures of itself: the progress line, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from pretrain.engine.distributed import World, all_reduce_max, all_reduce_sum
+from pretrain.run.folder import RunFolder, append
+
+
+class Meters:
+    """Counts time and images between the steps that are logged; rank 0 writes, all ranks reduce."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        world: World,
+        *,
+        start: int,
+        steps: int,
+        every: int,
+        global_batch: int,
+        samples: int,
+        flops_per_image: int,
+        peak_flops: float,
+        tensorboard: bool,
+    ) -> None:
+        self._world, self._steps, self._every = world, steps, every
+        self._batch, self._samples = global_batch, samples
+        self._share_per_rate = flops_per_image / (peak_flops * world.size)
+        self._file: TextIO | None = folder.open_metrics() if world.main else None
+        self._writer: Any = None
+        if tensorboard and world.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
+        self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+
+    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, with the time spent waiting for each counted."""
+        source = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - began
+            yield batch
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Evaluation and saving: not counted as training time."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def step(self, done: int, loss: Tensor, lr: float, grad_norm: float) -> None:
+        """Count a step, the `done`-th (from 1); log it where it is due. `loss`: this rank's mean over its images."""
+        self._window_steps += 1
+        if done % self._every and done != self._steps:
+            return
+        loss = all_reduce_sum(loss.detach().double() / self._world.size).item()  # waits for the device: time below is real
+        seconds = time.perf_counter() - self._window_start - self._paused
+        share = torch.tensor(self._waited / seconds, dtype=torch.float64, device=self._world.device)
+        wait = all_reduce_max(share).item()
+        rate = self._window_steps * self._batch / seconds
+        self._log(
+            done,
+            (self._steps - done) * seconds / self._window_steps,
+            {
+                "images": done * self._batch,
+                "epoch": done * self._batch / self._samples,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": grad_norm,
+                "images_per_second": rate,
+                "data_wait": wait,
+                "mfu": rate * self._share_per_rate,
+            },
+        )
+        self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+
+    def evaluated(self, done: int, values: dict[str, float]) -> None:
+        """Write down what the evaluators found after `done` steps."""
+        if not self._world.main:
+            return
+        self.say(f"step {done}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        self._write(done, values)
+
+    def say(self, line: str) -> None:
+        """A line on rank 0's console."""
+        if self._world.main:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _log(self, done: int, seconds_left: float, values: dict[str, float]) -> None:
+        if not self._world.main:
+            return
+        width = len(str(self._steps))
+        self.say(
+            f"step {done:>{width}}/{self._steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"grad {values['grad_norm']:.2f}  {values['images_per_second']:,.0f} images/s  "
+            f"data wait {values['data_wait']:.0%}  MFU {values['mfu']:.1%}  {clock(seconds_left)} left"
+        )
+        self._write(done, values)
+
+    def _write(self, done: int, values: dict[str, float]) -> None:
+        assert self._file is not None
+        append(self._file, {"step": done, **values})
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name if "/" in name else f"train/{name}", value, done)
+            self._writer.flush()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 3m05s, 7h12m, 3d04h."""
+    whole = round(seconds)
+    for unit, below, name, lower in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
+        if whole >= unit:
+            return f"{whole // unit}{name}{whole % unit // below:02d}{lower}"
+    return f"{whole}s"

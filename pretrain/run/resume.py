@@ -1,0 +1,52 @@
+"""What may change when a run goes on, and what may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pretrain.engine.checkpoint import Saved
+from pretrain.errors import InputError
+from pretrain.run.config import RunConfig, differences
+
+# What `--extend` lets change: how long the run is, and the learning rate that follows from it.
+_EXTENDABLE = ("train.steps", "schedule.")
+
+
+def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The part of a config that the trained parameters are a function of.
+
+    Ranks, micro-batch, workers, ZeRO stage, logging, checkpoint cadence and evaluation are not in it; the data are, by
+    the index's hash in the stream's state rather than by their path.
+    """
+    tree = config.model_dump(mode="json")
+    return {
+        "seed": tree["seed"],
+        "model": tree["model"],
+        "data": {key: tree["data"][key] for key in ("chunk", "lanes", "crop_area", "crop_aspect", "flip")},
+        "train": {"global_batch": config.train.global_batch, "steps": steps, "loss": config.train.loss},
+        "optimizer": tree["optimizer"],
+        "schedule": tree["schedule"],
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
+    """Refuse to resume `saved` under a config that trains another function.
+
+    Raises:
+        InputError: naming every key that differs, what it was and what it is.
+    """
+    changed = [
+        (key, was, will)
+        for key, was, will in differences(saved.state["function"], now)
+        if not (extend and key.startswith(_EXTENDABLE))
+    ]
+    if changed:
+        listed = "; ".join(f"{key} was {was!r}, is {will!r}" for key, was, will in changed)
+        hint = " (--extend allows another length and schedule)" if all(k.startswith(_EXTENDABLE) for k, *_ in changed) else ""
+        raise InputError(
+            f"checkpoint {saved.path}: the run it belongs to was trained with another config: {listed}. "
+            f"Restore these keys to resume{hint}, or give another --out to start anew"
+        )
