@@ -26,6 +26,8 @@ def compile_ops() -> None:
     """
     if get_accelerator().device_name() != "cpu":
         return
+    # One ninja, this interpreter's own: another version rebuilds what the first has built, at every change of shell.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "vit_foundry.lock", "w") as turn:
@@ -44,4 +46,4 @@ def _need_tools() -> None:
     if shutil.which(compiler) is None:
         raise InputError(f"DeepSpeed compiles C++ ops, and there is no {compiler!r}: install g++ (Debian: apt-get install g++)")
     if shutil.which("ninja") is None:
-        raise InputError("DeepSpeed compiles C++ ops, and there is no ninja on PATH: pip install ninja, and activate the venv")
+        raise InputError("DeepSpeed compiles C++ ops, and there is no ninja on PATH: pip install ninja")

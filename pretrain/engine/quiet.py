@@ -26,7 +26,7 @@ def quiet() -> Iterator[None]:
     before, held = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(held), warnings.catch_warnings():
+        with contextlib.redirect_stdout(held), contextlib.redirect_stderr(held), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except BaseException:

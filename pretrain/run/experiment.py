@@ -74,7 +74,7 @@ def run(
     start = 0
     if saved is not None:
         refuse_changes(saved, function, extend=extend)
-        start = order.check(saved.state["stream"], index.hash) // layout.global_batch
+        start = order.check(saved.state["stream"], index.hash)
     if start >= steps:
         _say(world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)")
         return DONE

@@ -1,0 +1,87 @@
+"""Training through the engine is the plain PyTorch loop: same batches, torch's AdamW, equal losses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain.model.initialization import initialize
+from pretrain.model.vit import VisionTransformer
+from pretrain.run.config import RunConfig, read_config
+from pretrain.stream.images import TrainImages, to_float
+from pretrain.stream.index import Index
+from pretrain.stream.loader import TrainLoader
+from pretrain.stream.order import Order
+
+STEPS, WARMUP, LR, DECAY, CLIP = 50, 5, 1e-3, 0.1, 1.0
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def config_file(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = {
+        "name": "proof",
+        "model": {
+            "patch_size": 4, "layers": 3, "width": 48, "mlp": 96, "heads": 3,
+            "image_size": 16, "channels": 1, "num_classes": 10, "representation_size": 48,
+        },
+        "data": {"train": str(digits / "train"), "workers": 1, "flip": False, "crop_area": [0.6, 1.0]},
+        "train": {"global_batch": 16, "steps": STEPS},
+        "optimizer": {"lr": LR, "weight_decay": DECAY, "clip_norm": CLIP},
+        "schedule": {"warmup_steps": WARMUP, "decay": "cosine"},
+        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
+        "checkpoint": {"keep": 1},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("proof") / "proof.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(config_file: Path) -> list[dict[str, float]]:
+    """Loss and gradient norm of every step of a loop that knows neither DeepSpeed nor the engine."""
+    config = read_config(RunConfig, config_file)
+    spec = config.model.spec()
+    model = VisionTransformer(spec)
+    initialize(model, config.seed)
+    decayed = [p for n, p in model.named_parameters() if n.endswith("weight") and "norm" not in n]
+    rest = [p for n, p in model.named_parameters() if not (n.endswith("weight") and "norm" not in n)]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR)
+    index = Index.open(str(config.data.train))
+    order = Order(index.samples, 16, config.seed)
+    images = TrainImages(spec.image_size, spec.channels, config.seed, config.data.crop_area, flip=False)
+    curve = []
+    with TrainLoader(index, order, images, micro_batch=16, rank=0, world=1, workers=1, stop_step=STEPS) as batches:
+        for step, batch in enumerate(batches):
+            progress = (step - WARMUP) / (STEPS - WARMUP)
+            lr = LR * (step / WARMUP if step < WARMUP else (1 + math.cos(math.pi * progress)) / 2)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = F.cross_entropy(model(to_float(batch.images, torch.float32)), batch.labels[:, 0])
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            curve.append({"loss": loss.item(), "grad_norm": norm.item(), "lr": lr})
+    assert len(curve) == STEPS
+    assert curve[-1]["loss"] < 0.95 * curve[0]["loss"], "the proof must train, or any two curves are equal"
+    return curve
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_zero_stage_and_accumulation_is_the_plain_loop(count, ranks, config_file, plain, tmp_path):
+    ranks(count, HERE / "curves.py", config_file, tmp_path)
+    for stage in (0, 1, 2, 3):
+        for accumulation in (1, 2):
+            folder = tmp_path / f"zero{stage}_ranks{count}_accumulation{accumulation}"
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+            for line, truth in zip(lines, plain, strict=True):
+                where = f"{folder.name}, step {line['step']}"
+                assert line["loss"] == pytest.approx(truth["loss"], rel=1e-5, abs=0), where
+                assert line["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-3, abs=0), where
+                assert line["lr"] == pytest.approx(truth["lr"], rel=1e-12, abs=0), where
