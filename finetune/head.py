@@ -23,24 +23,26 @@ def transfer(
     image_size: int,
     dropout: float = 0.0,
     channels: int | None = None,
+    where: str = "weights",
 ) -> tuple[ViTSpec, dict[str, Tensor]]:
     """The spec and tensors to fine-tune from: paper, section 3.2.
 
-    Drops the representation and the classification layer, attaches one linear layer [num_classes, d] of zeros
-    (weight and bias), and resizes learned positions to the grid of `image_size` pixels (in fp64). All other tensors
-    are handed on as they are, uncopied. `channels`: what the task's images have, if to be checked.
+    Drops the representation and the classification layer, attaches one linear layer [num_classes, d] of
+    zeros (weight and bias), and resizes learned positions to the grid of `image_size` pixels (in fp64). All
+    other tensors are handed on as they are, uncopied. `channels`: what the task's images have, to be checked.
+    `where` says in messages where the tensors came from.
 
-    Raises InputError where `tensors` is not a model of `spec` (the dropped layers may be absent) or where the task's
-    images have other channels.
+    Raises InputError where `tensors` is not a model of `spec` (the dropped layers may be absent) or where the
+    task's images have other channels.
     """
     if channels is not None and channels != spec.channels:
         raise InputError(
-            f"model.channels: the task's images have {channels} channels, the weights were trained on "
+            f"{where}: the task's images have {channels} channels, the weights were trained on "
             f"{spec.channels}; rebuild the task's shards with {spec.channels} channels, or give other weights"
         )
     shapes = {name: shape for name, shape in tensor_shapes(spec).items() if not name.startswith(DROPPED)}
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(DROPPED)}
-    check_tensors(kept, shapes, spec.describe())
+    check_tensors(kept, shapes, spec.describe(), where=where)
 
     new = replace(
         spec, num_classes=num_classes, image_size=image_size, dropout=dropout, representation_size=None
@@ -64,6 +66,6 @@ def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
         f"dropped: {representation}head of {old.num_classes} classes; new: head of {new.num_classes}, zeros"
     )
     kind = "positions" if old.positions == "learned" else "fixed positions"
-    grid = f"{old.grid}×{old.grid} → {new.grid}×{new.grid} ({old.image_size} → {new.image_size} px)"
+    grid = f"{old.grid}x{old.grid} → {new.grid}x{new.grid} ({old.image_size} → {new.image_size} px)"
     ignored = new.image_size % new.patch_size
     return f"{head}; {kind} {grid}" + (f", {ignored} px ignored" if ignored else "")

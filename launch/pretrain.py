@@ -27,10 +27,9 @@ def main() -> int:
 
     from pretrain.engine import distributed
     from pretrain.run.experiment import fresh, given, run
-    from pretrain.weights.load import load_weights
 
     world = distributed.start()
-    fill = given(load_weights(args.init)) if args.init else fresh(config)
+    fill = given(args.init) if args.init else fresh(config)
     evaluators = []
     if config.fewshot:
         from fewshot.evaluator import FewshotEvaluator

@@ -53,6 +53,9 @@ def start(timeout_minutes: float = 30.0) -> World:
             verbose=False,
         )
     device = torch.device(accelerator.current_device_name())
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # Each rank would take every core: the ranks of a host share them.
+        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)))
     return World(rank=int(place["RANK"]), size=int(place["WORLD_SIZE"]), local_rank=local_rank, device=device)
 
 
@@ -153,6 +156,10 @@ def _first_host(node_list: str) -> str:
             f"srun: scontrol could not expand the node list {node_list!r} ({error}); set MASTER_ADDR to the first node"
         ) from None
     return answer.stdout.split()[0]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_port() -> int:

@@ -37,9 +37,9 @@ def resize_positions(pos: Tensor, new_grid: tuple[int, int], class_slot: bool) -
 
 
 def sincos2d(grid: int, width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Fixed 2-D positions [1, grid², width], row by row: sin x, cos x, sin y, cos y, a quarter of the width each.
+    """Fixed 2-D positions [1, grid², width], row by row: sin x, cos x, sin y, cos y, a quarter each.
 
-    Frequencies fall geometrically from 1 to 1/10000, both ends included, as big_vision has them (MoCo v3 stops one
+    Frequencies fall geometrically from 1 to 1/10000, both ends included, as in big_vision (MoCo v3 stops one
     short of 1/10000).
     """
     quarter = width // 4

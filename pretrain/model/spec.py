@@ -27,12 +27,12 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
 class ViTSpec:
     """Sizes and options of one Vision Transformer.
 
-    `image_size` is the side of the square input in pixels. It need not be a multiple of `patch_size`: the patch
-    convolution is VALID, so the last `image_size % patch_size` rows and columns are ignored.
-    `representation_size` puts Linear → tanh before the classification layer (pre-training); None leaves it out.
-    `gelu="tanh"` is the approximation of the Flax original, needed to reproduce the official weights.
-    `pool="mean"` averages the patch tokens and has no class token; with `positions="sincos2d"` (fixed) it is the
-    model of "Better plain ViT baselines for ImageNet-1k".
+    `image_size` is the side of the square input in pixels. It need not be a multiple of `patch_size`: the
+    patch convolution is VALID, so the last `image_size % patch_size` rows and columns are ignored.
+    `representation_size` puts Linear → tanh before the classification layer (pre-training); None leaves it
+    out. `gelu="tanh"` is the approximation of the Flax original, needed to reproduce the official weights.
+    `pool="mean"` averages the patch tokens and has no class token; with `positions="sincos2d"` (fixed) it is
+    the model of "Better plain ViT baselines for ImageNet-1k".
 
     Raises InputError naming the field.
     """
@@ -72,8 +72,8 @@ class ViTSpec:
             )
         if self.image_size < self.patch_size:
             raise InputError(
-                f"model.image_size: {self.image_size} px holds no patch of model.patch_size {self.patch_size} px; "
-                f"it must be at least {self.patch_size}"
+                f"model.image_size: {self.image_size} px holds no patch of model.patch_size "
+                f"{self.patch_size} px; it must be at least {self.patch_size}"
             )
         number = isinstance(self.dropout, (int, float)) and not isinstance(self.dropout, bool)
         if not number or not 0 <= self.dropout < 1:
@@ -84,8 +84,8 @@ class ViTSpec:
                 raise InputError(f"model.{name}: found {getattr(self, name)!r}; it must be {choices}")
         if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
             raise InputError(
-                f'model.width: {self.width} cannot hold model.positions "sincos2d", which needs four equal parts '
-                "(sine and cosine of x and of y); a multiple of 4 from 8 would do"
+                f'model.width: {self.width} cannot hold model.positions "sincos2d", which needs four equal '
+                "parts (sine and cosine of x and of y); a multiple of 4 from 8 would do"
             )
 
     @property
@@ -103,13 +103,13 @@ class ViTSpec:
         head = f"representation {self.representation_size}, " if self.representation_size else ""
         return (
             f"patch {self.patch_size}, {self.layers} layers, width {self.width}, mlp {self.mlp}, "
-            f"{self.image_size} px (grid {self.grid}×{self.grid}), {self.channels} channels, "
+            f"{self.image_size} px (grid {self.grid}x{self.grid}), {self.channels} channels, "
             f"{head}{self.num_classes} classes"
         )
 
 
 def spec_from_arch(name: str, **overrides: Any) -> ViTSpec:
-    """The ViTSpec of ARCHITECTURES[name] with fields replaced. Raises InputError for an unknown name or field."""
+    """The ViTSpec of ARCHITECTURES[name], fields replaced. Raises InputError for an unknown name or field."""
     if name not in ARCHITECTURES:
         raise InputError(f"model.arch: found {name!r}; {_nearest(name, list(ARCHITECTURES))}")
     known = [field.name for field in fields(ViTSpec)]

@@ -17,7 +17,7 @@ from pretrain.errors import InputError
 from pretrain.model.positions import sincos2d
 from pretrain.model.spec import ViTSpec
 
-# Where parameters are partitioned (ZeRO-3), a context manager that makes the whole of these writable inside it.
+# Where parameters are partitioned (ZeRO-3): a context manager inside which these are whole and writable.
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 
 
@@ -81,10 +81,10 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The network of a ViTSpec. Its parameters are unset (NaN) until `initialize` or `load_tensors` fills them.
+    """The network of a ViTSpec. Its parameters are unset (NaN) until `initialize` or `load_tensors` has run.
 
-    Fixed sine-cosine positions are computed in forward (a few small kernels): they are then neither parameter nor
-    buffer, and there is nothing to save, load, resize, partition or fill after building on the meta device.
+    Fixed sine-cosine positions are computed in forward (a few small kernels): they are then neither parameter
+    nor buffer: nothing to save, load, resize, partition or, after building on the meta device, fill.
 
     checkpoint_blocks: keep only each block's input for the backward pass and compute the block again there.
     """
@@ -109,9 +109,9 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor, features: bool = False) -> Tensor | dict[str, Tensor]:
         """images: float [b, c, h, w] in [-1, 1], h = w = spec.image_size. Returns logits [b, k].
 
-        With `features`, returns instead a dict of [b, ·]: "cls" (class token after the final norm; where there is
-        none, the mean), "mean" (patch tokens after the final norm, averaged) and, with a representation head,
-        "pre_tanh" and "tanh".
+        With `features`, returns instead a dict of [b, ·]: "cls" (class token after the final norm; the mean
+        where there is none), "mean" (patch tokens after the final norm, averaged) and, with a representation
+        head, "pre_tanh" and "tanh".
 
         Raises InputError where the images are not of the model's size.
         """
@@ -130,7 +130,7 @@ class VisionTransformer(nn.Module):
         return self.head(x)
 
     def embed(self, images: Tensor) -> Tensor:
-        """[b, c, h, w] → [b, n, d]: patches, behind the class token where there is one, with their positions."""
+        """[b, c, h, w] → [b, n, d]: the class token where there is one, then the patches; with positions."""
         spec = self.spec
         if (
             images.shape[1:] != (spec.channels, spec.image_size, spec.image_size)
@@ -177,7 +177,7 @@ def check_tensors(
     *,
     where: str = "weights",
 ) -> None:
-    """Raise InputError unless `tensors` has exactly the names and `shapes`; `wanted` says in words what they make.
+    """Raise InputError unless `tensors` has exactly the names and `shapes` of the model `wanted` describes.
 
     The message names what is missing, unexpected and mis-shaped, and what model the tensors seem to be of.
     """
@@ -192,9 +192,9 @@ def check_tensors(
         return
     faults = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
     raise InputError(
-        f"{where}: of another model size. Found: {describe_tensors(tensors)}. Wanted: {wanted}. "
+        f"{where}: of another model. Found: {describe_tensors(tensors)}. Wanted: {wanted}. "
         + ". ".join(f"{fault}: {_few(names)}" for fault, names in faults if names)
-        + ". Set `model` in the config to what the weights are, or give weights of this model"
+        + ". Give weights of this model, or set `model` in the config to theirs"
     )
 
 
@@ -239,7 +239,7 @@ def load_tensors(
 
 
 def materialised(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """The parameters as a list. Raises RuntimeError on the meta device, where a copy would be lost in silence."""
+    """The parameters, as a list. Raises RuntimeError on the meta device, where a copy is lost in silence."""
     found = list(parameters)
     if any(parameter.is_meta for parameter in found):
         raise RuntimeError("the model is on the meta device: call model.to_empty(device=…) before filling it")

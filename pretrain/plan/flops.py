@@ -4,7 +4,7 @@ from pretrain.model.spec import ViTSpec
 
 
 def macs_by_part(spec: ViTSpec) -> dict[str, int]:
-    """Multiply-adds of one image's forward pass, by part. Matrix products only, as is usual: no norms, no softmax."""
+    """Multiply-adds of one image's forward pass, by part: products alone, as usual; no norms or softmax."""
     n, d, layers = spec.tokens, spec.width, spec.layers
     representation = spec.representation_size or 0
     return {
@@ -26,7 +26,7 @@ def forward_macs(spec: ViTSpec) -> int:
 def training_flops(spec: ViTSpec) -> int:
     """Floating-point operations of one image's forward and backward pass.
 
-    Two per multiply-add, and the backward pass takes two products for each of the forward's. Blocks computed again
-    for activation checkpointing are not counted: this is the numerator of MFU, the work the model needs.
+    Two per multiply-add, and the backward pass takes two products for each of the forward's. Blocks computed
+    again for activation checkpointing are not counted: this is the work the model needs, MFU's numerator.
     """
     return 6 * forward_macs(spec)

@@ -181,12 +181,11 @@ _SAID_ELSEWHERE = {
 }
 
 
-class RunConfig(Section):
-    """A pre-training or fine-tuning run."""
+class Recipe(Section):
+    """What pre-training and fine-tuning say alike."""
 
     name: str
     seed: int = 0
-    model: ModelSection
     data: DataSection = DataSection()
     train: TrainSection
     optimizer: OptimizerSection
@@ -206,6 +205,12 @@ class RunConfig(Section):
         if stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}")
         return section
+
+
+class RunConfig(Recipe):
+    """A run whose network is fully said: pre-training as it stands, fine-tuning once the checkpoint is known."""
+
+    model: ModelSection
 
 
 Schema = TypeVar("Schema", bound=Section)

@@ -33,7 +33,7 @@ from pretrain.stream.images import TrainImages
 from pretrain.stream.index import Index
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.order import Order
-from pretrain.weights.load import Weights
+from pretrain.weights.load import load_weights
 
 Fill = Callable[[VisionTransformer], str]  # fills a new network's parameters; says where they come from
 
@@ -181,10 +181,11 @@ def fresh(config: RunConfig) -> Fill:
     return fill
 
 
-def given(weights: Weights) -> Fill:
-    """The parameters of given weights, which must be of the same network."""
+def given(path: str | Path) -> Fill:
+    """The parameters of given weights, which must be of the same network; read when they are needed."""
 
     def fill(model: VisionTransformer) -> str:
+        weights = load_weights(path)
         load_tensors(model, weights.tensors, where=str(weights.source))
         return f"weights of {weights.source}"
 

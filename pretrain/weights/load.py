@@ -40,6 +40,11 @@ def load_weights(path: str | Path) -> Weights:
     return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors))
 
 
+def read_spec(path: str | Path) -> ViTSpec:
+    """The network of WEIGHTS, without its tensors. Raises as `load_weights`."""
+    return ViTSpec(**find_checkpoint(Path(path)).state["model"])
+
+
 def find_checkpoint(path: Path) -> checkpoint.Saved:
     """The checkpoint that WEIGHTS names.
 

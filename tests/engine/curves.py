@@ -1,5 +1,6 @@
-"""Train the proof's small network through the real experiment once per ZeRO stage and accumulation: one process group."""
+"""Train the proof's small network through the real experiment, one run after another in one process group."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,14 +8,9 @@ from pretrain.engine import distributed
 from pretrain.run.config import RunConfig, read_config
 from pretrain.run.experiment import fresh, run
 
-config_file, out = Path(sys.argv[1]), Path(sys.argv[2])
+config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = distributed.start()
-for stage in (0, 1, 2, 3):
-    for accumulation in (1, 2):
-        changes = [
-            f"deepspeed.zero_optimization.stage={stage}",
-            f"train.micro_batch={16 // world.size // accumulation}",
-        ]
-        config = read_config(RunConfig, config_file, changes)
-        run(config, out / f"zero{stage}_ranks{world.size}_accumulation{accumulation}", world, fill=fresh(config))
+for name, changes in variants.items():
+    config = read_config(RunConfig, config_file, changes)
+    run(config, out / name, world, fill=fresh(config))
 distributed.stop()

@@ -72,16 +72,34 @@ def plain(config_file: Path) -> list[dict[str, float]]:
     return curve
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_every_zero_stage_and_accumulation_is_the_plain_loop(count, ranks, config_file, plain, tmp_path):
-    ranks(count, HERE / "curves.py", config_file, tmp_path)
+def variants(ranks: int) -> dict[str, list[str]]:
+    """Every ZeRO stage with and without accumulation; activation checkpointing; bf16."""
+    found = {}
     for stage in (0, 1, 2, 3):
         for accumulation in (1, 2):
-            folder = tmp_path / f"zero{stage}_ranks{count}_accumulation{accumulation}"
-            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-            for line, truth in zip(lines, plain, strict=True):
-                where = f"{folder.name}, step {line['step']}"
-                assert line["loss"] == pytest.approx(truth["loss"], rel=1e-5, abs=0), where
-                assert line["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-3, abs=0), where
-                assert line["lr"] == pytest.approx(truth["lr"], rel=1e-12, abs=0), where
+            found[f"zero{stage}_accumulation{accumulation}"] = [
+                f"deepspeed.zero_optimization.stage={stage}",
+                f"train.micro_batch={16 // ranks // accumulation}",
+            ]
+    if ranks == 2:
+        for stage in (1, 3):
+            changes = [f"deepspeed.zero_optimization.stage={stage}"]
+            found[f"zero{stage}_checkpointing"] = [*changes, "train.activation_checkpointing=full"]
+            found[f"zero{stage}_bf16"] = [*changes, "deepspeed.bf16.enabled=true"]
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_zero_stage_and_accumulation_is_the_plain_loop(count, ranks, config_file, plain, tmp_path):
+    ranks(count, HERE / "curves.py", config_file, tmp_path, json.dumps(variants(count)))
+    for name in variants(count):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+        # fp32: rounding of sums in another order. bf16: 8 bits of mantissa, 2⁻⁸ = 0.4 %, through a few layers; the
+        # gradient's norm, a small difference of large terms late in this run, was seen 14 % off.
+        loss_tolerance, norm_tolerance = (1e-2, 0.25) if name.endswith("bf16") else (1e-5, 1e-4)
+        for line, truth in zip(lines, plain, strict=True):
+            where = f"{name}, step {line['step']}"
+            assert line["loss"] == pytest.approx(truth["loss"], rel=loss_tolerance, abs=0), where
+            assert line["grad_norm"] == pytest.approx(truth["grad_norm"], rel=norm_tolerance, abs=0), where
+            assert line["lr"] == pytest.approx(truth["lr"], rel=1e-12, abs=0), where

@@ -1,0 +1,44 @@
+"""A fine-tuning config: the task's size and classes; the network itself is the checkpoint's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
+from pretrain.run.config import ModelSection, Recipe, RunConfig, Section
+
+
+class TaskModel(Section):
+    """What the task says of the network; layers, widths, patch and channels are the checkpoint's."""
+
+    image_size: int | None = None  # null: the checkpoint's
+    num_classes: int
+    dropout: float = 0.0
+
+
+class FinetuneConfig(Recipe):
+    """A fine-tuning run (paper, Table 4)."""
+
+    model: TaskModel
+
+
+def run_config(config: FinetuneConfig, spec: ViTSpec) -> RunConfig:
+    """The run that fine-tunes a checkpoint of `spec` as `config` says: one linear head, no representation layer.
+
+    Raises:
+        InputError: the task's values do not go with the network.
+    """
+    task = config.model
+    network: dict[str, Any] = {
+        **{key: getattr(spec, key) for key in ModelSection.model_fields if key in ViTSpec.__dataclass_fields__},
+        "num_classes": task.num_classes,
+        "image_size": task.image_size or spec.image_size,
+        "dropout": task.dropout,
+        "representation_size": None,
+    }
+    try:
+        model = ModelSection(**network)
+    except ValueError as error:
+        raise InputError(f"config {config.name}: {error}") from None
+    return RunConfig(model=model, **{key: getattr(config, key) for key in Recipe.model_fields})

@@ -1,0 +1,41 @@
+"""Fine-tune: deepspeed launch/finetune.py --config finetune/imagenet384.json --init RUN data.train=SHARDS"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where finetune.py hides finetune
+
+import argparse
+
+from finetune.config import FinetuneConfig, run_config
+from pretrain.run.command import run_command
+from pretrain.run.config import read_config
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="launch/finetune.py",
+        description="Fine-tune a checkpoint on a task, at the task's resolution, with a zero-initialised linear head; "
+        "resumes what --out holds.",
+    )
+    parser.add_argument("--config", required=True, help="a JSON file, or its name under configs/ (finetune/imagenet384.json)")
+    parser.add_argument("--init", metavar="WEIGHTS", required=True, help="a pre-training run folder, or a checkpoint inside one")
+    parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
+    parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the DeepSpeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
+    args = parser.parse_intermixed_args()
+    task = read_config(FinetuneConfig, args.config, args.overrides)
+
+    from finetune.transfer import transferred
+    from pretrain.engine import distributed
+    from pretrain.run.experiment import run
+    from pretrain.weights.load import read_spec
+
+    config = run_config(task, read_spec(args.init))
+    world = distributed.start()
+    return run(config, args.out or Path("runs") / config.name, world, fill=transferred(args.init), extend=args.extend)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,255 @@
+"""Shards: made from a data set, indexed, checked, looked into.
+
+    python launch/shards.py build mnist5k data/mnist5k        # a data set → shuffled shards and their index
+    python launch/shards.py index data/shards                 # shards that exist already → their index
+    python launch/shards.py verify data/shards                # read, compare and decode everything
+    python launch/shards.py stats data/shards                 # samples, classes, image sizes
+    python launch/shards.py order data/shards --global-batch 256 --seed 0 --steps 0:3
+    python launch/shards.py locate data/shards 1234           # shard, key, byte and label of one sample
+
+An INDEX is an index file, or a folder of shards that holds one (index.vfi); several are concatenated, as in a
+config. Exit status: 0 done, 2 when what was given is at fault.
+"""
+
+import sys
+from pathlib import Path
+
+# The repository's root, not launch/, where pretrain.py would shadow the package.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import json
+import os
+
+from pretrain.run.command import DONE, run_command
+from pretrain.stream.index import Index
+
+# A command imports what else it needs itself: webdataset brings torch, two seconds that `order` can spare.
+
+
+def build(args: argparse.Namespace) -> int:
+    from pretrain.stream.sources import open_source
+    from pretrain.stream.write import ShardLayout, write_shards
+
+    layout = ShardLayout(seed=args.seed, bytes=args.shard_bytes, samples=args.shard_samples)
+    data = open_source(args.source, args.split, args.cache)
+    path, written = write_shards(data, args.folder, layout)
+    _summary(path, f"{data.name}, split {data.split}:" if written else "already built:")
+    return DONE
+
+
+def index(args: argparse.Namespace) -> int:
+    from pretrain.stream.scan import index_shards
+
+    path = index_shards(
+        args.shards, args.out, num_classes=args.num_classes, digests=args.sha256, workers=args.workers
+    )
+    _summary(path, "indexed:")
+    return DONE
+
+
+def _summary(path: Path, what: str) -> None:
+    found = Index.open(path)
+    labels = f"lists of up to {found.longest} labels" if found.multilabel else "one label each"
+    counts = f"{found.samples:,} samples, {found.num_classes:,} classes, {labels}"
+    print(f"{what} {counts}; shards: {len(found.shards):,}")
+    print(f"{path}  {found.hash}")
+
+
+def verify(args: argparse.Namespace) -> int:
+    from pretrain.stream.verify import verify
+
+    found = verify(Index.open(args.index), workers=args.workers)
+    print(f"in order: {found.samples:,} samples, {found.bytes:,} bytes; shards: {found.shards:,}")
+    if found.without_digest:
+        print(f"no sha256 recorded for {found.without_digest:,} of the shards (index --sha256 records them)")
+    return DONE
+
+
+def stats(args: argparse.Namespace) -> int:
+    from pretrain.stream.survey import survey, survey_text
+
+    figures = survey(Index.open(args.index), args.images)
+    print(json.dumps(figures) if args.json else survey_text(figures))
+    return DONE
+
+
+def order(args: argparse.Namespace) -> int:
+    from pretrain.stream.order import Order
+
+    first, end = args.steps
+    samples = Index.open(args.index).samples
+    sequence = Order(samples, args.global_batch, args.seed, chunk=args.chunk, lanes=args.lanes)
+    try:
+        for step in range(first, end):
+            print(json.dumps({"step": step, "ids": sequence.ids(step).tolist()}))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    return DONE
+
+
+def locate(args: argparse.Namespace) -> int:
+    from pretrain.stream.survey import locate
+
+    print(json.dumps(locate(Index.open(args.index), args.id)))
+    return DONE
+
+
+def step_range(text: str) -> tuple[int, int]:
+    first, _, end = text.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) <= int(end)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: steps are A:B, meaning A ≤ t < B, counted from 0; e.g. 0:10"
+        )
+    return int(first), int(end)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 on would be right")
+    return int(text)
+
+
+def index_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "index",
+        nargs="+",
+        metavar="INDEX",
+        help="an index file, or a folder of shards that holds one; several are concatenated",
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="python launch/shards.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = main.add_subparsers(required=True, metavar="COMMAND")
+
+    make = commands.add_parser(
+        "build",
+        help="a data set → shuffled shards and their index",
+        description="Write a data set as WebDataset tars, shuffled over the whole set, with their index. The "
+        "same source, split and options give the same bytes; a folder that holds them already is left as it "
+        "is.",
+    )
+    make.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of images (FOLDER/<class>/*.jpg, or FOLDER/<split>/<class>/*.jpg, or with a "
+        "labels.json that lists labels per file; pretrain/stream/folder.py shows all forms), mnist5k, "
+        "digits, fashion-mnist, cifar10, cifar100, flowers, pets, or imagenet:FOLDER",
+    )
+    make.add_argument("folder", metavar="DIR", help="where the shards go; made if missing")
+    make.add_argument(
+        "--split",
+        help="part of the source (default: train): train, val, all (mnist5k); train, test, all (digits); "
+        "train, test (fashion-mnist, cifar10, cifar100); train, val, test (flowers); trainval, test (pets); "
+        "train, val (imagenet); the folder's own",
+    )
+    make.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
+    make.add_argument(
+        "--shard-bytes",
+        type=positive,
+        default=256 << 20,
+        metavar="N",
+        help="most bytes of samples a shard (default: 268435456)",
+    )
+    make.add_argument(
+        "--shard-samples",
+        type=positive,
+        default=10_000,
+        metavar="N",
+        help="most samples a shard (default: 10000)",
+    )
+    make.add_argument(
+        "--cache", metavar="DIR", help="where downloads are kept (default: ~/.cache/vit-foundry)"
+    )
+    make.set_defaults(run=build)
+
+    scan = commands.add_parser(
+        "index",
+        help="existing shards → their index",
+        description="Read the headers and labels of WebDataset tars and write their index. Every sample "
+        "needs one image (jpg, jpeg, png, webp) and a label: .cls with one integer, or .json with a list of "
+        "integers. The first fault ends it, named by shard, sample and byte, and no index is written.",
+    )
+    scan.add_argument(
+        "shards",
+        nargs="+",
+        metavar="SHARDS",
+        help="tars, brace patterns ('shard-{000..009}.tar'), or folders of tars",
+    )
+    scan.add_argument("--out", metavar="FILE", help="the index (default: index.vfi beside the shards)")
+    scan.add_argument("--num-classes", type=positive, metavar="K", help="refuse labels outside 0 … K-1")
+    scan.add_argument("--sha256", action="store_true", help="read the shards whole and record their sha256")
+    scan.add_argument(
+        "--workers", type=positive, metavar="N", help="processes (default: by cores and shards)"
+    )
+    scan.set_defaults(run=index)
+
+    check = commands.add_parser(
+        "verify",
+        help="full check of an index against its shards",
+        description="Read every shard whole and compare size, sha256, members, keys and labels with the "
+        "index; decode every image. Lists the faults and ends with status 2 if there are any.",
+    )
+    index_argument(check)
+    check.add_argument(
+        "--workers", type=positive, metavar="N", help="processes (default: by cores and shards)"
+    )
+    check.set_defaults(run=verify)
+
+    figures = commands.add_parser(
+        "stats", help="samples, bytes, classes, image sizes", description="Figures of an index."
+    )
+    index_argument(figures)
+    figures.add_argument("--json", action="store_true", help="as JSON")
+    figures.add_argument(
+        "--images",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="read the sizes of N images, spread evenly (default: 1000)",
+    )
+    figures.set_defaults(run=stats)
+
+    sequence = commands.add_parser(
+        "order",
+        help="which samples each training step takes",
+        description='One JSON line a step: {"step": t, "ids": […]}, the canonical ids in batch order, as a '
+        "run with this global batch and seed trains on them, on any number of ranks.",
+    )
+    index_argument(sequence)
+    sequence.add_argument("--global-batch", type=positive, required=True, metavar="B", help="samples a step")
+    sequence.add_argument("--seed", type=int, required=True, metavar="S", help="the run's seed")
+    sequence.add_argument(
+        "--steps", type=step_range, required=True, metavar="A:B", help="steps A ≤ t < B, from 0"
+    )
+    sequence.add_argument(
+        "--chunk", type=positive, default=8, metavar="G", help="samples read together (default: 8)"
+    )
+    sequence.add_argument("--lanes", type=positive, metavar="V", help="lanes (default: by N and B)")
+    sequence.set_defaults(run=order)
+
+    place = commands.add_parser(
+        "locate",
+        help="where one sample lies",
+        description="JSON: shard, key, byte offset and label of the sample with canonical id ID (0 … "
+        "samples-1).",
+    )
+    index_argument(place)
+    place.add_argument("id", type=int, metavar="ID", help="canonical id")
+    place.set_defaults(run=locate)
+    return main
+
+
+def main() -> int:
+    args = parser().parse_args()
+    return int(args.run(args))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,110 @@
+"""A data set before it is sharded: rows with labels, and the bytes under which an image is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pretrain.errors import InputError
+
+# What the shards hold as it is; every other format becomes a PNG, which loses nothing.
+_STORED = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N rows in a fixed order.
+
+    `labels` is int32 [N]; or, with `starts` int64 [N+1], the lists one after the other. `read(row)` gives an
+    image as (suffix, bytes), from any thread. `fingerprint` tells whether two data sets are the same.
+    """
+
+    name: str
+    split: str
+    labels: np.ndarray
+    starts: np.ndarray | None
+    classes: tuple[str, ...] | None
+    fingerprint: str
+    read: Callable[[int], tuple[str, bytes]]
+
+    def __post_init__(self) -> None:
+        if not len(self):
+            raise InputError(f"{self.name}, split {self.split}: no images")
+        low, high = int(self.labels.min(initial=0)), int(self.labels.max(initial=0))
+        if low < 0 or (self.classes and high >= len(self.classes)):
+            limit = len(self.classes) - 1 if self.classes else "any"
+            raise InputError(
+                f"{self.name}: label {low if low < 0 else high} is out of range; labels are 0 … {limit}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels) if self.starts is None else len(self.starts) - 1
+
+    def labels_of(self, row: int) -> list[int]:
+        """The labels of one row; exactly one unless labels are lists."""
+        if self.starts is None:
+            return [int(self.labels[row])]
+        return [int(label) for label in self.labels[self.starts[row] : self.starts[row + 1]]]
+
+
+def array_dataset(
+    name: str,
+    split: str,
+    pixels: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    classes: Sequence[str] | None,
+) -> Dataset:
+    """A data set of images in memory: uint8 [n, h, w] (grey) or [n, h, w, 3], stored as PNG."""
+    targets = np.asarray(labels, np.int32)
+    if len(targets) != len(pixels):
+        raise InputError(f"{name}, split {split}: {len(pixels)} images, but {len(targets)} labels")
+    return Dataset(
+        name=name,
+        split=split,
+        labels=targets,
+        starts=None,
+        classes=None if classes is None else tuple(classes),
+        fingerprint=fingerprint(
+            [targets.tobytes(), str(pixels.shape).encode(), np.ascontiguousarray(pixels)]
+        ),
+        read=lambda row: ("png", png(pixels[row])),
+    )
+
+
+def fingerprint(parts: Iterable[bytes | np.ndarray]) -> str:
+    """sha256 (hex) of parts that follow one another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.data)
+    return digest.hexdigest()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 [h, w] or [h, w, 3] as PNG; grey stays one channel."""
+    return _as_png(Image.fromarray(pixels))
+
+
+def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
+    """An image file's bytes → (suffix, bytes to store): JPEG, PNG and WebP untouched, anything else as PNG.
+
+    The format is told by the content: well-known sets hold PNGs and GIFs under the name of a JPEG.
+    Raises InputError naming `where` for what is not an image.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        suffix = _STORED.get(image.format or "")
+        return (suffix, data) if suffix else ("png", _as_png(image))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where}: not a readable image ({len(data)} bytes): mend or remove it") from error
+
+
+def _as_png(image: Image.Image) -> bytes:
+    with io.BytesIO() as file:
+        (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "png")
+        return file.getvalue()

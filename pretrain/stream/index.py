@@ -1,0 +1,291 @@
+"""The index: how many samples there are, in which shard each lies, and what it is labelled."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.errors import InputError
+from pretrain.stream.indexfile import INDEX_NAME, IndexFile
+from pretrain.stream.location import local_path
+from pretrain.stream.tar import BLOCK
+
+_STATS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes [begin, end) of one shard, which hold exactly the samples [first_id, first_id + count)."""
+
+    url: str
+    begin: int
+    end: int
+    first_id: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A row of the shard table. `data_end` is the byte of the end-of-archive marker; `digest` may be
+    empty.
+    """
+
+    url: str
+    samples: int
+    bytes: int
+    data_end: int
+    first_id: int
+    digest: str
+
+
+class Index:
+    """One index file, or several concatenated without copying: canonical ids run on from one to the next.
+
+    Everything stays in the files' mapped pages, which the ranks of a node share; lookups are vectorised. An
+    index pickles as its paths.
+    """
+
+    def __init__(self, files: Sequence[IndexFile]) -> None:
+        self._files = tuple(files)
+        # Canonical id and shard number each file starts at; last entry: the totals.
+        self._first = np.cumsum([0, *(file.samples for file in files)], dtype=np.int64)
+        self._first_shard = np.cumsum([0, *(file.num_shards for file in files)], dtype=np.int64)
+
+    @classmethod
+    def open(cls, paths: str | Path | Sequence[str | Path]) -> Index:
+        """Open an index file, a folder of shards that holds one (`index.vfi`), or a list of either.
+
+        Raises InputError for a folder without an index (with the command that makes it) and for a file that
+        is missing, truncated or no index.
+        """
+        several = [paths] if isinstance(paths, str | Path) else list(paths)
+        if not several:
+            raise InputError(
+                "no index given; an INDEX is an index file, or a folder of shards that holds one"
+            )
+        return cls([IndexFile(_index_path(path)) for path in several])
+
+    def __reduce__(self) -> tuple[object, tuple[list[str]]]:
+        return Index.open, ([os.path.abspath(file.path) for file in self._files],)
+
+    @property
+    def files(self) -> tuple[IndexFile, ...]:
+        """The index files, in order."""
+        return self._files
+
+    @property
+    def samples(self) -> int:
+        """N: canonical ids are 0 … N−1."""
+        return int(self._first[-1])
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of what fixes the sequence of samples; of the files' hashes where there are
+        several.
+        """
+        if len(self._files) == 1:
+            return self._files[0].hash
+        return hashlib.sha256(" ".join(file.hash for file in self._files).encode()).hexdigest()
+
+    @property
+    def num_classes(self) -> int:
+        """The largest label that occurs, plus 1."""
+        return max(file.num_classes for file in self._files)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, where known (and the same in every file)."""
+        names = {file.classes for file in self._files}
+        return names.pop() if len(names) == 1 else None
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether labels are lists."""
+        return any(file.multilabel for file in self._files)
+
+    @property
+    def longest(self) -> int:
+        """L: the most labels that one sample has (1 for single labels)."""
+        return max(file.longest for file in self._files)
+
+    @property
+    def shards(self) -> ShardTable:
+        """The shard table, a sequence of `Shard`."""
+        return ShardTable(self._files, self._first, self._first_shard)
+
+    def labels(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Labels of canonical ids [n] → int64 [n, L], padded with −1. Raises IndexError for an id outside [0,
+        N).
+        """
+        ids = self._checked(ids)
+        labels = np.full((len(ids), self.longest), -1, np.int64)
+        for file, rows, local in self._by_file(ids):
+            if file.label_starts is None:
+                labels[rows, 0] = file.labels[local]
+                continue
+            starts = file.label_starts[local].astype(np.int64)
+            counts = file.label_starts[local + 1].astype(np.int64) - starts
+            columns = np.arange(file.longest)
+            taken = columns < counts[:, None]
+            padded = np.full((len(local), file.longest), -1, np.int64)
+            padded[taken] = file.labels[(starts[:, None] + columns)[taken]]
+            labels[rows, : file.longest] = padded
+        return labels
+
+    def key_hash(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """crc32 of the keys (UTF-8) of canonical ids [n] → uint32 [n]. Raises IndexError for an id outside
+        [0, N).
+        """
+        ids = self._checked(ids)
+        hashes = np.empty(len(ids), np.uint32)
+        for file, rows, local in self._by_file(ids):
+            hashes[rows] = file.key_hashes[local]
+        return hashes
+
+    def extents(self, ids: np.ndarray | Sequence[int]) -> list[Extent]:
+        """Byte ranges that hold canonical ids [n], made of runs u, u+1, u+2, …: one a run, split at shard
+        borders.
+
+        The ranges are in the order of the runs. Raises IndexError for an id outside [0, N).
+        """
+        ids = self._checked(ids)
+        if not len(ids):
+            return []
+        part = np.searchsorted(self._first, ids, side="right") - 1
+        changes = np.flatnonzero(np.diff(part)) + 1
+        bounds = [0, *changes.tolist(), len(ids)]
+        found: list[Extent] = []
+        for begin, end in itertools.pairwise(bounds):
+            found += self._extents_of_file(int(part[begin]), ids[begin:end])
+        return found
+
+    def _extents_of_file(self, part: int, ids: np.ndarray) -> list[Extent]:
+        file, origin = self._files[part], int(self._first[part])
+        local = ids - origin
+        shard = np.searchsorted(file.first, local, side="right") - 1
+        breaks = np.flatnonzero((np.diff(local) != 1) | (np.diff(shard) != 0)) + 1
+        heads = np.concatenate([[0], breaks])
+        tails = np.concatenate([breaks, [len(local)]]) - 1
+        first, last, shard = local[heads], local[tails], shard[heads]
+        begins = file.offsets[first].astype(np.int64) * BLOCK
+        next_offset = file.offsets[np.minimum(last + 1, file.samples - 1)].astype(np.int64) * BLOCK
+        ends = np.where(last + 1 == file.first[shard + 1], file.data_end[shard], next_offset)
+        counts = last - first + 1
+        rows = zip(
+            shard.tolist(),
+            begins.tolist(),
+            ends.tolist(),
+            (first + origin).tolist(),
+            counts.tolist(),
+            strict=True,
+        )
+        return [Extent(file.shard_url(s), begin, end, head, count) for s, begin, end, head, count in rows]
+
+    def histogram(self) -> np.ndarray:
+        """How often each class occurs, int64 [num_classes]."""
+        counts = np.zeros(self.num_classes, np.int64)
+        for file in self._files:
+            for piece in file.pieces("labels"):
+                counts += np.bincount(piece, minlength=len(counts))
+        return counts
+
+    def check_files(self) -> None:
+        """Compare the size of every shard file with the recorded one, many at a time; reads no data.
+
+        Raises InputError naming the first shard that is missing or of another size.
+        """
+        shards = self.shards
+
+        def first_fault(block: range) -> str | None:
+            return next((fault for row in block if (fault := _size_fault(shards[row]))), None)
+
+        blocks = [range(at, min(at + 64, len(shards))) for at in range(0, len(shards), 64)]
+        with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
+            fault = next((fault for fault in threads.map(first_fault, blocks) if fault), None)
+        if fault:
+            raise InputError(fault)
+
+    def _checked(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        array = np.asarray(ids)
+        if array.size == 0:
+            return np.zeros(0, np.int64)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise IndexError(f"ids are integers in one dimension, not {array.dtype} {array.shape}")
+        array = array.astype(np.int64, copy=False)
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.samples:
+            raise IndexError(f"id {low if low < 0 else high} is outside 0 … {self.samples - 1}")
+        return array
+
+    def _by_file(self, ids: np.ndarray) -> Iterator[tuple[IndexFile, np.ndarray | slice, np.ndarray]]:
+        """(file, rows of `ids` that it holds, the ids within it)."""
+        if len(self._files) == 1:
+            yield self._files[0], slice(None), ids
+            return
+        part = np.searchsorted(self._first, ids, side="right") - 1
+        for number in np.unique(part).tolist():
+            rows = np.flatnonzero(part == number)
+            yield self._files[number], rows, ids[rows] - self._first[number]
+
+
+class ShardTable(Sequence[Shard]):
+    """The shards of an index in order; rows are made when asked for."""
+
+    def __init__(self, files: Sequence[IndexFile], first: np.ndarray, first_shard: np.ndarray) -> None:
+        self._files, self._first, self._first_shard = files, first, first_shard
+
+    def __len__(self) -> int:
+        return int(self._first_shard[-1])
+
+    def __getitem__(self, row: int) -> Shard:  # type: ignore[override]
+        if not 0 <= row < len(self):
+            raise IndexError(f"shard {row} is outside 0 … {len(self) - 1}")
+        part = int(np.searchsorted(self._first_shard, row, side="right")) - 1
+        file, number = self._files[part], row - int(self._first_shard[part])
+        first, end = int(file.first[number]), int(file.first[number + 1])
+        return Shard(
+            url=file.shard_url(number),
+            samples=end - first,
+            bytes=int(file.shard_bytes[number]),
+            data_end=int(file.data_end[number]),
+            first_id=int(self._first[part]) + first,
+            digest=file.digest(number),
+        )
+
+
+def _index_path(path: str | Path) -> Path:
+    place = local_path(path)
+    if not place.is_dir():
+        if not place.exists():
+            raise InputError(
+                f"{place}: no such index; an INDEX is an index file, or a folder of shards that holds one"
+            )
+        return place
+    if not (place / INDEX_NAME).exists():
+        raise InputError(
+            f"{place}: no {INDEX_NAME} in this folder; make it with: python launch/shards.py index {place}"
+        )
+    return place / INDEX_NAME
+
+
+def _size_fault(shard: Shard) -> str | None:
+    """What a stat tells: None for a shard of the recorded size."""
+    try:
+        found = os.stat(shard.url).st_size
+    except OSError as error:
+        return f"{shard.url}: {error.strerror}, but the index lists it; restore it, or index those there are"
+    if found == shard.bytes:
+        return None
+    word = "truncated" if found < shard.bytes else "changed"
+    folder = os.path.dirname(shard.url)
+    return (
+        f"{shard.url}: {word}: {found} bytes, the index says {shard.bytes}; rebuild the shard, or index it "
+        f"as it is: python launch/shards.py index {folder}"
+    )

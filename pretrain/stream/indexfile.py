@@ -1,0 +1,306 @@
+"""The index file: a JSON header and flat little-endian arrays, written once and mapped into memory by its
+readers.
+
+bytes 0–7    b"VFINDEX\\n"
+bytes 8–15   length of the header, uint64
+then         the header (JSON); then, each from a multiple of 64 bytes on, the arrays its table names:
+
+first        int64  [S+1]  canonical id of every shard's first sample; the last entry is N
+shard_bytes  int64  [S]    file size                data_end  int64 [S]  where the end-of-archive marker
+begins url_ends     int64  [S+1]  with urls uint8: names   digest_ends, digests: "sha256:…", "etag:…" or ""
+offsets      uint32 [N]    first header of the sample, in units of 512 bytes
+key_hashes   uint32 [N]    crc32 of the key (UTF-8)
+labels       int32  [N]    or, with lists, [all labels] and label_starts uint32 or int64 [N+1]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.errors import InputError
+from pretrain.stream.location import home, local_path, sync_folder
+
+INDEX_NAME = "index.vfi"
+MAGIC = b"VFINDEX\n"
+VERSION = 1
+ALIGN = 64
+LARGEST_SHARD = 512 << 32  # bytes that uint32 offsets reach
+_HEADER_LIMIT = 1 << 28
+_PIECE = 1 << 20  # array elements hashed at a time
+
+Pieces = Iterable[np.ndarray]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the index records of one shard of n samples.
+
+    `url` is as stored (relative to the index's folder where local), `offsets` and `key_hashes` are uint32
+    [n], `labels` int32 [n], or all lists one after the other with `label_counts` uint32 [n].
+    """
+
+    url: str
+    bytes: int
+    data_end: int
+    offsets: np.ndarray
+    key_hashes: np.ndarray
+    labels: np.ndarray
+    label_counts: np.ndarray | None = None
+    digest: str = ""
+
+    @property
+    def samples(self) -> int:
+        return len(self.offsets)
+
+    def counts(self) -> np.ndarray:
+        """Labels per sample, uint32 [n]."""
+        return np.ones(self.samples, np.uint32) if self.label_counts is None else self.label_counts
+
+
+def key_hash(key: str) -> int:
+    """The crc32 by which a reader recognises the sample it read."""
+    return zlib.crc32(key.encode())
+
+
+def content_hash(
+    shard_samples: np.ndarray, offsets: Pieces, keys: Pieces, counts: Pieces | None, labels: Pieces
+) -> str:
+    """sha256 of what fixes the sequence of samples: samples per shard, offsets, key hashes and labels; not
+    the paths.
+    """
+    digest = hashlib.sha256(
+        f"vit-foundry index 1: {len(shard_samples)} {int(shard_samples.sum())}\n".encode()
+    )
+    parts = [("shards", "<i8", [shard_samples]), ("offsets", "<u4", offsets), ("keys", "<u4", keys)]
+    if counts is not None:
+        parts.append(("counts", "<u4", counts))
+    for name, dtype, pieces in [*parts, ("labels", "<i4", labels)]:
+        digest.update(f"{name}\n".encode())
+        for piece in pieces:
+            digest.update(np.ascontiguousarray(piece, dtype).data)
+    return digest.hexdigest()
+
+
+def write_index(path: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None = None) -> str:
+    """Write the index of `entries`, in that order, to `path` (aside, flushed, renamed); returns its content
+    hash.
+
+    Memory beyond the entries is bounded. Raises InputError when there are no samples or `path` is not
+    writable.
+    """
+    shard_samples = np.array([entry.samples for entry in entries], "<i8")
+    samples = int(shard_samples.sum())
+    if not samples:
+        raise InputError(f"{path}: no samples to index")
+    lists = any(entry.label_counts is not None for entry in entries)
+    flat = sum(len(entry.labels) for entry in entries)
+    offsets = [entry.offsets for entry in entries]
+    keys = [entry.key_hashes for entry in entries]
+    labels = [entry.labels for entry in entries]
+    columns: dict[str, tuple[str, int, Pieces]] = {
+        "first": ("<i8", len(entries) + 1, [_running(shard_samples)]),
+        "shard_bytes": ("<i8", len(entries), [np.array([entry.bytes for entry in entries])]),
+        "data_end": ("<i8", len(entries), [np.array([entry.data_end for entry in entries])]),
+        **_strings("url_ends", "urls", [entry.url for entry in entries]),
+        **_strings("digest_ends", "digests", [entry.digest for entry in entries]),
+        "offsets": ("<u4", samples, offsets),
+        "key_hashes": ("<u4", samples, keys),
+        "labels": ("<i4", flat, labels),
+    }
+    if lists:
+        columns["label_starts"] = ("<u4" if flat < 1 << 32 else "<i8", samples + 1, _starts(entries))
+    header = {
+        "version": VERSION,
+        "samples": samples,
+        "shards": len(entries),
+        "num_classes": 1 + max(int(piece.max(initial=-1)) for piece in labels),
+        "multilabel": lists,
+        "longest": max(int(entry.counts().max(initial=0)) for entry in entries) if lists else 1,
+        "classes": None if classes is None else list(classes),
+        "hash": content_hash(
+            shard_samples, offsets, keys, (entry.counts() for entry in entries) if lists else None, labels
+        ),
+    }
+    _save(path, header, columns)
+    return str(header["hash"])
+
+
+def place_arrays(header: dict[str, Any], lengths: dict[str, tuple[str, int]]) -> tuple[bytes, int]:
+    """Header bytes, padded to where the arrays begin, and the size of the whole file.
+
+    `lengths` is name → (dtype, elements). The header gains the table "arrays" (name → dtype, elements, offset
+    from the end of the padded header) and "array_bytes".
+    """
+    table, at = {}, 0
+    for name, (dtype, length) in lengths.items():
+        table[name] = [dtype, length, at]
+        at += -(-length * np.dtype(dtype).itemsize // ALIGN) * ALIGN
+    text = json.dumps({**header, "arrays": table, "array_bytes": at}).encode()
+    start = MAGIC + len(text).to_bytes(8, "little") + text
+    start += bytes(-len(start) % ALIGN)
+    return start, len(start) + at
+
+
+def _save(path: Path, header: dict[str, Any], columns: dict[str, tuple[str, int, Pieces]]) -> None:
+    start, _ = place_arrays(header, {name: (dtype, length) for name, (dtype, length, _) in columns.items()})
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(aside, "wb") as file:
+            file.write(start)
+            for dtype, _, pieces in columns.values():
+                for piece in pieces:
+                    file.write(np.ascontiguousarray(piece, dtype).data)
+                file.write(bytes(-file.tell() % ALIGN))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: the index cannot be written: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _running(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _starts(entries: Sequence[ShardEntry]) -> Iterator[np.ndarray]:
+    total = 0
+    yield np.zeros(1, np.int64)
+    for entry in entries:
+        starts = total + np.cumsum(entry.counts(), dtype=np.int64)
+        total = int(starts[-1])
+        yield starts
+
+
+def _strings(ends: str, text: str, strings: Sequence[str]) -> dict[str, tuple[str, int, Pieces]]:
+    encoded = [os.fsencode(string) for string in strings]
+    blob = b"".join(encoded)
+    return {
+        ends: ("<i8", len(strings) + 1, [_running(np.array([len(part) for part in encoded]))]),
+        text: ("|u1", len(blob), [np.frombuffer(blob, np.uint8)]),
+    }
+
+
+class IndexFile:
+    """One index file mapped into memory: nothing of its arrays is read before it is looked up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = local_path(path)
+        self._home = home(self.path)
+        header, self._mapped, start = self._map()
+        try:
+            self._places = {name: start + int(at) for name, (_, _, at) in header["arrays"].items()}
+            arrays = {
+                name: np.frombuffer(self._mapped, np.dtype(dtype), length, self._places[name])
+                for name, (dtype, length, _) in header["arrays"].items()
+            }
+            self.samples = int(header["samples"])
+            self.num_shards = int(header["shards"])
+            self.num_classes = int(header["num_classes"])
+            self.multilabel = bool(header["multilabel"])
+            self.longest = int(header["longest"])
+            self.hash = str(header["hash"])
+            self.classes: tuple[str, ...] | None = tuple(header["classes"]) if header["classes"] else None
+            self.first: np.ndarray = arrays["first"]
+            self.shard_bytes: np.ndarray = arrays["shard_bytes"]
+            self.data_end: np.ndarray = arrays["data_end"]
+            self._urls = arrays["url_ends"], arrays["urls"]
+            self._digests = arrays["digest_ends"], arrays["digests"]
+            self.offsets: np.ndarray = arrays["offsets"]
+            self.key_hashes: np.ndarray = arrays["key_hashes"]
+            self.labels: np.ndarray = arrays["labels"]
+            self.label_starts = arrays["label_starts"] if self.multilabel else None
+            whole = (
+                len(self.offsets) == len(self.key_hashes) == self.samples == int(self.first[-1]) > 0
+                and len(self.first) == self.num_shards + 1
+                and (len(self.labels) == self.samples or self.label_starts is not None)
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._fault(f"damaged header ({type(error).__name__}: {error})") from error
+        if not whole:
+            raise self._fault("damaged header (its counts contradict each other)")
+
+    def _map(self) -> tuple[dict[str, Any], mmap.mmap, int]:
+        """Header, the whole file mapped, and the byte at which the arrays begin."""
+        try:
+            with open(self.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                start = file.read(16)
+                length = int.from_bytes(start[8:], "little")
+                if start[:8] != MAGIC[: len(start)] or not start:
+                    raise InputError(
+                        f"{self.path}: not an index (it does not start with VFINDEX); an index is made with: "
+                        "python launch/shards.py index SHARDS…"
+                    )
+                if len(start) < 16 or size < 16 + length:
+                    raise self._fault(f"truncated: {size} bytes, cut in its header")
+                if length > _HEADER_LIMIT:
+                    raise self._fault(f"damaged header ({length} bytes long)")
+                try:
+                    header = json.loads(file.read(length))
+                    version, array_bytes = header["version"], int(header["array_bytes"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise self._fault(f"damaged header ({type(error).__name__}: {error})") from error
+                if version != VERSION:
+                    raise self._fault(f"index version {version!r}; this program reads version {VERSION}")
+                begin = 16 + length + -(16 + length) % ALIGN
+                if size != begin + array_bytes:
+                    word = "truncated" if size < begin + array_bytes else "too long"
+                    raise self._fault(f"{word}: {size} bytes, its header says {begin + array_bytes}")
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                # Lookups are scattered: read-ahead would fetch 128 KiB for the four bytes of one label.
+                mapped.madvise(mmap.MADV_RANDOM)
+                return header, mapped, begin
+        except OSError as error:
+            raise InputError(f"{self.path}: the index cannot be read: {error.strerror}") from error
+
+    def _fault(self, what: str) -> InputError:
+        return InputError(
+            f"{self.path}: {what}; make it again: python launch/shards.py index SHARDS… --out {self.path}"
+        )
+
+    def shard_url(self, shard: int) -> str:
+        """Where a shard is: a path made absolute from the index's folder."""
+        return os.path.normpath(os.path.join(self._home, self._string(self._urls, shard)))
+
+    def digest(self, shard: int) -> str:
+        """ "sha256:…" or "etag:…" of a shard; empty where none was taken."""
+        return self._string(self._digests, shard)
+
+    @staticmethod
+    def _string(table: tuple[np.ndarray, np.ndarray], item: int) -> str:
+        ends, text = table
+        return os.fsdecode(text[int(ends[item]) : int(ends[item + 1])].tobytes())
+
+    def pieces(self, name: str, overlap: int = 0) -> Iterator[np.ndarray]:
+        """The array `name` ("labels", …) from its beginning to its end, a few megabytes at a time.
+
+        Each piece holds the first `overlap` elements of the next as well.
+        """
+        array = getattr(self, name)
+        for at in range(0, len(array) - overlap, _PIECE):
+            piece = array[at : at + _PIECE + overlap]
+            begin = self._places[name] + at * array.itemsize
+            page = begin - begin % mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_WILLNEED, page, begin + piece.nbytes - page)
+            yield piece
+
+    def rehash(self) -> str:
+        """The content hash computed anew from the arrays; reads all of them."""
+        counts = (np.diff(piece) for piece in self.pieces("label_starts", 1)) if self.multilabel else None
+        shard_samples = np.diff(self.first)
+        return content_hash(
+            shard_samples, self.pieces("offsets"), self.pieces("key_hashes"), counts, self.pieces("labels")
+        )

@@ -1,0 +1,254 @@
+"""Samples of a tar as WebDataset groups them, found from the headers alone, with every fault named."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pretrain.errors import InputError
+from pretrain.stream.location import open_shard
+
+BLOCK = 512
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+LABEL_SUFFIXES = ("cls", "json")
+_LONGEST_HEADER = 1 << 20  # bytes of one extended header; the longest path a kernel takes is 4,096
+# Global PAX records reach every later member, also those of a byte range that starts after them.
+_HARMLESS_GLOBALS = {"comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname"}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """One sample: its key, the byte its first header begins at, and suffix → (first byte, bytes) of its
+    members.
+    """
+
+    key: str
+    begin: int
+    members: dict[str, tuple[int, int]]
+
+    @property
+    def image(self) -> str:
+        """The suffix of its one image."""
+        return next(suffix for suffix in IMAGE_SUFFIXES if suffix in self.members)
+
+    @property
+    def label(self) -> str:
+        """The suffix of its label: `cls` where there is one (a json beside it is metadata), else `json`."""
+        return next(suffix for suffix in LABEL_SUFFIXES if suffix in self.members)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Member name → (key, suffix) by WebDataset's rule: cut at the first dot of the last path component.
+
+    None where there is no key or no suffix (`README`, `.DS_Store`, `a/._0001.jpg`).
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return (folder + slash + stem, suffix.lower()) if stem and dot else None
+
+
+class ShardTar:
+    """Walks the headers of one tar. `data_end`, the byte its end-of-archive marker begins at, is known
+    afterwards.
+
+    The standard tarfile module, which webdataset reads with, ends without an error where a header is cut or
+    damaged; here the walk must arrive at a marker of zeros with nothing behind it.
+    """
+
+    def __init__(self, file: BinaryIO, url: str) -> None:
+        self.file = file
+        self.url = url
+        self.size = file.seek(0, os.SEEK_END)
+        self.data_end = -1
+
+    def samples(self) -> Iterator[TarSample]:
+        """Every sample in order. Raises InputError naming shard, member and byte at the first fault."""
+        seen: dict[str, int] = {}
+        sample: TarSample | None = None
+        for info, key, suffix in self._files():
+            if sample is None or key != sample.key:
+                if sample is not None:
+                    yield self._whole(sample)
+                if key in seen:
+                    raise self._fault(
+                        f"key {key!r} again at byte {info.offset}, first at byte {seen[key]}; keys are "
+                        "unique and the members of a sample stand together"
+                    )
+                seen[key] = info.offset
+                sample = TarSample(key, info.offset, {})
+            if suffix in sample.members:
+                raise self._fault(f"member {info.name!r} twice, again at byte {info.offset}; keys are unique")
+            sample.members[suffix] = (info.offset_data, info.size)
+        if sample is None:
+            raise self._fault("holds no samples; delete it or write it again")
+        yield self._whole(sample)
+
+    def _whole(self, sample: TarSample) -> TarSample:
+        found = ", ".join(sample.members)
+        images = [suffix for suffix in sample.members if suffix in IMAGE_SUFFIXES]
+        where = f"sample {sample.key!r} at byte {sample.begin}"
+        if len(images) != 1:
+            count = "no image" if not images else "more than one image"
+            raise self._fault(
+                f"{where} has {count}: members {found}; one of {', '.join(IMAGE_SUFFIXES)} is needed "
+                "(WebDataset cuts a name at its first dot)"
+            )
+        if not any(suffix in sample.members for suffix in LABEL_SUFFIXES):
+            raise self._fault(
+                f"{where} has no label: members {found}; a .cls holding one integer, or a .json holding a "
+                "list of integers, is needed"
+            )
+        return sample
+
+    def _files(self) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+        """Header, key and suffix of every regular file. Folders and WebDataset's own `__meta__` files are
+        passed over.
+        """
+        for info in self._members():
+            name = info.name
+            if info.isdir() or (name.startswith("__") and name.split("/")[0].endswith("__")):
+                continue
+            self._check_name(info)
+            split = split_name(name)
+            if split is None:
+                raise self._fault(
+                    f"member {name!r} at byte {info.offset} belongs to no sample; members are named "
+                    "KEY.SUFFIX"
+                )
+            yield info, *split
+
+    def _check_name(self, info: tarfile.TarInfo) -> None:
+        name = info.name
+        try:
+            name.encode()
+            odd = any(ord(letter) < 32 or letter in "\\\x7f" for letter in name)
+        except UnicodeEncodeError:
+            odd = True
+        if odd or name.startswith("/") or ".." in name.split("/"):
+            raise self._fault(
+                f"member {name!r} at byte {info.offset}: absolute names, '..', backslashes, control "
+                "characters and names that are not UTF-8 are refused"
+            )
+        if not info.isreg() or info.issparse():
+            raise self._fault(
+                f"member {name!r} at byte {info.offset} is a link, device or sparse file; samples are plain "
+                "files"
+            )
+
+    def _members(self) -> Iterator[tarfile.TarInfo]:
+        self.file.seek(0)
+        tar: tarfile.TarFile | None = None
+        while True:
+            try:
+                if tar is None:
+                    tar = tarfile.TarFile(fileobj=_HeaderReads(self), mode="r")
+                info = tar.next()
+            # tarfile lets ValueError through from damaged extended headers and impossible sizes.
+            except (tarfile.TarError, ValueError) as error:
+                raise self._unreadable(tar, error) from error
+            if info is None:
+                break
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would remember every header
+            foreign = set(tar.pax_headers) - _HARMLESS_GLOBALS
+            if foreign:
+                raise self._fault(f"global PAX header sets {', '.join(sorted(foreign))}; write plain members")
+            if info.size < 0 or info.offset % BLOCK:
+                raise self._fault(
+                    f"member {info.name!r} at byte {info.offset} has an impossible size or place"
+                )
+            end = info.offset_data + (-(-info.size // BLOCK) * BLOCK if info.isreg() else 0)
+            if end > self.size:
+                raise self._fault(
+                    f"truncated: {self.size} bytes, cut in the data of member {info.name!r}, which ends at "
+                    f"byte {end}; copy or write the shard again"
+                )
+            yield info
+        self.data_end = tar.offset
+        self._check_end()
+
+    def _check_end(self) -> None:
+        end = self.data_end
+        self.file.seek(end)
+        block = self.file.read(BLOCK)
+        again = "copy or write the shard again"
+        if not block:
+            raise self._fault(
+                f"truncated: {self.size} bytes and no end-of-archive marker; cut between two members, or its "
+                f"writer did not close it; {again}"
+            )
+        if len(block) < BLOCK:
+            raise self._fault(f"truncated: {self.size} bytes, cut in the header at byte {end}; {again}")
+        if block.count(0) != BLOCK:
+            raise self._fault(f"damaged: no tar header at byte {end}; {again}")
+        while rest := self.file.read(1 << 20):
+            if rest.count(0) != len(rest):
+                raise self._fault(
+                    f"data after the end-of-archive marker at byte {end}, which readers never see; write one "
+                    "archive (tar -A joins two)"
+                )
+
+    def _unreadable(self, tar: tarfile.TarFile | None, error: Exception) -> InputError:
+        if tar is not None:
+            return self._fault(f"damaged at byte {tar.offset}: {error}; copy or write the shard again")
+        self.file.seek(0)
+        start = self.file.read(8)
+        for magic, name in _COMPRESSED.items():
+            if start.startswith(magic):
+                return self._fault(
+                    f"compressed with {name}; shards are plain tars, whose samples can be found by byte"
+                )
+        if self.size < BLOCK:
+            return self._fault(
+                f"truncated: {self.size} bytes, cut in the header at byte 0; copy or write it again"
+            )
+        return self._fault(f"not a tar archive: {error}")
+
+    def _fault(self, what: str) -> InputError:
+        return InputError(f"{self.url}: {what}")
+
+
+class _HeaderReads(io.RawIOBase):
+    """A shard as tarfile sees it: no read longer than a header can be, whatever sizes a damaged header
+    claims.
+    """
+
+    def __init__(self, shard: ShardTar) -> None:
+        self._shard = shard
+        self._file = shard.file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LONGEST_HEADER:
+            raise InputError(
+                f"{self._shard.url}: extended header of {size} bytes before byte {self._file.tell()}"
+            )
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def read_sample(url: str, begin: int, end: int) -> tuple[str, dict[str, bytes]]:
+    """The one sample in bytes [begin, end) of a shard: (key, suffix → data). Raises InputError if it is not
+    one.
+    """
+    with open_shard(url) as file:
+        file.seek(begin)
+        data = file.read(end - begin)
+    if len(data) < end - begin:
+        raise InputError(
+            f"{url}: truncated: {begin + len(data)} bytes, the index places a sample at {begin} to {end}"
+        )
+    where = f"{url} from byte {begin}"
+    samples = list(ShardTar(io.BytesIO(data + bytes(2 * BLOCK)), where).samples())
+    if len(samples) != 1:
+        raise InputError(f"{where}: {len(samples)} samples where the index has one; index the shards again")
+    sample = samples[0]
+    return sample.key, {suffix: data[at : at + size] for suffix, (at, size) in sample.members.items()}

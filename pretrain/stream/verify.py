@@ -1,0 +1,143 @@
+"""The full check of an index against its shards: everything is read, compared and decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pretrain.errors import InputError
+from pretrain.stream.index import Index
+from pretrain.stream.indexfile import IndexFile, key_hash
+from pretrain.stream.location import open_shard
+from pretrain.stream.scan import file_digest, map_shards, read_labels, refuse_shared_keys, wide_hash
+from pretrain.stream.tar import BLOCK, ShardTar, TarSample
+
+_FAULTS_A_SHARD = 20
+_FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found in order: counts, bytes read, and how many shards have no digest to compare with."""
+
+    samples: int
+    shards: int
+    bytes: int
+    without_digest: int
+
+
+def verify(index: Index, *, workers: int | None = None) -> Verified:
+    """Read every shard of `index` whole: size, digest, members, keys, labels and every image.
+
+    Raises InputError listing the faults (the first 20 of them, each with its shard, sample and byte).
+    """
+    faults: list[str] = []
+    without_digest = 0
+    for file in index.files:
+        rehashed = file.rehash()
+        if rehashed != file.hash:
+            faults.append(
+                f"{file.path}: its arrays hash to {rehashed[:12]}…, its header says {file.hash[:12]}…: "
+                "damaged"
+            )
+        jobs = [(str(file.path), shard) for shard in range(file.num_shards)]
+        shard_keys = []
+        for number, (found, keys) in enumerate(
+            map_shards(_check_shard, jobs, workers=workers, doing=f"verifying {file.path}")
+        ):
+            faults += found
+            shard_keys.append(keys)
+            without_digest += not file.digest(number)
+        if not faults:
+            urls = [file.shard_url(shard) for shard in range(file.num_shards)]
+            refuse_shared_keys(urls, shard_keys, np.split(file.offsets, file.first[1:-1]))
+    if faults:
+        more = f"\nand {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise InputError(f"{count} found\n" + "\n".join(faults[:_FAULTS_SHOWN]) + more)
+    return Verified(
+        index.samples, len(index.shards), sum(shard.bytes for shard in index.shards), without_digest
+    )
+
+
+def _check_shard(job: tuple[str, int]) -> tuple[list[str], np.ndarray]:
+    """Faults of one shard of an index file, and the wide hashes of its keys."""
+    path, number = job
+    index = IndexFile(Path(path))
+    faults: list[str] = []
+    keys: list[int] = []
+    try:
+        for fault in _shard_faults(index, number, keys):
+            faults.append(fault)
+            if len(faults) == _FAULTS_A_SHARD:
+                faults.append(f"{index.shard_url(number)}: further faults of this shard are not looked for")
+                break
+    except InputError as error:
+        faults.append(str(error))
+    return faults, np.array(keys, np.uint64)
+
+
+def _shard_faults(index: IndexFile, number: int, keys: list[int]) -> Iterator[str]:
+    url = index.shard_url(number)
+    first, end = int(index.first[number]), int(index.first[number + 1])
+    with open_shard(url) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != int(index.shard_bytes[number]):
+            yield f"{url}: {size} bytes, the index says {int(index.shard_bytes[number])}"
+        recorded, digest = index.digest(number), file_digest(file)
+        if recorded.startswith("sha256:") and recorded != digest:
+            yield f"{url}: {digest[:19]}…, the index says {recorded[:19]}…: its bytes changed"
+        tar = ShardTar(file, url)
+        found = 0
+        for row, sample in enumerate(tar.samples(), first):
+            found += 1
+            keys.append(wide_hash(sample.key))
+            where = f"{url}: sample {sample.key!r} at byte {sample.begin}"
+            if row >= end:
+                continue
+            if int(index.offsets[row]) * BLOCK != sample.begin:
+                yield f"{where}: the index says byte {int(index.offsets[row]) * BLOCK}"
+            if int(index.key_hashes[row]) != key_hash(sample.key):
+                yield f"{where}: the index has another key there (crc32 differs)"
+            labels, expected = read_labels(file, sample, url), _recorded_labels(index, row)
+            if labels != expected:
+                yield f"{where}: labels {labels}, the index says {expected}"
+            fault = _image_fault(_member(tar, sample))
+            if fault:
+                yield f"{where}: .{sample.image} cannot be decoded: {fault}"
+        if found != end - first:
+            yield f"{url}: {found} samples, the index says {end - first}"
+        if tar.data_end != int(index.data_end[number]):
+            yield f"{url}: its data ends at byte {tar.data_end}, the index says {int(index.data_end[number])}"
+
+
+def _recorded_labels(index: IndexFile, row: int) -> list[int]:
+    begin, end = row, row + 1
+    if index.label_starts is not None:
+        begin, end = int(index.label_starts[row]), int(index.label_starts[row + 1])
+    return [int(label) for label in index.labels[begin:end]]
+
+
+def _member(tar: ShardTar, sample: TarSample) -> bytes:
+    at, size = sample.members[sample.image]
+    tar.file.seek(at)
+    return tar.file.read(size)
+
+
+def _image_fault(data: bytes) -> str | None:
+    """What decoding says, None for an image that decodes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # e.g. of metadata that no reader here uses
+            Image.open(io.BytesIO(data)).load()
+    # Decoders raise what they like for damaged data; every kind is reported.
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,267 @@
+"""A data set → shards: shuffled globally before it is sharded, the index written along with the shards."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pretrain.errors import InputError
+from pretrain.stream.dataset import Dataset
+from pretrain.stream.hashing import hash_words
+from pretrain.stream.index import Index
+from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, ShardEntry, key_hash, write_index
+from pretrain.stream.location import local_path, sync_folder
+from pretrain.stream.progress import Progress
+from pretrain.stream.tar import BLOCK
+
+# Says which data set a folder is for, from before the first shard on: a build that was cut off is told from
+# another's.
+RECIPE_NAME = "build.json"
+_SHARD_NAME = "shard-{:06d}.tar"
+_SHUFFLE = 4  # what the hash is for; the order and the augmentation use 1 to 3
+_READ_AHEAD = 4  # images a reading thread may be ahead of the writer
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """How rows become shards: shuffled by `seed`, at most `samples` and about `bytes` to a shard."""
+
+    seed: int = 0
+    bytes: int = 256 << 20
+    samples: int = 10_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"shards: seed {self.seed}; 0 … 2^63 - 1 would be right")
+        if not self.samples >= 1:
+            raise InputError(f"shards: {self.samples} samples a shard; at least 1 would be right")
+        if not 1 <= self.bytes <= LARGEST_SHARD // 2:
+            raise InputError(f"shards: {self.bytes} bytes a shard; 1 … {LARGEST_SHARD // 2} would be right")
+
+
+def write_shards(
+    data: Dataset, folder: str | Path, layout: ShardLayout | None = None, *, readers: int = 8
+) -> tuple[Path, bool]:
+    """Write `data` as shards with their index; returns (the index's path, whether anything was written).
+
+    Keys are row numbers; a sample holds the image and `.cls` or, where labels are lists, `.json`. The same
+    data and layout give the same bytes. A folder that holds just this is left as it is (images in a folder
+    are known by their names, not their bytes); one where this was cut off is begun again. Memory is bounded
+    by the row numbers and the images being read ahead.
+
+    Raises InputError for a folder that holds other shards, an image that cannot be read, a disk that is full.
+    """
+    layout = layout or ShardLayout()
+    path = local_path(folder)
+    recipe = _recipe(data, layout)
+    if _holds(path, recipe):
+        Index.open(path).check_files()
+        return path / INDEX_NAME, False
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _clear(path)
+        _write_durably(path / RECIPE_NAME, (json.dumps(recipe, indent=1) + "\n").encode())
+        width = max(8, len(str(len(data) - 1)))
+        rows = shuffled_rows(len(data), layout.seed)
+        with _ShardSequence(path, layout) as writer, Progress("writing", "samples", len(data)) as progress:
+            for row, (suffix, image) in zip(rows, _ahead(data.read, rows, readers), strict=True):
+                writer.add(f"{row:0{width}d}", suffix, image, data.labels_of(row), data.starts is not None)
+                progress.advance()
+            entries = writer.finish()
+        sync_folder(path)
+    except OSError as error:
+        raise InputError(f"{path}: shards cannot be written: {error.strerror or error}") from error
+    write_index(path / INDEX_NAME, entries, data.classes)
+    return path / INDEX_NAME, True
+
+
+def shuffled_rows(rows: int, seed: int) -> array[int]:
+    """0 … rows−1 in the order in which they are written: by a keyed hash, ties by row."""
+    return array(
+        "q", np.argsort(hash_words(_SHUFFLE, seed, np.arange(rows, dtype=np.uint64)), kind="stable").tobytes()
+    )
+
+
+class _ShardSequence:
+    """Shards being written one after another, each under a temporary name until it is whole and on disk."""
+
+    def __init__(self, folder: Path, layout: ShardLayout) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._entries: list[ShardEntry] = []
+        self._shard: _OpenShard | None = None
+
+    def add(self, key: str, suffix: str, image: bytes, labels: list[int], lists: bool) -> None:
+        label = ("json", json.dumps(labels)) if lists else ("cls", str(labels[0]))
+        members = {suffix: image, label[0]: label[1].encode()}
+        size = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+        if self._shard is not None and (
+            len(self._shard.offsets) >= self._layout.samples or self._shard.tell() + size > self._layout.bytes
+        ):
+            self._finish_shard()
+        if self._shard is None:
+            self._shard = _OpenShard(self._folder / _SHARD_NAME.format(len(self._entries)), lists)
+        self._shard.add(key, members, labels)
+
+    def finish(self) -> list[ShardEntry]:
+        self._finish_shard()
+        return self._entries
+
+    def _finish_shard(self) -> None:
+        if self._shard is not None:
+            self._entries.append(self._shard.finish())
+            self._shard = None
+
+    def __enter__(self) -> _ShardSequence:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
+
+
+class _OpenShard:
+    def __init__(self, path: Path, lists: bool) -> None:
+        # It brings torch, two seconds that a folder which holds its shards already need not wait.
+        from webdataset.writer import TarWriter
+
+        self._path = path
+        self._aside = path.with_name(f".{path.name}.partial")
+        self._file = open(self._aside, "wb")  # noqa: SIM115 (closed by finish)
+        self._digest = hashlib.sha256()
+        # Nothing of when, where or by whom: the same samples are the same bytes.
+        self._tar = TarWriter(self, encoder=False, user="", group="", mode=0o644, mtime=0)
+        self._lists = lists
+        self.offsets = array("I")
+        self._hashes, self._labels, self._counts = array("I"), array("i"), array("I")
+
+    def write(self, data: bytes) -> int:
+        """The tar's bytes on their way to the file."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """Where the next sample begins (the tar stream buffers: the file's own position lags)."""
+        return int(self._tar.tarstream.offset)
+
+    def add(self, key: str, members: dict[str, bytes], labels: list[int]) -> None:
+        self.offsets.append(self.tell() // BLOCK)
+        self._hashes.append(key_hash(key))
+        self._labels.extend(labels)
+        self._counts.append(len(labels))
+        self._tar.write({"__key__": key, **members})
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(OSError):  # the reason for it, on a disk that is full
+            self._tar.close()
+        self._file.close()
+        self._aside.unlink()
+
+    def finish(self) -> ShardEntry:
+        data_end = self.tell()
+        self._tar.close()
+        size = self._file.tell()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._aside, self._path)
+        return ShardEntry(
+            url=self._path.name,
+            bytes=size,
+            data_end=data_end,
+            offsets=np.array(self.offsets, np.uint32),
+            key_hashes=np.array(self._hashes, np.uint32),
+            labels=np.array(self._labels, np.int32),
+            label_counts=np.array(self._counts, np.uint32) if self._lists else None,
+            digest=f"sha256:{self._digest.hexdigest()}",
+        )
+
+
+def _ahead(read: Callable[[int], Result], rows: Iterable[int], threads: int) -> Iterator[Result]:
+    """`read` of every row, in order, by threads that stay a bounded number of rows ahead."""
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for row in rows:
+                pending.append(pool.submit(read, row))
+                if len(pending) >= threads * _READ_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _recipe(data: Dataset, layout: ShardLayout) -> dict[str, Any]:
+    return {
+        "source": data.name,
+        "split": data.split,
+        "samples": len(data),
+        "fingerprint": data.fingerprint,
+        "seed": layout.seed,
+        "shard_bytes": layout.bytes,
+        "shard_samples": layout.samples,
+        "version": 1,
+    }
+
+
+def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
+    """Whether `folder` holds just this data set, whole. Raises InputError when it holds another."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; shards go into a folder")
+    if not folder.exists():
+        return False
+    if not (folder / RECIPE_NAME).exists():
+        other = next((name for name in sorted(os.listdir(folder)) if name.endswith((".tar", ".vfi"))), None)
+        if other:
+            raise InputError(f"{folder}: holds shards already ({other}); choose an empty folder")
+        return False
+    try:
+        found = json.loads((folder / RECIPE_NAME).read_text())
+        keys = [key for key in recipe if found.get(key) != recipe[key]]
+        same = not set(keys) - {"source"}  # a folder of images may have been renamed
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{folder / RECIPE_NAME}: not a build's record ({error}); choose an empty folder"
+        ) from error
+    if not same:
+        named = [key for key in keys if key != "fingerprint"]
+        differences = ", ".join(f"{key} is {found.get(key)!r}, asked for {recipe[key]!r}" for key in named)
+        raise InputError(
+            f"{folder}: holds another data set ({differences or 'its images or labels differ'}); choose "
+            "another "
+            "folder, or remove this one"
+        )
+    return (folder / INDEX_NAME).exists()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a build that was cut off left behind."""
+    for pattern in ("shard-*.tar", ".shard-*.partial", f".{INDEX_NAME}.*.partial"):
+        for left in folder.glob(pattern):
+            left.unlink()
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)

@@ -1,0 +1,74 @@
+"""Which parameters decay, and what the engine is told."""
+
+import pytest
+import torch
+
+from pretrain.engine.engine import batch_layout, deepspeed_config, precision
+from pretrain.engine.optimizer import build_optimizer, parameter_groups
+from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
+
+SPEC = ViTSpec(patch_size=4, layers=2, width=8, mlp=16, heads=2, image_size=8, num_classes=3, representation_size=8)
+CHOICES = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.9, "weight_decay": 0.3}
+
+
+def names(model: torch.nn.Module, group: dict) -> set[str]:
+    held = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in held}
+
+
+def test_matrices_decay_and_nothing_else():
+    model = VisionTransformer(SPEC)
+    decayed, free = parameter_groups(model, 0.3, "matrices")
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    kernels = {"patch_embedding.weight", "representation.weight", "head.weight"}
+    for block in range(2):
+        kernels |= {f"blocks.{block}.{part}.weight" for part in ("attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2")}
+    assert names(model, decayed) == kernels
+    assert names(model, free) == {name for name, _ in model.named_parameters()} - kernels
+    assert {"class_token", "position_embedding", "norm.weight", "blocks.0.attention.qkv.bias"} <= names(model, free)
+
+
+def test_all_decay_where_asked():
+    (only,) = parameter_groups(VisionTransformer(SPEC), 0.3, "all")
+    assert len(only["params"]) == len(list(VisionTransformer(SPEC).parameters()))
+
+
+def test_fine_tuning_gets_sgd_with_momentum():
+    optimizer = build_optimizer(VisionTransformer(SPEC), name="sgd", decay="matrices", **CHOICES)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "cut"),
+    [(4096, 32, 16, (32, 8)), (4096, None, 16, (256, 1)), (12, 2, 3, (2, 2)), (1, 1, 1, (1, 1))],
+)
+def test_a_batch_is_cut_into_equal_parts(batch, micro, ranks, cut):
+    layout = batch_layout(batch, micro, ranks)
+    assert (layout.micro_batch, layout.accumulation) == cut
+    assert layout.per_rank * ranks == batch
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "right"), [(100, 8, 3, "96 or 120"), (10, None, 3, "9 or 12"), (4, 8, 1, "8 would")]
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch, micro, ranks, right):
+    with pytest.raises(InputError, match=right):
+        batch_layout(batch, micro, ranks)
+
+
+def test_deepspeed_is_always_told_how_to_clip():
+    config = deepspeed_config({"zero_optimization": {"stage": 2}}, batch_layout(16, 4, 2), clip_norm=0.0)
+    assert config["gradient_clipping"] == 0.0, "left out, DeepSpeed clips at 1"
+    assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (16, 2)
+    assert config["zero_optimization"] == {"stage": 2}
+
+
+def test_bf16_auto_is_fp32_on_the_cpu():
+    assert precision({"bf16": {"enabled": "auto"}}) is torch.float32
+    assert precision({"bf16": {"enabled": True}}) is torch.bfloat16
+    assert deepspeed_config({"bf16": {"enabled": "auto"}}, batch_layout(2, 1, 2), 1.0)["bf16"] == {"enabled": False}
+    with pytest.raises(InputError, match=r"deepspeed\.fp16"):
+        precision({"fp16": {"enabled": True}})

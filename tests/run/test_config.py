@@ -1,0 +1,153 @@
+"""Configs are closed: what is wrong is refused with the key, what was found and what would be right."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.config import FinetuneConfig, run_config
+from pretrain.errors import InputError
+from pretrain.model.spec import spec_from_arch
+from pretrain.run.config import CONFIG_FOLDER, RunConfig, differences, read_config
+
+PRETRAIN = sorted(
+    str(path.relative_to(CONFIG_FOLDER))
+    for path in CONFIG_FOLDER.rglob("*.json")
+    if path.parent.name not in ("finetune", "fewshot", "quickstart")
+)
+FINETUNE = sorted(str(path.relative_to(CONFIG_FOLDER)) for path in (CONFIG_FOLDER / "finetune").glob("*.json"))
+SMALL = {
+    "name": "small",
+    "model": {"arch": "vit_ti_16"},
+    "train": {"global_batch": 8, "steps": 4},
+    "optimizer": {"lr": 0.1},
+}
+
+
+def write(folder: Path, tree: object, name: str = "small.json") -> Path:
+    path = folder / name
+    path.write_text(tree if isinstance(tree, str) else json.dumps(tree))
+    return path
+
+
+def test_there_is_a_recipe_for_every_size():
+    assert {"h14.json", "l16.json", "l32.json", "b16.json", "b32.json", "imagenet21k/b16.json"} <= set(PRETRAIN)
+    assert {f"finetune/{name}.json" for name in ("imagenet384", "imagenet512", "imagenet518", "cifar10")} <= set(FINETUNE)
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_shipped_recipes_hold(name):
+    config = read_config(RunConfig, name)
+    assert config.train.global_batch == 4096
+    assert config.schedule.warmup_steps == 10_000
+    assert config.data.train is None
+    assert config.optimizer.betas == (0.9, 0.999)
+    assert config.data.crop_area == (0.05, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "lr", "weight_decay", "dropout", "decay"),
+    [
+        ("b16.json", 7, 8e-4, 0.1, 0.0, "linear"),
+        ("l32.json", 7, 6e-4, 0.1, 0.0, "linear"),
+        ("l16.json", 14, 4e-4, 0.1, 0.0, "linear"),
+        ("h14.json", 14, 3e-4, 0.1, 0.0, "linear"),
+        ("imagenet21k/l16.json", 90, 1e-3, 0.03, 0.1, "linear"),
+        ("imagenet1k/b32.json", 300, 3e-3, 0.3, 0.1, "cosine"),
+    ],
+)
+def test_recipes_are_table_3(name, epochs, lr, weight_decay, dropout, decay):
+    config = read_config(RunConfig, name)
+    assert config.train.epochs == epochs
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (lr, weight_decay)
+    assert (config.model.dropout, config.schedule.decay) == (dropout, decay)
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_configs_take_the_checkpoints_network(name):
+    task = read_config(FinetuneConfig, name)
+    assert (task.optimizer.name, task.optimizer.weight_decay, task.train.global_batch) == ("sgd", 0.0, 512)
+    spec = spec_from_arch("vit_h_14", representation_size=1280, num_classes=18291)
+    model = run_config(task, spec).model.spec()
+    assert (model.layers, model.width, model.patch_size) == (32, 1280, 14)
+    assert model.representation_size is None
+    assert model.image_size == task.model.image_size
+
+
+def test_a_file_that_extends_another_is_laid_over_it(tmp_path):
+    write(tmp_path, SMALL, "base.json")
+    path = write(tmp_path, {"extends": "base.json", "model": {"num_classes": 7}, "train": {"epochs": 2}})
+    config = read_config(RunConfig, path, ["optimizer.lr=0.5", "name=other", 'data.train=["a","b"]'])
+    assert config.model.num_classes == 7
+    assert config.model.arch == "vit_ti_16"
+    assert (config.train.steps, config.train.epochs) == (None, 2), "a length said anew clears the other way to say it"
+    assert (config.optimizer.lr, config.name, config.data.train) == (0.5, "other", ("a", "b"))
+    assert read_config(RunConfig, path, ["train.steps=9"]).train.epochs is None
+
+
+def test_a_runs_own_config_is_a_config_again(tmp_path):
+    config = read_config(RunConfig, write(tmp_path, SMALL))
+    record = {**config.model_dump(mode="json"), "versions": {}, "git_commit": None, "command": []}
+    assert read_config(RunConfig, write(tmp_path, record, "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"modle": {}}, ("modle", "unknown key", "did you mean model?")),
+        ({"train": {"global_batch": 8, "step": 4}}, ("train.step", "did you mean train.steps?")),
+        ({"lr": 3}, ("lr", "did you mean optimizer.lr?")),
+        ({"train": {"global_batch": "8", "steps": 4}}, ("train.global_batch", '"8"', "integer")),
+        ({"train": {"global_batch": 8, "steps": 4.5}}, ("train.steps", "4.5", "integer")),
+        ({"train": {"global_batch": 0, "steps": 4}}, ("train.global_batch", "0", "greater than 0")),
+        ({"train": {"global_batch": 8}}, ("train", "exactly one of steps and epochs")),
+        ({"train": {"global_batch": 8, "steps": 1, "epochs": 1}}, ("exactly one of steps and epochs",)),
+        ({"model": {"arch": "vit_h_15"}}, ("model.arch", "did you mean vit_h_14?")),
+        ({"model": {"arch": "vit_h_14", "layers": 3}}, ("model", "layers", "either arch or the sizes")),
+        ({"model": {"width": 8}}, ("model", "patch_size, layers, mlp, heads")),
+        ({"model": {"arch": "vit_b_16", "image_size": 8}}, ("model.image_size",)),
+        ({"train": {"global_batch": 8, "steps": 4, "loss": "mse"}}, ("train.loss", '"mse"', "softmax")),
+        ({"deepspeed": {"optimizer": {}}}, ("deepspeed", "optimizer follows from optimizer.*")),
+        ({"deepspeed": {"zero_optimization": {"stage": 4}}}, ("zero_optimization.stage", "4")),
+        ({"data": {"crop_area": [1, 0.5]}}, ("data.crop_area", "low <= high")),
+        ({"name": None}, ("name", "null", "string")),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(change, words, tmp_path):
+    path = write(tmp_path, {**SMALL, **change})
+    with pytest.raises(InputError) as refusal:
+        read_config(RunConfig, path)
+    for word in (str(path), *words):
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ("line 1", "no JSON")),
+        ("[]", ("expected a JSON object",)),
+        ('{"name": "a", "name": "b"}', ("'name'", "twice")),
+        ('{"extends": "gone.json"}', ("gone.json",)),
+        ('{"extends": "small.json"}', ("extends itself",)),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(text, words, tmp_path):
+    with pytest.raises(InputError) as refusal:
+        read_config(RunConfig, write(tmp_path, text))
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_a_config_that_is_not_there_names_the_nearest():
+    with pytest.raises(InputError, match=r"h_14\.json: no such file.*did you mean h14\.json\?"):
+        read_config(RunConfig, "h_14.json")
+
+
+def test_an_override_needs_a_key_and_a_value(tmp_path):
+    with pytest.raises(InputError, match="expected key.path=value"):
+        read_config(RunConfig, write(tmp_path, SMALL), ["train.steps"])
+
+
+def test_differences_name_dotted_keys():
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert differences(old, new) == [("a.c", 2, 4), ("d", 3, None), ("e", None, 5)]

