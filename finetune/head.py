@@ -44,9 +44,7 @@ def transfer(
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(DROPPED)}
     check_tensors(kept, shapes, spec.describe(), where=where)
 
-    new = replace(
-        spec, num_classes=num_classes, image_size=image_size, dropout=dropout, representation_size=None
-    )
+    new = replace(spec, num_classes=num_classes, image_size=image_size, dropout=dropout, representation_size=None)
     if "position_embedding" in kept:
         kept["position_embedding"] = resize_positions(
             kept["position_embedding"], (new.grid, new.grid), class_slot=spec.pool == "cls"
@@ -59,12 +57,8 @@ def transfer(
 
 def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
     """One line that says what `transfer` dropped, attached and resized."""
-    representation = (
-        f"representation layer ({old.representation_size}) and " if old.representation_size else ""
-    )
-    head = (
-        f"dropped: {representation}head of {old.num_classes} classes; new: head of {new.num_classes}, zeros"
-    )
+    representation = f"representation layer ({old.representation_size}) and " if old.representation_size else ""
+    head = f"dropped: {representation}head of {old.num_classes} classes; new: head of {new.num_classes}, zeros"
     kind = "positions" if old.positions == "learned" else "fixed positions"
     grid = f"{old.grid}x{old.grid} → {new.grid}x{new.grid} ({old.image_size} → {new.image_size} px)"
     ignored = new.image_size % new.patch_size

@@ -18,8 +18,12 @@ def main() -> int:
         description="Fine-tune a checkpoint on a task, at the task's resolution, with a zero-initialised linear head; "
         "resumes what --out holds.",
     )
-    parser.add_argument("--config", required=True, help="a JSON file, or its name under configs/ (finetune/imagenet384.json)")
-    parser.add_argument("--init", metavar="WEIGHTS", required=True, help="a pre-training run folder, or a checkpoint inside one")
+    parser.add_argument(
+        "--config", required=True, help="a JSON file, or its name under configs/ (finetune/imagenet384.json)"
+    )
+    parser.add_argument(
+        "--init", metavar="WEIGHTS", required=True, help="a pre-training run folder, or a checkpoint inside one"
+    )
     parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the DeepSpeed launcher

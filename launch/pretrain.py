@@ -35,7 +35,9 @@ def main() -> int:
         from fewshot.evaluator import FewshotEvaluator
 
         evaluators.append(FewshotEvaluator(config, world))
-    return run(config, args.out or Path("runs") / config.name, world, fill=fill, evaluators=evaluators, extend=args.extend)
+    return run(
+        config, args.out or Path("runs") / config.name, world, fill=fill, evaluators=evaluators, extend=args.extend
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Checkpoints: written aside, flushed, renamed; `latest` last. What is half-written is never taken for whole.
 
-    checkpoints/
-      latest                     the name of the newest, a text file
-      step_00001000/
-        state.json               step, stream position, config, network; names and sizes of the files beside it
-        mp_rank_00_model_states.pt, …   DeepSpeed's files: parameters, optimizer
+checkpoints/
+  latest                     the name of the newest, a text file
+  step_00001000/
+    state.json               step, stream position, config, network; names and sizes of the files beside it
+    mp_rank_00_model_states.pt, …   DeepSpeed's files: parameters, optimizer
 """
 
 from __future__ import annotations
@@ -65,19 +65,12 @@ def save(engine: Any, folder: Path, step: int, state: dict[str, Any], world: Wor
     return final
 
 
-def load(engine: Any, saved: Saved, world: World) -> None:
+def load(engine: Any, saved: Saved) -> None:
     """Put a checkpoint's parameters and optimizer state into `engine`. Collective.
 
     Raises:
-        InputError: it was written by another number of ranks or under another ZeRO stage.
+        InputError: DeepSpeed finds nothing to load in it.
     """
-    now = {"ranks": world.size, "zero_stage": engine.zero_optimization_stage()}
-    was = {key: saved.state[key] for key in now}
-    if was != now:
-        raise InputError(
-            f"checkpoint {saved.path}: written by {was['ranks']} ranks under ZeRO stage {was['zero_stage']}, this run has "
-            f"{now['ranks']} and stage {now['zero_stage']}; resume with the former, or start anew from it with --init"
-        )
     with quiet():
         found, _ = engine.load_checkpoint(str(saved.path.parent), tag=saved.path.name, load_lr_scheduler_states=False)
     if found is None:
@@ -85,8 +78,8 @@ def load(engine: Any, saved: Saved, world: World) -> None:
 
 
 def newest(folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest whole checkpoint under `folder`, and a line for each newer one that is not whole and was passed over."""
-    passed_over = []
+    """The newest whole checkpoint under `folder`, and a line for each newer one that was passed over as not whole."""
+    passed_over: list[str] = []
     for path in sorted(folder.glob(f"{_PREFIX}*"), reverse=True):
         try:
             return read(path), passed_over

@@ -55,7 +55,9 @@ def start(timeout_minutes: float = 30.0) -> World:
     device = torch.device(accelerator.current_device_name())
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each rank would take every core: the ranks of a host share them.
-        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)))
+        torch.set_num_threads(
+            max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
+        )
     return World(rank=int(place["RANK"]), size=int(place["WORLD_SIZE"]), local_rank=local_rank, device=device)
 
 

@@ -57,7 +57,9 @@ def precision(section: dict[str, Any]) -> torch.dtype:
         accelerator = get_accelerator()
         enabled = accelerator.device_name() != "cpu" and accelerator.is_bf16_supported()
     if section.get("fp16", {}).get("enabled", False):
-        raise InputError("deepspeed.fp16: half precision is not offered; set deepspeed.bf16.enabled, or neither for fp32")
+        raise InputError(
+            "deepspeed.fp16: half precision is not offered; set deepspeed.bf16.enabled, or neither for fp32"
+        )
     return torch.bfloat16 if enabled else torch.float32
 
 

@@ -44,6 +44,8 @@ def compile_ops() -> None:
 def _need_tools() -> None:
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
-        raise InputError(f"DeepSpeed compiles C++ ops, and there is no {compiler!r}: install g++ (Debian: apt-get install g++)")
+        raise InputError(
+            f"DeepSpeed compiles C++ ops, and there is no {compiler!r}: install g++ (Debian: apt-get install g++)"
+        )
     if shutil.which("ninja") is None:
         raise InputError("DeepSpeed compiles C++ ops, and there is no ninja on PATH: pip install ninja")

@@ -11,15 +11,14 @@ from torch import nn
 _TOKENS = ("class_token", "position_embedding")
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"]
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"]) -> list[dict[str, Any]]:
     """The parameters as at most two groups: decayed and not.
 
     The paper does not say what it decays. "matrices" (kernels only: no bias, norm, class token or position
     embedding) is the choice of its authors' later code; "all" decays every parameter.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in _TOKENS

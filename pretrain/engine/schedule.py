@@ -25,8 +25,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.warmup_steps and self.warmup_steps >= self.steps:
             raise InputError(
-                f"schedule.warmup_steps: {self.warmup_steps} warm-up steps leave none of the run's {self.steps} to train "
-                f"at the full rate; set schedule.warmup_steps below {self.steps}, or train longer"
+                f"schedule.warmup_steps: {self.warmup_steps} warm-up steps leave none of the run's {self.steps} to "
+                f"train at the full rate; set schedule.warmup_steps below {self.steps}, or train longer"
             )
         if self.final_lr > self.lr:
             raise InputError(f"schedule.final_lr: {self.final_lr} is above optimizer.lr {self.lr}; it must not be")

@@ -23,9 +23,7 @@ def resize_positions(pos: Tensor, new_grid: tuple[int, int], class_slot: bool) -
     patches = pos.shape[1] - slots if pos.ndim == 3 and pos.shape[0] == 1 else -1
     side = math.isqrt(max(patches, 0))
     if patches < 1 or side**2 != patches:
-        expected = (
-            "[1, 1 + g², d]: a class slot and a square grid" if class_slot else "[1, g², d]: a square grid"
-        )
+        expected = "[1, 1 + g², d]: a class slot and a square grid" if class_slot else "[1, g², d]: a square grid"
         raise InputError(f"position embedding: found shape {list(pos.shape)}; it must be {expected}")
     if min(new_grid) < 1:
         raise InputError(f"position embedding: cannot resize to a grid of {new_grid}; both sides start at 1")

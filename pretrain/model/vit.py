@@ -43,9 +43,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(
-            self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads
-        )
+        q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.dropout(self.out(rearrange(x, "b heads n e -> b n (heads e)")))
 
@@ -94,9 +92,7 @@ class VisionTransformer(nn.Module):
         self.spec = spec
         self.checkpoint_blocks = checkpoint_blocks
         learned, class_token = spec.positions == "learned", spec.pool == "cls"
-        self.patch_embedding = nn.Conv2d(
-            spec.channels, spec.width, kernel_size=spec.patch_size, stride=spec.patch_size
-        )
+        self.patch_embedding = nn.Conv2d(spec.channels, spec.width, kernel_size=spec.patch_size, stride=spec.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, spec.width)) if class_token else None
         self.position_embedding = nn.Parameter(torch.empty(1, spec.tokens, spec.width)) if learned else None
         self.dropout = nn.Dropout(spec.dropout)
@@ -132,10 +128,7 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """[b, c, h, w] → [b, n, d]: the class token where there is one, then the patches; with positions."""
         spec = self.spec
-        if (
-            images.shape[1:] != (spec.channels, spec.image_size, spec.image_size)
-            or not images.is_floating_point()
-        ):
+        if images.shape[1:] != (spec.channels, spec.image_size, spec.image_size) or not images.is_floating_point():
             raise InputError(
                 f"images: found {images.dtype} {list(images.shape)}; this model takes floating-point "
                 f"[b, {spec.channels}, {spec.image_size}, {spec.image_size}] (b, channels, rows, columns)"
@@ -230,9 +223,7 @@ def load_tensors(
     """
     check_tensors(tensors, tensor_shapes(model.spec), model.spec.describe(), where=where)
     for prefix, module in model.named_modules():
-        own = {
-            f"{prefix}.{name}" if prefix else name: p for name, p in module.named_parameters(recurse=False)
-        }
+        own = {f"{prefix}.{name}" if prefix else name: p for name, p in module.named_parameters(recurse=False)}
         with torch.no_grad(), gathered(materialised(own.values())):
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])

@@ -24,7 +24,7 @@ _DATA_SHEETS = (
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one device in `dtype`: from its data sheet if it is known, else the best of a few large matrix products."""
+    """FLOP/s of one device in `dtype`: from its data sheet where known, else the best of a few matrix products."""
     if device.type != "cpu":
         name = getattr(torch.get_device_module(device), "get_device_name", str)(device)
         for part, bf16, fp32 in _DATA_SHEETS:

@@ -68,7 +68,9 @@ class ModelSection(Section):
             raise ValueError(f"arch {self.arch!r} already fixes {', '.join(given)}; give either arch or the sizes")
         if self.arch is None and len(given) < len(explicit):
             missing = [key for key in explicit if key not in given]
-            raise ValueError(f"without arch, {', '.join(missing)} must be given (or name one of {' '.join(ARCHITECTURES)})")
+            raise ValueError(
+                f"without arch, {', '.join(missing)} must be given (or name one of {' '.join(ARCHITECTURES)})"
+            )
         try:
             self.spec()
         except InputError as error:
@@ -297,7 +299,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, object by object; a length or a size that is said anew replaces the other way to say it."""
+    """`over` laid over `base`, object by object; a length said in steps clears one said in epochs, and the reverse."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):

@@ -26,7 +26,7 @@ from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.folder import RunFolder
 from pretrain.run.loss import choose_loss
 from pretrain.run.meters import Meters
-from pretrain.run.resume import refuse_changes, trained_function
+from pretrain.run.resume import refuse_changes, refuse_layout, trained_function
 from pretrain.run.saver import Saver
 from pretrain.run.trainer import train
 from pretrain.stream.images import TrainImages
@@ -74,9 +74,12 @@ def run(
     start = 0
     if saved is not None:
         refuse_changes(saved, function, extend=extend)
+        refuse_layout(saved, world.size, zero_stage(config.deepspeed))
         start = order.check(saved.state["stream"], index.hash)
     if start >= steps:
-        _say(world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)")
+        _say(
+            world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
+        )
         return DONE
 
     with ExitStack() as stack:
@@ -89,9 +92,14 @@ def run(
         )
         engine = build_engine(model, optimizer, config.deepspeed, layout, config.optimizer.clip_norm)
         if saved is not None:
-            checkpoint.load(engine, saved, world)
+            checkpoint.load(engine, saved)
         if world.main:
-            folder.write_config({**config.model_dump(mode="json"), "train": {**config.train.model_dump(), "steps": steps, "epochs": None}})
+            folder.write_config(
+                {
+                    **config.model_dump(mode="json"),
+                    "train": {**config.train.model_dump(), "steps": steps, "epochs": None},
+                }
+            )
             folder.rewind(start)
         distributed.barrier()
 
@@ -239,7 +247,8 @@ def _headline(
             f"data: {index.samples:,} samples in {len(index.shards):,} shards; "
             f"steps {start:,} to {steps:,}, {steps * layout.global_batch / index.samples:.4g} epochs",
             f"batch {layout.global_batch} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "
-            f"{layout.micro_batch}; {str(dtype).removeprefix('torch.')}, ZeRO {zero_stage(config.deepspeed)}, {world.device.type}",
+            f"{layout.micro_batch}; {str(dtype).removeprefix('torch.')}, ZeRO {zero_stage(config.deepspeed)}, "
+            f"{world.device.type}",
         ]
     )
 

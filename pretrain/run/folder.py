@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -51,8 +52,14 @@ class RunFolder:
 
 
 def append(file: TextIO, line: dict[str, Any]) -> None:
-    """Add one JSON line and hand it to the operating system, so that it outlives this process."""
-    file.write(json.dumps(line) + "\n")
+    """Add one JSON line and hand it to the operating system, so that it outlives this process.
+
+    JSON has no NaN: a number that is not finite becomes null.
+    """
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
+    file.write(json.dumps(finite, allow_nan=False) + "\n")
     file.flush()
 
 
@@ -67,7 +74,9 @@ def git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         answers = [
-            subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
             for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.CalledProcessError):
@@ -78,7 +87,8 @@ def git_commit() -> str | None:
 def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
     if not path.is_file():
         return
-    kept, discarded = [], []
+    kept: list[str] = []
+    discarded: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             entry = json.loads(line)

@@ -62,12 +62,14 @@ class Meters:
         yield
         self._paused += time.perf_counter() - began
 
-    def step(self, done: int, loss: Tensor, lr: float, grad_norm: float) -> None:
+    def step(self, done: int, loss: Tensor, lr: float, grad_norm: float | None) -> None:
         """Count a step, the `done`-th (from 1); log it where it is due. `loss`: this rank's mean over its images."""
+        assert grad_norm is not None, "a step ends with an update"
         self._window_steps += 1
         if done % self._every and done != self._steps:
             return
-        loss = all_reduce_sum(loss.detach().double() / self._world.size).item()  # waits for the device: time below is real
+        # Waits for the device, so that the time taken next is real.
+        mean_loss = all_reduce_sum(loss.detach().double() / self._world.size).item()
         seconds = time.perf_counter() - self._window_start - self._paused
         share = torch.tensor(self._waited / seconds, dtype=torch.float64, device=self._world.device)
         wait = all_reduce_max(share).item()
@@ -78,7 +80,7 @@ class Meters:
             {
                 "images": done * self._batch,
                 "epoch": done * self._batch / self._samples,
-                "loss": loss,
+                "loss": mean_loss,
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "images_per_second": rate,

@@ -45,8 +45,26 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
     ]
     if changed:
         listed = "; ".join(f"{key} was {was!r}, is {will!r}" for key, was, will in changed)
-        hint = " (--extend allows another length and schedule)" if all(k.startswith(_EXTENDABLE) for k, *_ in changed) else ""
+        hint = (
+            " (--extend allows another length and schedule)"
+            if all(k.startswith(_EXTENDABLE) for k, *_ in changed)
+            else ""
+        )
         raise InputError(
             f"checkpoint {saved.path}: the run it belongs to was trained with another config: {listed}. "
             f"Restore these keys to resume{hint}, or give another --out to start anew"
+        )
+
+
+def refuse_layout(saved: Saved, ranks: int, zero_stage: int) -> None:
+    """Refuse to resume `saved` on another number of ranks or under another ZeRO stage than wrote it.
+
+    Raises:
+        InputError: with both layouts.
+    """
+    was = saved.state["ranks"], saved.state["zero_stage"]
+    if was != (ranks, zero_stage):
+        raise InputError(
+            f"checkpoint {saved.path}: written by {was[0]} ranks under ZeRO stage {was[1]}, this run has {ranks} and "
+            f"stage {zero_stage}; resume with the former, or start anew from its weights: --init RUN and another --out"
         )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-
 from pretrain.engine import checkpoint
 from pretrain.engine.distributed import World, any_rank
 from pretrain.run.folder import RunFolder

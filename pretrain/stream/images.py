@@ -34,8 +34,11 @@ class Transform(Protocol):
     Called from several threads at once. Raises UnreadableImage.
     """
 
-    image_size: int
-    channels: int
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
 
     def __call__(self, data: bytes, epoch: int, sample_id: int) -> Tensor: ...
 

@@ -24,7 +24,9 @@ def test_matrices_decay_and_nothing_else():
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     kernels = {"patch_embedding.weight", "representation.weight", "head.weight"}
     for block in range(2):
-        kernels |= {f"blocks.{block}.{part}.weight" for part in ("attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2")}
+        kernels |= {
+            f"blocks.{block}.{part}.weight" for part in ("attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2")
+        }
     assert names(model, decayed) == kernels
     assert names(model, free) == {name for name, _ in model.named_parameters()} - kernels
     assert {"class_token", "position_embedding", "norm.weight", "blocks.0.attention.qkv.bias"} <= names(model, free)

@@ -86,9 +86,7 @@ def test_a_model_without_a_class_token_moves_too(positions):
 
 
 def test_weights_whose_head_was_already_dropped_are_enough(tensors):
-    bare = {
-        name: tensor for name, tensor in tensors.items() if not name.startswith(("head", "representation"))
-    }
+    bare = {name: tensor for name, tensor in tensors.items() if not name.startswith(("head", "representation"))}
     spec, new = transfer(SPEC, bare, num_classes=3, image_size=16)
     assert network(spec, new)(images(16)).shape == (2, 3)
 

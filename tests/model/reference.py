@@ -90,9 +90,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.pos_embedding = nn.Parameter(0.02 * torch.randn(seq_length, hidden_dim))
         self.dropout = nn.Dropout(drop_p)
-        self.layers = nn.ModuleList(
-            [EncoderLayer(hidden_dim, d_ff, n_heads, drop_p) for _ in range(n_layers)]
-        )
+        self.layers = nn.ModuleList([EncoderLayer(hidden_dim, d_ff, n_heads, drop_p) for _ in range(n_layers)])
         self.ln = nn.LayerNorm(hidden_dim, eps=1e-6)
 
     def forward(self, x):
@@ -138,9 +136,7 @@ class VisionTransformer(nn.Module):
 
         # Weight initialization
         fan_in = (
-            self.input_embedding.in_channels
-            * self.input_embedding.kernel_size[0]
-            * self.input_embedding.kernel_size[1]
+            self.input_embedding.in_channels * self.input_embedding.kernel_size[0] * self.input_embedding.kernel_size[1]
         )
         nn.init.trunc_normal_(self.input_embedding.weight, std=math.sqrt(1 / fan_in))
         if self.input_embedding.bias is not None:

@@ -26,7 +26,7 @@ def test_multiply_adds_are_the_published_ones(arch, fields, giga):
         ("vit_h_14", {"representation_size": 1280}),
         ("vit_b_16", {}),
         ("vit_ti_16", {"pool": "mean", "positions": "sincos2d", "channels": 1}),
-        ("vit_s_16", {"image_size": 250, "num_classes": 7}),
+        ("vit_s_16", {"image_size": 250, "num_classes": 7, "representation_size": 96}),
     ],
 )
 def test_multiply_adds_are_those_torch_counts(arch, fields):

@@ -75,9 +75,7 @@ def worst_error(found, wanted):
 @pytest.mark.parametrize("representation", [None, 24])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
-def test_logits_and_gradients_equal_the_reference(
-    reference, images, size, representation, dropout, dtype, tolerance
-):
+def test_logits_and_gradients_equal_the_reference(reference, images, size, representation, dropout, dtype, tolerance):
     fields = {**vars(SIZES[size]), "representation_size": representation, "dropout": dropout}
     spec = ViTSpec(**fields)
     theirs = reference_network(reference, spec, dtype)

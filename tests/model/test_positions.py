@@ -75,9 +75,5 @@ def test_sine_cosine_positions_follow_the_formula():
     for y in range(grid):
         for x in range(grid):
             waves = [1 / 10_000 ** (k / (width // 4 - 1)) for k in range(width // 4)]
-            wanted = [
-                f(p * w)
-                for p, f in ((x, math.sin), (x, math.cos), (y, math.sin), (y, math.cos))
-                for w in waves
-            ]
+            wanted = [f(p * w) for p, f in ((x, math.sin), (x, math.cos), (y, math.sin), (y, math.cos)) for w in waves]
             assert found[0, y * grid + x].tolist() == pytest.approx(wanted, abs=1e-6)

@@ -32,7 +32,9 @@ def write(folder: Path, tree: object, name: str = "small.json") -> Path:
 
 def test_there_is_a_recipe_for_every_size():
     assert {"h14.json", "l16.json", "l32.json", "b16.json", "b32.json", "imagenet21k/b16.json"} <= set(PRETRAIN)
-    assert {f"finetune/{name}.json" for name in ("imagenet384", "imagenet512", "imagenet518", "cifar10")} <= set(FINETUNE)
+    assert {f"finetune/{name}.json" for name in ("imagenet384", "imagenet512", "imagenet518", "cifar10")} <= set(
+        FINETUNE
+    )
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -144,7 +146,7 @@ def test_a_config_that_is_not_there_names_the_nearest():
 
 
 def test_an_override_needs_a_key_and_a_value(tmp_path):
-    with pytest.raises(InputError, match="expected key.path=value"):
+    with pytest.raises(InputError, match=r"expected key\.path=value"):
         read_config(RunConfig, write(tmp_path, SMALL), ["train.steps"])
 
 

@@ -36,4 +36,10 @@ def test_the_config_record_says_what_it_ran_under(tmp_path):
 
 
 def test_time_left_reads_as_people_say_it():
-    assert [clock(s) for s in (0.4, 42, 185, 7 * 3600 + 720, 3 * 86400 + 4 * 3600)] == ["0s", "42s", "3m05s", "7h12m", "3d04h"]
+    assert [clock(s) for s in (0.4, 42, 185, 7 * 3600 + 720, 3 * 86400 + 4 * 3600)] == [
+        "0s",
+        "42s",
+        "3m05s",
+        "7h12m",
+        "3d04h",
+    ]

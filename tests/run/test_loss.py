@@ -14,7 +14,9 @@ ALL = torch.ones(6, dtype=torch.bool)
 
 
 def test_softmax_is_torchs_cross_entropy():
-    assert torch.equal(softmax_loss(LOGITS, LABELS, ALL), F.cross_entropy(LOGITS, LABELS[:, 0], reduction="none").sum() / 6)
+    assert torch.equal(
+        softmax_loss(LOGITS, LABELS, ALL), F.cross_entropy(LOGITS, LABELS[:, 0], reduction="none").sum() / 6
+    )
 
 
 def test_sigmoid_sums_over_classes_and_takes_label_lists():

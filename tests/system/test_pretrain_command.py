@@ -42,7 +42,9 @@ def lines(path: Path) -> list[dict]:
 
 
 def losses(folder: Path) -> list[tuple[int, float, float]]:
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines(folder / "metrics.jsonl") if "loss" in line]
+    return [
+        (line["step"], line["loss"], line["grad_norm"]) for line in lines(folder / "metrics.jsonl") if "loss" in line
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,16 @@ def test_killed_and_started_again_it_is_the_same_run_bit_for_bit(undisturbed, co
     assert losses(tmp_path) == losses(undisturbed)
 
     order = run(
-        sys.executable, "launch/shards.py", "order", digits / "train", "--global-batch", 24, "--seed", 0, "--steps", f"0:{STEPS}"
+        sys.executable,
+        "launch/shards.py",
+        "order",
+        digits / "train",
+        "--global-batch",
+        24,
+        "--seed",
+        0,
+        "--steps",
+        f"0:{STEPS}",
     )
     audits = [lines(tmp_path / "audit" / f"rank_{rank:05d}.jsonl") for rank in range(2)]
     trained = [{"step": a["step"], "ids": a["ids"] + b["ids"]} for a, b in zip(*audits, strict=True)]
@@ -106,7 +117,10 @@ def test_killed_and_started_again_it_is_the_same_run_bit_for_bit(undisturbed, co
 
 @pytest.mark.parametrize("how", ["file", "sigterm", "time limit"])
 def test_asked_to_stop_it_saves_and_goes_on_from_there(how, config, run, tmp_path, undisturbed):
-    words = [str(word) for word in (*PYTHON, "--config", config, "--out", tmp_path, "train.micro_batch=24", "train.steps=2000")]
+    words = [
+        str(word)
+        for word in (*PYTHON, "--config", config, "--out", tmp_path, "train.micro_batch=24", "train.steps=2000")
+    ]
     limit = ["train.time_limit_minutes=0.005"] if how == "time limit" else []
     process = subprocess.Popen([*words, *limit], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "metrics.jsonl"
@@ -180,7 +194,9 @@ def test_a_truncated_tar_is_named(config, run, tmp_path, digits):
     shutil.copytree(digits / "train", shards)
     tar = sorted(shards.glob("*.tar"))[0]
     os.truncate(tar, tar.stat().st_size // 2)
-    expect_refusal(run(*PYTHON, "--config", config, f"data.train={shards}", "--out", tmp_path / "run"), tar.name, "truncated")
+    expect_refusal(
+        run(*PYTHON, "--config", config, f"data.train={shards}", "--out", tmp_path / "run"), tar.name, "truncated"
+    )
 
 
 def test_a_run_of_another_model_or_seed_is_not_resumed(config, run, tmp_path, undisturbed):
