@@ -1,0 +1,45 @@
+"""Validation counts every sample once, on however many ranks and in whatever batches."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain.model.initialization import initialize
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
+from pretrain.stream.images import EvalImages, to_float
+from pretrain.stream.index import Index
+from pretrain.stream.loader import evaluation_batches
+
+
+@pytest.fixture(scope="module")
+def by_hand(digits: Path) -> dict[str, float]:
+    """Loss and accuracies over the whole set at once."""
+    spec = ViTSpec(patch_size=4, layers=2, width=24, mlp=48, heads=2, image_size=16, channels=1, num_classes=10)
+    model = VisionTransformer(spec).eval()
+    initialize(model, 0)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    index = Index.open(digits / "test")
+    whole = next(evaluation_batches(index, EvalImages(16, 1), batch=index.samples, rank=0, world=1, workers=1))
+    labels = whole.labels[:, 0]
+    with torch.no_grad():
+        logits = model(to_float(whole.images, torch.float32))
+    order = logits.argsort(dim=1, descending=True)
+    return {
+        "eval/loss": F.cross_entropy(logits, labels).item(),
+        "eval/top1": (order[:, 0] == labels).double().mean().item(),
+        "eval/top5": (order[:, :5] == labels[:, None]).any(dim=1).double().mean().item(),
+    }
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 7), (2, 32)])
+def test_validation_does_not_depend_on_ranks_or_batch(count, batch, ranks, digits, by_hand, tmp_path):
+    ranks(count, Path(__file__).parent / "evaluate_ranks.py", digits / "test", tmp_path / "values.json", batch)
+    values = json.loads((tmp_path / "values.json").read_text())
+    assert values["eval/loss"] == pytest.approx(by_hand["eval/loss"], rel=1e-6)
+    assert values["eval/top1"] == by_hand["eval/top1"]
+    assert values["eval/top5"] == by_hand["eval/top5"]
+    assert 0 < values["eval/top1"] < values["eval/top5"] < 1
