@@ -1,8 +1,8 @@
 """Few-shot: what linear probes make of frozen features.
 
-    deepspeed launch/fewshot.py --config fewshot/imagenet.json --init runs/h14 data.support=TRAIN data.query=VAL
-    python launch/fewshot.py --config C --init runs/h14 --init runs/l16      # one rank; several networks
-    python launch/fewshot.py --features F.npz --out runs/given --shots 1,5   # features from elsewhere
+    deepspeed launch/fewshot.py --config fewshot/imagenet.json --init runs/h14 data.support=T data.query=V
+    python launch/fewshot.py --config C --init runs/h14 --init runs/l16       # one rank; several networks
+    python launch/fewshot.py --features F.npz --out runs/given --shots 1,5    # features from elsewhere
 
 Exit status: 0 done, 2 when what was given is at fault.
 """
@@ -22,6 +22,8 @@ from typing import Any
 from pretrain.errors import InputError
 from pretrain.run.command import DONE, main_rank, run_command
 
+# What else is needed is imported late: torch takes seconds, which a mistake in the config need not wait for.
+
 
 def main() -> int:
     args = parser().parse_intermixed_args()
@@ -30,6 +32,7 @@ def main() -> int:
 
 def probe_weights(args: argparse.Namespace) -> int:
     from fewshot.config import FewshotConfig
+    from fewshot.task import open_task
     from pretrain.run.config import read_config
 
     if not args.config or not args.init:
@@ -38,15 +41,14 @@ def probe_weights(args: argparse.Namespace) -> int:
             "--features F.npz --out DIR, would be right"
         )
     config = read_config(FewshotConfig, args.config, [*args.overrides, *protocol_overrides(args)])
+    protocol, out = config.fewshot, args.out or Path("runs") / config.name
+    task = open_task(config.data.support, config.data.query, shots=protocol.shots, seeds=protocol.seeds)
 
     from fewshot import report, study
     from fewshot.score import fp64_device
     from fewshot.subject import open_entries
-    from fewshot.task import open_task
     from pretrain.engine import distributed
 
-    protocol, out = config.fewshot, args.out or Path("runs") / config.name
-    task = open_task(config.data.support, config.data.query, shots=protocol.shots, seeds=protocol.seeds)
     entries = open_entries(args.init, config.model.image_size)
     world = distributed.start()
     began = time.monotonic()
@@ -68,13 +70,19 @@ def probe_weights(args: argparse.Namespace) -> int:
         draws=task.draws,
         weights=report.describe_entries(entries, names),
         images=report.describe_task(task),
-        run={"ranks": world.size, "batch": protocol.batch, "device": str(device), "config": config.model_dump(mode="json")},
+        run={
+            "ranks": world.size,
+            "batch": protocol.batch,
+            "device": str(device),
+            "config": config.model_dump(mode="json"),
+        },
     )
     return finish(content, out)
 
 
 def probe_file(args: argparse.Namespace) -> int:
     from fewshot.config import FewshotConfig, ProtocolSection
+    from fewshot.store import read_given
     from pretrain.run.config import read_config
 
     if args.init:
@@ -88,12 +96,11 @@ def probe_file(args: argparse.Namespace) -> int:
         protocol = read_config(FewshotConfig, args.config, [*args.overrides, *protocol_overrides(args)]).fewshot
     else:
         protocol = ProtocolSection(**protocol_options(args))
+    given = read_given(args.features)
 
     from fewshot import report, study
-    from fewshot.store import read_given
 
     began = time.monotonic()
-    given = read_given(args.features)
     scores, draws = study.probe_given(given, protocol, name)
     scores.seconds["total"] = time.monotonic() - began
     content = report.build_report(

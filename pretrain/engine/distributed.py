@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -98,7 +99,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
     return torch.cat(parts) if parts is not None else None
 
 
-def share(value: object) -> object:
+def share(value: Any) -> Any:
     """Rank 0's `value`, on every rank."""
     if _size() == 1:
         return value

@@ -70,7 +70,8 @@ def run(
     dtype = precision(config.deepspeed)
     function = trained_function(config, steps, dtype)
 
-    saved, passed_over = checkpoint.newest(folder.checkpoints)
+    # Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one.
+    saved, passed_over = distributed.share(checkpoint.newest(folder.checkpoints) if world.main else None)
     start = 0
     if saved is not None:
         refuse_changes(saved, function, extend=extend)

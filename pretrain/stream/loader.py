@@ -124,7 +124,7 @@ class BatchStream:
         self._pending.clear()
         # First what decode threads may be waiting for: a cancelled read lets go of them.
         self._reader.close()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()
 
     def _fill(self) -> None:
         """Hand micro-batches to the decode threads until enough are under way, each in a fresh buffer."""

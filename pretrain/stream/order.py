@@ -75,8 +75,7 @@ class Order:
         end = self.global_batch if end is None else end
         if step < 0 or not 0 <= begin <= end <= self.global_batch:
             raise InputError(
-                f"order: step {step}, slots [{begin}, {end}); steps count from 0, "
-                f"slots lie in [0, {self.global_batch})"
+                f"order: step {step}, slots [{begin}, {end}); steps count from 0, slots lie in [0, {self.global_batch})"
             )
         return np.arange(step * self.global_batch + begin, step * self.global_batch + end, dtype=np.int64)
 
@@ -120,9 +119,7 @@ class Order:
         missing = [name for name in (*frozen, "position") if name not in state]
         if missing:
             raise InputError(f"stream state: no {', '.join(missing)}; not a state of this program's stream")
-        changed = [
-            f"{name} was {state[name]!r}, is {now!r}" for name, now in frozen.items() if state[name] != now
-        ]
+        changed = [f"{name} was {state[name]!r}, is {now!r}" for name, now in frozen.items() if state[name] != now]
         if changed:
             raise InputError(
                 f"the order of samples would change: {'; '.join(changed)}. Resume with the data and settings "
@@ -131,9 +128,7 @@ class Order:
         position = state["position"]
         batch = self.global_batch
         if type(position) is not int or position < 0 or position % batch:
-            raise InputError(
-                f"stream state: position is {position!r}; a multiple of {batch}, the batch, is right"
-            )
+            raise InputError(f"stream state: position is {position!r}; a multiple of {batch}, the batch, is right")
         return position // batch
 
     def _frozen(self, index_hash: str) -> dict[str, int | str]:
@@ -185,9 +180,7 @@ class Order:
         return chunk.astype(np.int64) * g + within
 
 
-def _permute(
-    values: NDArray[np.uint64], size: int, seed: int, epoch: NDArray[np.int64]
-) -> NDArray[np.uint64]:
+def _permute(values: NDArray[np.uint64], size: int, seed: int, epoch: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A keyed permutation of [0, size) applied to each value; `epoch` has length 1 or that of the values.
 
     Alternating Feistel rounds on the smallest power of two that holds `size`, walked until inside it.

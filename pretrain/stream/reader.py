@@ -131,9 +131,7 @@ def _expand(extent: Extent) -> list[tuple[str, bytes]]:
     for sample in grouped:
         images = [suffix for suffix in IMAGE_SUFFIXES if suffix in sample]
         if len(images) != 1:
-            raise _mismatch(
-                extent, f"sample {sample['__key__']!r} has images {images}, where one is expected"
-            )
+            raise _mismatch(extent, f"sample {sample['__key__']!r} has images {images}, where one is expected")
         found.append((sample["__key__"], sample[images[0]]))
     return found
 
@@ -247,11 +245,7 @@ def plan_evaluation(ids: NDArray[np.int64], batch: int, rank: int, world: int) -
         begin = (step * world + rank) * batch
         taken = ids[begin : begin + batch]
         runs = np.split(taken, np.flatnonzero(np.diff(taken) != 1) + 1)
-        fresh = [
-            Chunk(run[at : at + _EVALUATION_RUN])
-            for run in runs
-            for at in range(0, len(run), _EVALUATION_RUN)
-        ]
+        fresh = [Chunk(run[at : at + _EVALUATION_RUN]) for run in runs for at in range(0, len(run), _EVALUATION_RUN)]
         chunks: list[Chunk | None] = [chunk for chunk in fresh for _ in chunk.ids]
         padding = batch - len(taken)
         padded = np.concatenate([taken, np.full(padding, -1, np.int64)])

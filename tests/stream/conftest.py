@@ -41,14 +41,10 @@ def encode(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
 
 def noise(key: str, height: int, width: int) -> np.ndarray:
     """Pixels that tell one sample from every other."""
-    return np.random.default_rng(zlib.crc32(key.encode())).integers(
-        0, 256, (height, width, 3), dtype=np.uint8
-    )
+    return np.random.default_rng(zlib.crc32(key.encode())).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def write(
-    folder: Path, sizes, *, side=12, labels=None, replace=None, suffixes=("png", "jpg", "webp")
-) -> Shards:
+def write(folder: Path, sizes, *, side=12, labels=None, replace=None, suffixes=("png", "jpg", "webp")) -> Shards:
     """Shards of `sizes` samples each; `replace` puts other bytes in the place of some ids."""
     folder.mkdir(parents=True)
     keys, images, all_labels = [], [], []

@@ -148,8 +148,7 @@ def test_what_is_no_image_is_unreadable_with_its_first_bytes():
 def test_a_crop_depends_on_seed_epoch_and_id_alone(encoded):
     data = encoded(smooth(60, 80), "JPEG")
     crops = {
-        key: TrainImages(32, 3, key[0])(data, key[1], key[2])
-        for key in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]
+        key: TrainImages(32, 3, key[0])(data, key[1], key[2]) for key in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]
     }
     assert torch.equal(TrainImages(32, 3, 1)(data, 2, 3), crops[1, 2, 3])
     assert all(image.shape == (3, 32, 32) and image.dtype == torch.uint8 for image in crops.values())
@@ -221,9 +220,7 @@ def test_tiny_images_are_enlarged(encoded, side, channels):
 # Evaluation
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size"), [(375, 500, 224), (500, 375, 224), (100, 90, 32), (20, 30, 48)]
-)
+@pytest.mark.parametrize(("height", "width", "size"), [(375, 500, 224), (500, 375, 224), (100, 90, 32), (20, 30, 48)])
 def test_evaluation_is_the_middle_of_the_image_at_eight_sevenths(encoded, height, width, size):
     pixels = smooth(height, width)
     resized = round(8 / 7 * size)

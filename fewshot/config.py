@@ -1,0 +1,92 @@
+"""What a few-shot config may say."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from pretrain.run.config import Section
+
+PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
+LAYERS = ("tanh", "pre_tanh", "cls", "mean")  # of a network; the first two have a representation head
+BASELINES = ("pixels", "untrained")
+
+
+class DataSection(Section):
+    """What is learned from and what is scored: an INDEX each, or a list that is concatenated."""
+
+    support: str | tuple[str, ...] | None = None
+    query: str | tuple[str, ...] | None = None
+    workers: int = Field(default=4, gt=0)  # decode threads per rank
+
+
+class ModelSection(Section):
+    """How the checkpoint's network is used."""
+
+    image_size: int | None = Field(default=None, gt=0)  # null: the checkpoint's; else positions are resized
+
+
+class ProtocolSection(Section):
+    """The protocol. The defaults are big_vision's few-shot evaluator."""
+
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    l2: float = Field(default=1024.0, gt=0, allow_inf_nan=False)  # λ of the ridge, not scaled by images
+    probes: tuple[str, ...] = PROBES
+    # Layers a network does not have are left out.
+    features: tuple[str, ...] = ("tanh", "pre_tanh", "cls", "pixels", "untrained")
+    oracle: bool = True  # also the ridge for every λ of 2^-10 … 2^19, as a curve apart
+    batch: int = Field(default=64, gt=0)  # images a rank looks at together
+
+    @field_validator("shots", "seeds", "probes", "features")
+    @classmethod
+    def _each_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        if not values:
+            raise ValueError("found []; at least one is needed")
+        if len(set(values)) < len(values):
+            raise ValueError(f"found {list(values)}; name each once")
+        return values
+
+    @field_validator("shots")
+    @classmethod
+    def _some(cls, shots: tuple[int, ...]) -> tuple[int, ...]:
+        if min(shots) < 1:
+            raise ValueError(f"found {list(shots)}; shots are images of each class, 1 or more")
+        return tuple(sorted(shots))
+
+    @field_validator("seeds")
+    @classmethod
+    def _not_negative(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if min(seeds) < 0:
+            raise ValueError(f"found {list(seeds)}; seeds are 0 or more")
+        return seeds
+
+    @field_validator("probes")
+    @classmethod
+    def _known_probes(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
+        if "sgd" in probes:
+            raise ValueError(
+                "sgd is not among this version's probes; logistic trains the same linear layer to its optimum"
+            )
+        return _known(probes, PROBES)
+
+    @field_validator("features")
+    @classmethod
+    def _known_features(cls, features: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(features, (*LAYERS, *BASELINES))
+
+
+class FewshotConfig(Section):
+    """A few-shot evaluation of frozen networks."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)  # of the untrained network
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    fewshot: ProtocolSection = ProtocolSection()
+
+
+def _known(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"found {name!r}; known: {' '.join(known)}")
+    return names

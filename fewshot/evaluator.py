@@ -1,0 +1,84 @@
+"""The few-shot score of a network while it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from torch import nn
+
+from fewshot.features import extract
+from fewshot.score import fp64_device, score, summarise
+from fewshot.store import FeatureSet
+from fewshot.subject import representation
+from fewshot.task import open_task
+from pretrain.engine.distributed import World, share
+from pretrain.errors import InputError
+from pretrain.run.config import RunConfig
+
+_BATCH = 64  # images a rank looks at together
+
+
+class FewshotEvaluator:
+    """The ridge probe of the `fewshot` section, on the representation (class token without one).
+
+    Opens and checks the indices, and draws, once. Only the drawn images of the support index are looked at.
+    Raises InputError as `open_task` does, and where the config has no `fewshot` section.
+    """
+
+    def __init__(self, config: RunConfig, world: World) -> None:
+        section = config.fewshot
+        if section is None:
+            raise InputError(f"config {config.name}: no fewshot section; set fewshot.every, .support, .query")
+        self.every: int | None = section.every
+        self._task = open_task(
+            section.support, section.query, shots=section.shots, seeds=section.seeds, section="fewshot"
+        )
+        self._l2, self._workers, self._world = section.l2, config.data.workers, world
+        self._spec = config.model.spec()
+
+    def run(self, model: nn.Module, step: int) -> Iterator[tuple[str, float]]:
+        """("fewshot/5shot_ridge", accuracy), a pair for each shots, mean over the seeds; on every rank.
+
+        Collective, and done when it returns: a rank that does not iterate keeps no other waiting. NaN where
+        the features are not finite. Under ZeRO `model` may be the partitioned network.
+        """
+        return iter(share(self._score(model)).items())
+
+    def _score(self, model: nn.Module) -> dict[str, float]:
+        task, layer = self._task, representation(self._spec)
+        parts = {}
+        for split, index, ids in (
+            ("support", task.support, task.support_ids),
+            ("query", task.query, np.arange(task.query.samples)),
+        ):
+            parts[split] = extract(
+                model,
+                index,
+                ids,
+                layers=[layer],
+                image_size=self._spec.image_size,
+                channels=self._spec.channels,
+                batch=_BATCH,
+                workers=self._workers,
+                world=self._world,
+                doing=f"few-shot {split}",
+                skip_unreadable=True,
+            )
+        support, query = parts["support"], parts["query"]
+        if support is None or query is None:
+            return {}
+        names = {draw.shots: f"fewshot/{draw.shots}shot_ridge" for draw in task.draws}
+        if not (np.isfinite(support[layer]).all() and np.isfinite(query[layer]).all()):
+            return dict.fromkeys(names.values(), math.nan)
+        results, _ = score(
+            FeatureSet(task.support_ids, support[layer], query[layer]),
+            task.draws,
+            task.query_labels,
+            classes=task.classes,
+            probe_names=["ridge"],
+            l2=self._l2,
+            device=fp64_device(self._world.device),
+        )
+        return {names[row.shots]: row.mean for row in summarise(results)}

@@ -1,0 +1,95 @@
+"""Frozen features of a network: every image once, on all ranks, in id order on rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pretrain.engine.distributed import World, gather_rows
+from pretrain.stream.images import SquashImages, UnreadableImage, to_float
+from pretrain.stream.index import Index
+from pretrain.stream.loader import evaluation_batches
+from pretrain.stream.progress import Progress
+from pretrain.stream.reader import ChunkError
+
+
+def extract(
+    model: nn.Module,
+    index: Index,
+    ids: NDArray[np.int64],
+    *,
+    layers: Sequence[str],
+    image_size: int,
+    channels: int,
+    batch: int,
+    workers: int,
+    world: World,
+    doing: str = "features",
+    skip_unreadable: bool = False,
+) -> dict[str, NDArray[np.float32]] | None:
+    """Features of canonical `ids` [n] by layer, fp32 [n, ·] in that order; None but on rank 0. Collective.
+
+    `model(images, features=True)` must return the layers; images are squashed and centre-cropped to
+    `image_size` (`SquashImages`), fp32 in [-1, 1]. The last batches are padded to `batch`, so every image is
+    computed in the same place of the same shape of batch: bit-equal for any number of ranks. Another `batch`
+    may change the last digits, as matrix products of another shape do.
+
+    Raises InputError where an image cannot be read, unless `skip_unreadable`, which sees it as grey.
+    """
+
+    def refuse(sample_id: int, error: UnreadableImage) -> None:
+        (place,) = index.extents(np.array([sample_id]))
+        raise ChunkError(
+            f"{place.url}, byte {place.begin}: sample {sample_id} cannot be decoded: {error}; "
+            "mend the image or leave it out of the shards"
+        )
+
+    found: dict[str, NDArray[np.float32]] = {}
+    done = 0
+    batches = evaluation_batches(
+        index,
+        SquashImages(image_size, channels),
+        batch=batch,
+        rank=world.rank,
+        world=world.size,
+        workers=workers,
+        ids=ids,
+        on_fault=None if skip_unreadable else refuse,
+    )
+    training = model.training
+    model.eval()
+    # Not inference_mode: under ZeRO-3 the parameters gathered inside would be unfit for training afterwards.
+    with batches, torch.no_grad(), Progress(doing, "images", len(ids) if world.main else 0) as progress:
+        for part in batches:
+            images = to_float(part.images.to(world.device, non_blocking=True), torch.float32)
+            features = model(images, features=True)
+            rows = gather_rows(torch.cat([features[layer].float() for layer in layers], dim=1))
+            owners = gather_rows(torch.from_numpy(part.ids).to(world.device))
+            if rows is None or owners is None:
+                continue
+            real = owners >= 0
+            taken = ids[done : done + int(real.sum())]
+            if not np.array_equal(owners[real].cpu().numpy(), taken):
+                raise RuntimeError(f"features came out of order at image {done}")
+            widths = [features[layer].shape[1] for layer in layers]
+            for layer, values in zip(layers, rows[real].cpu().split(widths, dim=1), strict=True):
+                if layer not in found:
+                    found[layer] = np.empty((len(ids), values.shape[1]), np.float32)
+                found[layer][done : done + len(taken)] = values.numpy()
+            done += len(taken)
+            progress.advance(len(taken))
+    model.train(training)
+    return found if world.main else None
+
+
+def preprocessing(image_size: int) -> str:
+    """In words, what `extract` does to an image."""
+    squashed = (16 * image_size + 7) // 14
+    return (
+        f"squash to {squashed}x{squashed} (bilinear, half-pixel centres, no antialias, uint8), "
+        f"centre crop {image_size}x{image_size}, to [-1, 1]"
+    )

@@ -1,0 +1,154 @@
+"""A few-shot evaluation from start to end: features by all ranks into files, then probes by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fewshot.config import FewshotConfig, ProtocolSection
+from fewshot.draw import Draw, draw_support
+from fewshot.features import extract
+from fewshot.score import Result, Scores, Sweep, score
+from fewshot.store import Given, content, feature_file, read_layer, write_features
+from fewshot.subject import Entry, Subject, headline, subjects
+from fewshot.task import Task
+from pretrain.engine.distributed import World, share
+from pretrain.stream.progress import Progress
+
+FEATURES = "features"  # folder of a run's feature files; may be removed at any time
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One feature of one WEIGHTS: layer `layer` in `file`, called `feature` in the report."""
+
+    entry: Entry
+    feature: str
+    file: Path
+    layer: str
+
+
+def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, out: Path, world: World) -> list[Taken]:
+    """Compute what features are not yet in `out`, one network at a time. Collective.
+
+    A feature file is named by what fixes it: weights, image size, images. It holds the union of the support
+    sets and the whole query set, so that neither ImageNet's other million images nor a second run cost time.
+    """
+    images = {"support": content(task.support, task.support_ids), "query": content(task.query)}
+    plan = [(entry, one) for entry in entries for one in subjects(entry, config.fewshot.features, config.seed)]
+    taken = []
+    for entry, subject in plan:
+        layers = list(subject.features.values())
+        file = feature_file(out / FEATURES, {"subject": subject.identity, "layers": layers, "images": images})
+        name = f"{entry.id}: {' '.join(subject.features)}"
+        if share(file.is_file()):
+            say(f"{name}: already in {out / FEATURES}", world)
+        else:
+            began = time.monotonic()
+            _compute(config, entry, subject, task, file, world)
+            say(f"{name}: {_count(task)}, {time.monotonic() - began:.1f} s", world)
+        taken += [Taken(entry, feature, file, layer) for feature, layer in subject.features.items()]
+    return taken
+
+
+def probe_features(config: FewshotConfig, taken: Sequence[Taken], task: Task, device: torch.device) -> Scores:
+    """Score everything in `taken`. For one rank alone, all files in its reach.
+
+    The λ sweep is made of each WEIGHTS's headline feature only.
+    Raises InputError where features are not finite.
+    """
+    began = time.monotonic()
+    known: dict[tuple[Path, str], tuple[list[Result], list[Sweep]]] = {}
+    scores = Scores([], [], {})
+    distinct = {(part.file, part.layer) for part in taken}
+    with Progress("probes", "support sets", len(distinct) * len(task.draws)) as progress:
+        for part in taken:
+            features = [other.feature for other in taken if other.entry == part.entry]
+            leading = part.feature == headline(features)
+            key = part.file, part.layer
+            if key not in known:
+                known[key] = score(
+                    read_layer(part.file, part.layer, f"weights {part.entry.path}"),
+                    task.draws,
+                    task.query_labels,
+                    classes=task.classes,
+                    probe_names=config.fewshot.probes,
+                    l2=config.fewshot.l2,
+                    device=device,
+                    oracle=config.fewshot.oracle and leading,
+                    advance=progress.advance,
+                )
+            results, sweeps = known[key]
+            scores.results.extend(replace(row, weights=part.entry.id, features=part.feature) for row in results)
+            scores.sweeps.extend(replace(row, weights=part.entry.id, features=part.feature) for row in sweeps)
+    scores.seconds["probes"] = time.monotonic() - began
+    return scores
+
+
+def probe_given(given: Given, protocol: ProtocolSection, id: str) -> tuple[Scores, tuple[Draw, ...]]:
+    """Score a user's features, as those of weights `id`. Raises InputError where a class has too few rows."""
+    began = time.monotonic()
+    draws = draw_support(
+        given.support_labels,
+        classes=given.classes,
+        shots=protocol.shots,
+        seeds=protocol.seeds,
+        where=f"features {given.path}: support_y",
+    )
+    with Progress("probes", "support sets", len(draws)) as progress:
+        results, sweeps = score(
+            given.features,
+            draws,
+            given.query_labels,
+            classes=given.classes,
+            probe_names=protocol.probes,
+            l2=protocol.l2,
+            device=torch.device("cpu"),
+            oracle=protocol.oracle,
+            advance=progress.advance,
+        )
+    return Scores(
+        [replace(row, weights=id, features="given") for row in results],
+        [replace(row, weights=id, features="given") for row in sweeps],
+        {"probes": time.monotonic() - began},
+    ), draws
+
+
+def say(line: str, world: World | None = None) -> None:
+    """A line on the console, once."""
+    if world is None or world.main:
+        print(line, flush=True)
+
+
+def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, file: Path, world: World) -> None:
+    model = subject.build().to(world.device)
+    arrays: dict[str, np.ndarray] = {"support_ids": task.support_ids}
+    every_query = np.arange(task.query.samples)
+    for split, index, ids in (
+        ("support", task.support, task.support_ids),
+        ("query", task.query, every_query),
+    ):
+        found = extract(
+            model,
+            index,
+            ids,
+            layers=list(dict.fromkeys(subject.features.values())),
+            image_size=entry.spec.image_size,
+            channels=entry.spec.channels,
+            batch=config.fewshot.batch,
+            workers=config.data.workers,
+            world=world,
+            doing=f"{split} features",
+        )
+        arrays.update({f"{split}_{layer}": values for layer, values in (found or {}).items()})
+    if world.main:
+        write_features(file, arrays)
+
+
+def _count(task: Task) -> str:
+    return f"{len(task.support_ids):,} support and {task.query.samples:,} query images"

@@ -1,0 +1,82 @@
+"""What is learned from and what is scored: two indices, and the support sets drawn from one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshot.draw import Draw, draw_support
+from pretrain.errors import InputError
+from pretrain.stream.index import Index
+
+Paths = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task of `classes` classes, 0 … classes-1, as the support set has them."""
+
+    support: Index
+    query: Index
+    classes: int
+    draws: tuple[Draw, ...]
+    support_ids: NDArray[np.int64]  # what any of the draws needs, ascending
+    query_labels: NDArray[np.int64]
+
+
+def open_task(
+    support: Paths | None,
+    query: Paths | None,
+    *,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    section: str = "data",
+) -> Task:
+    """Open both indices, check that they belong together, and draw. Reads no image.
+
+    `section` says in messages where the config names the indices.
+    Raises InputError: a path that is not set or holds no index, label lists, classes that differ, a query
+    label that the support set lacks, a class with too few images.
+    """
+    indices = {}
+    for name, paths in (("support", support), ("query", query)):
+        if paths is None:
+            raise InputError(
+                f"{section}.{name}: null; set it to an INDEX (a folder of shards that holds one, or an index "
+                f"file): {section}.{name}=PATH"
+            )
+        indices[name] = Index.open(paths if isinstance(paths, str) else list(paths))
+        if indices[name].multilabel:
+            raise InputError(f"{section}.{name}: {paths} has lists of labels; few-shot needs one label an image")
+    learned, scored = indices["support"], indices["query"]
+    _check_classes(learned.classes, scored.classes, section)
+    classes = learned.num_classes
+    if classes < 2:
+        raise InputError(f"{section}.support: {support} holds {classes} class; two or more would be right")
+    query_labels = scored.labels(np.arange(scored.samples))[:, 0]
+    if scored.num_classes > classes:
+        strange = int((query_labels >= classes).sum())
+        raise InputError(
+            f"{section}.query: {strange} of {scored.samples} images have labels above {classes - 1}, the "
+            f"highest in {section}.support; both must number the same classes alike"
+        )
+    labels = learned.labels(np.arange(learned.samples))[:, 0]
+    draws = draw_support(labels, classes=classes, shots=shots, seeds=seeds, where=f"{section}.support {support}")
+    needed = np.unique(np.concatenate([draw.ids for draw in draws]))
+    return Task(learned, scored, classes, draws, needed, query_labels)
+
+
+def _check_classes(support: tuple[str, ...] | None, query: tuple[str, ...] | None, section: str) -> None:
+    """Where both indices name their classes, the names must agree, or a label means two things."""
+    if support is None or query is None or support == query:
+        return
+    pairs = zip(support, query, strict=False)
+    at = next((label for label, (a, b) in enumerate(pairs) if a != b), min(len(support), len(query)))
+    learned, scored = (names[at] if at < len(names) else "absent" for names in (support, query))
+    raise InputError(
+        f"{section}.query: class {at} is {scored!r} here and {learned!r} in {section}.support; both must "
+        "number the same classes alike"
+    )

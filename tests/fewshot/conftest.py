@@ -1,0 +1,111 @@
+"""What the few-shot tests share: real digits as features and as shards, and a small checkpoint."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from pretrain.engine import checkpoint
+from pretrain.engine.distributed import World
+from pretrain.model.initialization import initialize
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
+from pretrain.stream.dataset import array_dataset
+from pretrain.stream.write import ShardLayout, write_shards
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """(support_x [900, 64], support_y, query_x [897, 64], query_y) of scikit-learn's digits, shuffled."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    x, y = x[order].astype(np.float32), y[order]
+    return x[:900], y[:900], x[900:], y[900:]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """shards(name, images uint8 [n, h, w], labels, classes=None) -> the index of shards of 100 samples."""
+
+    def build(name, images, labels, classes=None):
+        folder = tmp_path_factory.mktemp(name)
+        data = array_dataset(name, "all", images, labels, classes)
+        path, _ = write_shards(data, folder, ShardLayout(samples=100))
+        return str(path)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def digit_shards(digits, shards):
+    """The indices of 240 support and 150 query digits, 8 px."""
+    support_x, support_y, query_x, query_y = digits
+    pixels = [(x.reshape(-1, 8, 8) * 15).astype(np.uint8) for x in (support_x[:240], query_x[:150])]
+    return shards("support", pixels[0], support_y[:240]), shards("query", pixels[1], query_y[:150])
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """tiny(**fields): the spec of a network of 2 layers, width 32, on grey 8 px images in patches of 2 px."""
+
+    def make(**fields):
+        sizes = {
+            "patch_size": 2,
+            "layers": 2,
+            "width": 32,
+            "mlp": 64,
+            "heads": 2,
+            "image_size": 8,
+            "channels": 1,
+        }
+        return ViTSpec(**{**sizes, "num_classes": 10, **fields})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """drawn(spec, seed=0): a network none of whose parameters is zero, so that each one matters."""
+
+    def make(spec, seed=0):
+        model = VisionTransformer(spec)
+        initialize(model, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.empty(parameter.shape).normal_(0, 0.05, generator=generator))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_folder():
+    """run_folder(path, model, step=3): `path` as a run folder with one checkpoint, as ZeRO stage 0 has it."""
+
+    def write(path, model, step=3):
+        saved = path / "checkpoints" / f"step_{step:08d}"
+        saved.mkdir(parents=True)
+        states = saved / "mp_rank_00_model_states.pt"
+        torch.save({"module": model.state_dict()}, states)
+        state = {
+            "format": checkpoint.FORMAT,
+            "step": step,
+            "ranks": 1,
+            "zero_stage": 0,
+            "model": asdict(model.spec),
+            "files": {states.name: states.stat().st_size},
+        }
+        (saved / checkpoint.STATE).write_text(json.dumps(state))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """One rank on the CPU."""
+    return World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))

@@ -1,0 +1,113 @@
+"""Frozen features, on one rank and on two."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from fewshot.features import extract, preprocessing
+from pretrain.engine.distributed import World
+from pretrain.errors import InputError
+from pretrain.stream.images import SquashImages, to_float
+from pretrain.stream.index import Index
+from pretrain.stream.reader import read_images
+
+LAYERS = ["tanh", "pre_tanh", "cls", "mean"]
+
+
+def run(model, path, ids, world, batch=16):
+    size = model.spec.image_size
+    return extract(
+        model,
+        Index.open(path),
+        ids,
+        layers=LAYERS,
+        image_size=size,
+        channels=1,
+        batch=batch,
+        workers=1,
+        world=world,
+    )
+
+
+def one_of_two(rank, meeting, model, path, ids, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found = run(model, path, ids, World(rank, 2, rank, torch.device("cpu")))
+    assert (found is None) == (rank == 1)
+    if found is not None:
+        np.savez(out, **found)
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def model(tiny, drawn):
+    return drawn(tiny(representation_size=48))
+
+
+@pytest.fixture
+def ids():
+    """53 of 150, ascending: neither a multiple of the batch nor of the ranks."""
+    return np.sort(np.random.default_rng(0).choice(150, 53, replace=False))
+
+
+def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alone):
+    found = run(model, digit_shards[1], ids, alone)
+    encoded = read_images(Index.open(digit_shards[1]), ids)
+    squash = SquashImages(8, 1)
+    for row, id in enumerate(ids.tolist()):
+        with torch.no_grad():
+            image = to_float(squash(encoded[id], 0, id), torch.float32)
+            expected = model.eval()(image[None], features=True)
+        for layer in LAYERS:
+            assert found[layer][row] == pytest.approx(expected[layer][0].numpy(), abs=1e-6)
+
+
+def test_two_ranks_give_the_features_of_one_to_the_last_bit(model, digit_shards, ids, alone, tmp_path):
+    out = tmp_path / "two.npz"
+    multiprocessing.spawn(
+        one_of_two, (str(tmp_path / "meeting"), model, digit_shards[1], ids, str(out)), nprocs=2, join=True
+    )
+    single = run(model, digit_shards[1], ids, alone)
+    with np.load(out) as both:
+        for layer in LAYERS:
+            assert both[layer].shape == single[layer].shape == (53, single[layer].shape[1])
+            assert np.array_equal(both[layer], single[layer])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_the_batch_changes_no_more_than_the_last_digits(model, digit_shards, ids, alone, batch):
+    first, second = (run(model, digit_shards[1], ids, alone, batch=size) for size in (16, batch))
+    for layer in LAYERS:
+        assert np.abs(first[layer] - second[layer]).max() < 1e-5
+
+
+def test_the_network_is_evaluated_and_left_as_it_was(tiny, drawn, digit_shards, ids, alone):
+    model = drawn(tiny(representation_size=48, dropout=0.5)).train()
+    first, second = (run(model, digit_shards[1], ids, alone) for _ in range(2))
+    assert all(np.array_equal(first[layer], second[layer]) for layer in LAYERS)
+    assert model.training
+    run(model.eval(), digit_shards[1], ids, alone)
+    assert not model.training
+
+
+def test_an_unreadable_image_is_named_or_seen_as_grey(model, shards, alone):
+    path = shards("damaged", np.full((4, 8, 8), 255, np.uint8), np.arange(4) % 2)
+    index = Index.open(path)
+    (place,) = index.extents(np.array([2]))
+    with open(place.url, "r+b") as file:
+        data = file.read()
+        file.seek(data.index(b"IDAT", place.begin) + 4)
+        file.write(b"\xff" * 8)
+    arguments = {"layers": ["cls"], "image_size": 8, "channels": 1, "batch": 2, "workers": 1, "world": alone}
+    with pytest.raises(InputError, match=r"byte \d+: sample 2 cannot be decoded: png"):
+        extract(model, index, np.arange(4), **arguments)
+    found = extract(model, index, np.arange(4), **arguments, skip_unreadable=True)["cls"]
+    assert np.array_equal(found[0], found[1])
+    assert not np.allclose(found[2], found[1])
+
+
+def test_preprocessing_is_told_with_the_sizes_of_the_protocol():
+    assert preprocessing(224).startswith("squash to 256x256 (bilinear, half-pixel centres, no antialias")
+    assert "centre crop 224x224, to [-1, 1]" in preprocessing(224)

@@ -1,0 +1,88 @@
+"""From features to accuracies."""
+
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from fewshot.draw import draw_support
+from fewshot.probes import OTHERS
+from fewshot.ridge import SWEEP
+from fewshot.score import Result, accuracy, score, summarise
+from fewshot.store import FeatureSet
+
+CPU = torch.device("cpu")
+PROBES = ["ridge", *OTHERS]
+
+
+def scored(digits, ids=None, shots=(1, 5), seeds=(0, 1), probe_names=PROBES, **options):
+    x, y, query_x, query_y = digits
+    ids = np.arange(len(y)) if ids is None else ids
+    draws = draw_support(y, ids=ids, classes=10, shots=shots, seeds=seeds)
+    order = np.argsort(ids)
+    features = FeatureSet(ids[order], x[order], query_x)
+    return score(features, draws, query_y, classes=10, probe_names=probe_names, l2=1024.0, device=CPU, **options)
+
+
+def test_every_probe_is_scored_on_every_draw(digits):
+    results, sweeps = scored(digits)
+    found = {(row.probe, row.shots, row.seed) for row in results}
+    assert found == {(probe, shots, seed) for probe in PROBES for shots in (1, 5) for seed in (0, 1)}
+    assert len(results) == len(found)
+    assert sweeps == []
+
+
+def test_lambda_stands_where_there_is_one(digits):
+    results, _ = scored(digits, shots=[1], seeds=[0])
+    assert {row.probe: row.l2 for row in results} == {
+        "ridge": 1024.0, "logistic": 1.0, "knn10": None, "knn20": None, "nearest_mean": None,
+    }  # fmt: skip
+
+
+def test_permuting_rows_with_their_ids_changes_nothing(digits):
+    x, y, query_x, query_y = digits
+    shuffled = np.random.default_rng(3).permutation(len(y))
+    mixed = (x[shuffled], y[shuffled], query_x, query_y)
+    assert scored(mixed, ids=shuffled) == scored(digits)
+
+
+def test_the_sweep_goes_through_the_headline(digits):
+    results, sweeps = scored(digits, probe_names=["ridge"], oracle=True, shots=[5], seeds=[0])
+    (row,), (curve,) = results, sweeps
+    assert curve.l2 == SWEEP
+    assert curve.accuracy[SWEEP.index(1024.0)] == row.accuracy
+    assert len(set(curve.accuracy)) > 5
+
+
+def test_accuracy_counts_every_query_once():
+    labels = np.arange(3000) % 7
+    query = np.stack([labels, labels], axis=1).astype(np.float32)
+    query[::10] += 1
+    assert accuracy(lambda x: x[:, 0].long(), query, labels, CPU) == pytest.approx(0.9)
+
+
+def test_the_deviation_is_the_samples_with_ddof_1():
+    values = [0.5, 0.6, 0.8]
+    rows = [Result("w", "ridge", "cls", 5, seed, 1024.0, value) for seed, value in enumerate(values)]
+    (mean,) = summarise(rows)
+    assert mean.mean == pytest.approx(np.mean(values))
+    assert mean.std == pytest.approx(np.std(values, ddof=1)) == statistics.stdev(values)
+
+
+def test_a_single_seed_has_no_deviation():
+    (mean,) = summarise([Result("w", "ridge", "cls", 5, 0, 1024.0, 0.5)])
+    assert mean.std is None
+
+
+def test_summaries_keep_apart_what_is_not_the_same():
+    rows = [
+        Result(weights, probe, feature, shots, 0, None, 0.5)
+        for weights in "ab"
+        for feature in ("tanh", "cls")
+        for probe in ("ridge", "knn10")
+        for shots in (1, 5)
+    ]
+    assert [(m.weights, m.features, m.probe, m.shots) for m in summarise(rows)] == [
+        (row.weights, row.features, row.probe, row.shots) for row in rows
+    ]

@@ -1,0 +1,72 @@
+"""What is learned from and scored."""
+
+import numpy as np
+import pytest
+
+from fewshot.task import open_task
+from pretrain.errors import InputError
+from pretrain.stream.dataset import Dataset, png
+from pretrain.stream.write import write_shards
+
+IMAGES = np.zeros((12, 8, 8), np.uint8)
+FOUR = np.arange(12) % 4
+PROTOCOL = {"shots": (1, 2), "seeds": (0, 1)}
+
+
+def test_only_the_drawn_images_are_needed(digit_shards):
+    task = open_task(*digit_shards, **PROTOCOL)
+    drawn = {int(id) for draw in task.draws for id in draw.ids}
+    assert task.support_ids.tolist() == sorted(drawn)
+    assert (task.classes, len(task.draws), len(task.query_labels)) == (10, 4, 150)
+
+
+def test_draws_are_of_the_index_labels(digit_shards):
+    task = open_task(*digit_shards, **PROTOCOL)
+    for draw in task.draws:
+        assert np.array_equal(task.support.labels(draw.ids)[:, 0], draw.labels)
+
+
+@pytest.mark.parametrize("missing", ["support", "query"])
+def test_an_index_that_is_not_set_is_named(digit_shards, missing):
+    paths = dict(zip(("support", "query"), digit_shards, strict=True)) | {missing: None}
+    with pytest.raises(InputError, match=rf"data\.{missing}: null; set it to an INDEX.*data\.{missing}=PATH"):
+        open_task(paths["support"], paths["query"], **PROTOCOL)
+
+
+def test_a_query_label_that_the_support_lacks_is_refused(shards):
+    support, query = shards("three", IMAGES, FOUR % 3), shards("four", IMAGES, FOUR)
+    with pytest.raises(InputError, match=r"data\.query: 3 of 12 images have labels above 2"):
+        open_task(support, query, **PROTOCOL)
+
+
+def test_a_query_set_may_lack_classes(shards):
+    task = open_task(shards("four", IMAGES, FOUR), shards("three", IMAGES, FOUR % 3), **PROTOCOL)
+    assert task.classes == 4
+
+
+def test_classes_of_other_names_are_refused(shards):
+    support = shards("named", IMAGES, FOUR, ["ant", "bee", "cat", "dog"])
+    query = shards("shifted", IMAGES, FOUR, ["ant", "cat", "cow", "dog"])
+    with pytest.raises(InputError, match=r"data\.query: class 1 is 'cat' here and 'bee' in data\.support"):
+        open_task(support, query, **PROTOCOL)
+
+
+def test_a_class_more_on_one_side_is_refused(shards):
+    support = shards("four", IMAGES, FOUR, ["ant", "bee", "cat", "dog"])
+    query = shards("three", IMAGES, FOUR % 3, ["ant", "bee", "cat"])
+    with pytest.raises(InputError, match="class 3 is 'absent' here and 'dog'"):
+        open_task(support, query, **PROTOCOL)
+
+
+def test_too_few_images_name_the_index_and_the_classes(shards):
+    support = shards("few", IMAGES, FOUR)
+    with pytest.raises(InputError, match=r"data\.support .*few.*: 5 shots.*class 0 has 3"):
+        open_task(support, support, shots=(1, 5), seeds=(0,))
+
+
+def test_label_lists_are_refused(tmp_path, digit_shards):
+    labels, starts = np.arange(4, dtype=np.int32) % 2, np.array([0, 2, 4])
+    data = Dataset("lists", "all", labels, starts, None, "x", lambda row: ("png", png(IMAGES[row])))
+    path, _ = write_shards(data, tmp_path)
+    with pytest.raises(InputError, match=r"data\.query: .* has lists of labels"):
+        open_task(digit_shards[0], str(path), **PROTOCOL)

@@ -1,0 +1,211 @@
+"""launch/fewshot.py from the outside: statuses, messages, reports."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from pretrain.engine import checkpoint
+from pretrain.model.initialization import initialize
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
+from pretrain.stream.dataset import array_dataset
+from pretrain.stream.write import ShardLayout, write_shards
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ["launch/fewshot.py"]
+
+
+def run(*arguments, launcher=()):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *COMMAND, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def torchrun(ranks):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+
+
+def report_in(folder):
+    return json.loads((folder / "report" / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    return x[order].astype(np.float32), y[order]
+
+
+@pytest.fixture(scope="module")
+def digit_features(digits, tmp_path_factory):
+    x, y = digits
+    path = tmp_path_factory.mktemp("given") / "digits.npz"
+    np.savez(path, support_x=x[:900], support_y=y[:900], query_x=x[900:], query_y=y[900:])
+    return path
+
+
+@pytest.fixture(scope="module")
+def digit_config(digits, tmp_path_factory):
+    """A config of 240 support and 150 query digits as shards."""
+    x, y = digits
+    folder = tmp_path_factory.mktemp("shards")
+    for split, rows in (("support", slice(0, 240)), ("query", slice(240, 390))):
+        pixels = (x[rows].reshape(-1, 8, 8) * 15).astype(np.uint8)
+        write_shards(array_dataset("digits", split, pixels, y[rows], None), folder / split, ShardLayout(samples=100))
+    config = {
+        "name": "digits",
+        "data": {"support": str(folder / "support"), "query": str(folder / "query"), "workers": 1},
+        "fewshot": {"shots": [1, 5], "seeds": [0, 1], "batch": 16, "oracle": False},
+    }
+    path = folder / "digits.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two run folders, each with a checkpoint as ZeRO stage 0 writes it: with and without representation."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, size in (("first", 24), ("second", None)):
+        spec = ViTSpec(
+            patch_size=2, layers=1, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=10,
+            representation_size=size,
+        )  # fmt: skip
+        model = VisionTransformer(spec)
+        initialize(model, 5)
+        saved = folder / name / "checkpoints" / "step_00000003"
+        saved.mkdir(parents=True)
+        file = saved / "mp_rank_00_model_states.pt"
+        torch.save({"module": model.state_dict()}, file)
+        state = {"format": checkpoint.FORMAT, "step": 3, "ranks": 1, "zero_stage": 0, "model": asdict(spec)}
+        state["files"] = {file.name: file.stat().st_size}
+        (saved / checkpoint.STATE).write_text(json.dumps(state))
+    return folder
+
+
+def test_separable_features_are_told_apart_by_every_probe(tmp_path):
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 6
+    x = generator.normal(0, 5, (6, 20))[labels] + generator.normal(0, 0.3, (60, 20))
+    np.savez(tmp_path / "f.npz", support_x=x, support_y=labels, query_x=x[::-1], query_y=labels[::-1])
+    done = run("--local_rank=0", "--features", tmp_path / "f.npz", "--shots", "1,5", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    rows = report_in(tmp_path / "out")["results"]
+    assert {row["probe"] for row in rows} == {"ridge", "logistic", "knn10", "knn20", "nearest_mean"}
+    assert {(row["shots"], row["seed"]) for row in rows} == {(k, s) for k in (1, 5) for s in (0, 1, 2)}
+    assert {row["accuracy"] for row in rows} == {1.0}
+    assert {row["features"] for row in rows} == {"given"}
+
+
+def literal_accuracy(path, shots, seed, l2):
+    """The protocol as its page has it, in numpy."""
+    with np.load(path) as file:
+        x, y, query, query_y = (
+            file[name].astype(np.float64) for name in ("support_x", "support_y", "query_x", "query_y")
+        )
+    generator = np.random.default_rng(seed)
+    permuted = [generator.permutation(np.where(y == c)[0]) for c in range(10)]
+    rows = np.concatenate([members[:shots] for members in permuted])
+    mean, std = x[rows].mean(axis=0), x[rows].std(axis=0) + 1e-5
+    design = np.concatenate([(x[rows] - mean) / std, np.full((len(rows), 1), 100.0)], axis=1)
+    targets = 2 * np.eye(10)[y[rows].astype(int)] - 1
+    weights = np.linalg.solve(design.T @ design + l2 * np.eye(design.shape[1]), design.T @ targets)
+    scored = np.concatenate([(query - mean) / std, np.full((len(query), 1), 100.0)], axis=1)
+    return float(((scored @ weights).argmax(axis=1) == query_y).mean())
+
+
+def test_digits_score_what_the_protocol_gives(digit_features, tmp_path):
+    out = tmp_path / "out"
+    done = run("--features", digit_features, "--out", out, "--shots", "1,5,25", "--seeds", "0,4", "--l2", "64")
+    assert done.returncode == 0, done.stderr
+    report = report_in(out)
+    ridge = [row for row in report["results"] if row["probe"] == "ridge"]
+    assert [(row["shots"], row["seed"], row["l2"]) for row in ridge] == [
+        (shots, seed, 64.0) for seed in (0, 4) for shots in (1, 5, 25)
+    ]
+    for row in ridge:
+        assert row["accuracy"] == pytest.approx(literal_accuracy(digit_features, row["shots"], row["seed"], 64.0))
+    assert done.stdout.splitlines()[-1] == f"report: {out}/report/report.md"
+    assert "ridge, λ = 64, mean ± std over seeds 0 4" in done.stdout
+    assert (out / "report" / "report.md").is_file()
+    assert "arning" not in done.stderr
+
+
+def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoints, tmp_path):
+    both = ("--init", checkpoints / "first", "--init", checkpoints / "second")
+    one = run("--config", digit_config, *both, "--out", tmp_path / "one", "model.image_size=16")
+    assert one.returncode == 0, one.stderr
+    two = run(
+        *both,
+        "--config",
+        digit_config,
+        "model.image_size=16",
+        "--out",
+        tmp_path / "two",
+        launcher=torchrun(2),
+    )
+    assert two.returncode == 0, two.stderr
+    first, second = report_in(tmp_path / "one"), report_in(tmp_path / "two")
+    for part in ("results", "summary", "weights", "protocol"):
+        assert first[part] == second[part]
+    assert second["run"]["ranks"] == 2
+    assert two.stdout.count("report: ") == 1
+
+    features = {(row["weights"], row["features"]) for row in first["results"]}
+    assert features == {("first", name) for name in ("tanh", "pre_tanh", "cls", "pixels", "untrained")} | {
+        ("second", name) for name in ("cls", "pixels", "untrained")
+    }
+    assert [(one["id"], one["step"], one["image_size"]) for one in first["weights"]] == [
+        ("first", 3, 16),
+        ("second", 3, 16),
+    ]
+    names = {file.name for file in (tmp_path / "one" / "features").iterdir()}
+    for name in names:
+        kept = [(tmp_path / out / "features" / name).read_bytes() for out in ("one", "two")]
+        assert kept[0] == kept[1]
+
+    again = run("--config", digit_config, *both, "--out", tmp_path / "one", "model.image_size=16")
+    assert again.stdout.count("already in") == 6
+    assert report_in(tmp_path / "one")["results"] == first["results"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--features", "absent.npz"], "absent.npz: no such file"),
+        (
+            ["--features", "DIGITS", "--shots", "500"],
+            "500 shots need 500 images of each of 10 classes; class 0 has",
+        ),
+        (["--features", "DIGITS", "--init", "x"], "--features and --init"),
+        (["--config", "fewshot/imagenet.json", "--init", "x"], "data.support: null; set it to an INDEX"),
+        (["--config", "CONFIG", "--init", "absent"], "weights absent: no such file"),
+        (["--config", "CONFIG"], "--init is missing"),
+        (
+            ["--config", "CONFIG", "--init", "x", 'fewshot.probes=["sgd"]'],
+            "sgd is not among this version's probes",
+        ),
+        (["--features", "DIGITS", "--shots", "1,x"], "'1,x': whole numbers from 1"),
+    ],
+)
+def test_a_fault_is_status_2_and_one_message(digit_features, digit_config, tmp_path, arguments, message):
+    places = {"DIGITS": digit_features, "CONFIG": digit_config}
+    failed = run(*(places.get(argument, argument) for argument in arguments), "--out", tmp_path / "out")
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.count("error: ") == 1
+    assert failed.stdout == ""
+    assert not (tmp_path / "out").exists()
