@@ -15,9 +15,9 @@ quickstart: $(VENV)/.test
 	@$(BIN)/python launch/shards.py build mnist5k $(DATA)/mnist/val --split val
 	@$(BIN)/python launch/shards.py build digits $(DATA)/digits/train --split train
 	@$(BIN)/python launch/shards.py build digits $(DATA)/digits/test --split test
-	@echo; echo "== Pre-train on MNIST, 28 px"
+	@echo; echo "== Pre-train on MNIST, 20 px"
 	@$(RANKS) launch/pretrain.py --config quickstart/pretrain.json --out $(RUNS)/pretrain
-	@echo; echo "== Fine-tune on digits, 42 px"
+	@echo; echo "== Fine-tune on digits, 30 px"
 	@$(RANKS) launch/finetune.py --config quickstart/finetune.json --init $(RUNS)/pretrain --out $(RUNS)/finetune
 	@echo; echo "== Few-shot on digits: frozen features, linear probes"
 	@$(RANKS) launch/fewshot.py --config quickstart/fewshot.json --init $(RUNS)/pretrain --out $(RUNS)/fewshot

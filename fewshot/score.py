@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -20,6 +21,7 @@ from fewshot.ridge import SWEEP, Ridge
 from fewshot.store import FeatureSet
 
 _CHUNK = 1024  # query images held in fp64 at once
+_SMALL = 10**9  # multiply-adds of a product that is not worth more than one thread
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,34 @@ def score(
     fits: dict[str, Callable[..., Predictor]] = {"ridge": partial(probes.ridge, l2=l2), **probes.OTHERS}
     strengths: dict[str, float | None] = {"ridge": l2, "logistic": probes.LOGISTIC_L2}
     results, sweeps = [], []
-    for draw in draws:
-        support = torch.from_numpy(features.rows(draw.ids)).to(device).double()
-        labels = torch.from_numpy(draw.labels).to(device)
-        for name in probe_names:
-            right = accuracy(fits[name](support, labels, classes), features.query, query_labels, device)
-            results.append(Result("", name, "", draw.shots, draw.seed, strengths.get(name), right))
-        if oracle:
-            fitted = Ridge.fit(support, labels, classes)
-            curve = tuple(accuracy(fitted.predictor(at), features.query, query_labels, device) for at in SWEEP)
-            sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEEP, curve))
-        advance()
+    largest = max(len(draw.ids) for draw in draws) * features.query.shape[1] * classes
+    with _threads_for(largest):
+        for draw in draws:
+            support = torch.from_numpy(features.rows(draw.ids)).to(device).double()
+            labels = torch.from_numpy(draw.labels).to(device)
+            for name in probe_names:
+                right = accuracy(fits[name](support, labels, classes), features.query, query_labels, device)
+                results.append(Result("", name, "", draw.shots, draw.seed, strengths.get(name), right))
+            if oracle:
+                fitted = Ridge.fit(support, labels, classes)
+                curve = tuple(accuracy(fitted.predictor(at), features.query, query_labels, device) for at in SWEEP)
+                sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEEP, curve))
+            advance()
     return results, sweeps
+
+
+@contextmanager
+def _threads_for(multiplications: int) -> Iterator[None]:
+    """One thread inside the block where products are small.
+
+    More would wait for one another: twenty times as long, where other processes want the cores too.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if multiplications < _SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def accuracy(

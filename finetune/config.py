@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field, ValidationError
+
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.run.config import ModelSection, Recipe, RunConfig, Section
@@ -12,9 +14,9 @@ from pretrain.run.config import ModelSection, Recipe, RunConfig, Section
 class TaskModel(Section):
     """What the task says of the network; layers, widths, patch and channels are the checkpoint's."""
 
-    image_size: int | None = None  # null: the checkpoint's
-    num_classes: int
-    dropout: float = 0.0
+    image_size: int | None = Field(default=None, gt=0)  # null: the checkpoint's
+    num_classes: int = Field(gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class FinetuneConfig(Recipe):
@@ -39,6 +41,6 @@ def run_config(config: FinetuneConfig, spec: ViTSpec) -> RunConfig:
     }
     try:
         model = ModelSection(**network)
-    except ValueError as error:
-        raise InputError(f"config {config.name}: {error}") from None
+    except ValidationError as error:
+        raise InputError(f"config {config.name}: {error.errors()[0]['ctx']['error']}") from None
     return RunConfig(model=model, **{key: getattr(config, key) for key in Recipe.model_fields})

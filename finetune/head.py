@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,7 +10,9 @@ from torch import Tensor
 from pretrain.errors import InputError
 from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
-from pretrain.model.vit import check_tensors, tensor_shapes
+from pretrain.model.vit import VisionTransformer, check_tensors, load_tensors, tensor_shapes
+from pretrain.run.experiment import Fill
+from pretrain.weights.load import load_weights
 
 # What belongs to the pre-training task and is left behind.
 DROPPED = ("representation.", "head.")
@@ -63,3 +66,23 @@ def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
     grid = f"{old.grid}x{old.grid} → {new.grid}x{new.grid} ({old.image_size} → {new.image_size} px)"
     ignored = new.image_size % new.patch_size
     return f"{head}; {kind} {grid}" + (f", {ignored} px ignored" if ignored else "")
+
+
+def from_checkpoint(path: str | Path) -> Fill:
+    """Fill a task's network from WEIGHTS: body as it is, positions resized, head zero; read when they are needed."""
+
+    def fill(model: VisionTransformer) -> str:
+        weights = load_weights(path)
+        task = model.spec
+        spec, tensors = transfer(
+            weights.spec,
+            weights.tensors,
+            num_classes=task.num_classes,
+            image_size=task.image_size,
+            dropout=task.dropout,
+            where=str(weights.source),
+        )
+        load_tensors(model, tensors, where=str(weights.source))
+        return f"weights of {weights.source}\n{describe_transfer(weights.spec, spec)}"
+
+    return fill

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pretrain.errors import InputError
-from pretrain.run.command import DONE, main_rank, run_command
+from pretrain.run.command import DONE, Parser, main_rank, run_command
 
 # What else is needed is imported late: torch takes seconds, which a mistake in the config need not wait for.
 
@@ -158,9 +158,7 @@ def strength(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
-        prog="launch/fewshot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    main = Parser(prog="launch/fewshot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     main.add_argument("--config", metavar="C", help="a JSON file, or its name under configs/ (fewshot/imagenet.json)")
     main.add_argument(
         "--init",

@@ -8,12 +8,12 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 import argparse
 
 from finetune.config import FinetuneConfig, run_config
-from pretrain.run.command import run_command
+from pretrain.run.command import Parser, run_command
 from pretrain.run.config import read_config
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="launch/finetune.py",
         description="Fine-tune a checkpoint on a task, at the task's resolution, with a zero-initialised linear head; "
         "resumes what --out holds.",
@@ -31,14 +31,16 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     task = read_config(FinetuneConfig, args.config, args.overrides)
 
-    from finetune.transfer import transferred
+    from finetune.head import from_checkpoint
     from pretrain.engine import distributed
     from pretrain.run.experiment import run
     from pretrain.weights.load import read_spec
 
     config = run_config(task, read_spec(args.init))
     world = distributed.start()
-    return run(config, args.out or Path("runs") / config.name, world, fill=transferred(args.init), extend=args.extend)
+    return run(
+        config, args.out or Path("runs") / config.name, world, fill=from_checkpoint(args.init), extend=args.extend
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import argparse
 import json
 import os
 
-from pretrain.run.command import DONE, run_command
+from pretrain.run.command import DONE, Parser, run_command
 from pretrain.stream.index import Index
 
 # A command imports what else it needs itself: webdataset brings torch, two seconds that `order` can spare.
@@ -41,9 +41,7 @@ def build(args: argparse.Namespace) -> int:
 def index(args: argparse.Namespace) -> int:
     from pretrain.stream.scan import index_shards
 
-    path = index_shards(
-        args.shards, args.out, num_classes=args.num_classes, digests=args.sha256, workers=args.workers
-    )
+    path = index_shards(args.shards, args.out, num_classes=args.num_classes, digests=args.sha256, workers=args.workers)
     _summary(path, "indexed:")
     return DONE
 
@@ -99,9 +97,7 @@ def locate(args: argparse.Namespace) -> int:
 def step_range(text: str) -> tuple[int, int]:
     first, _, end = text.partition(":")
     if not (first.isdecimal() and end.isdecimal() and int(first) <= int(end)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: steps are A:B, meaning A ≤ t < B, counted from 0; e.g. 0:10"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}: steps are A:B, meaning A ≤ t < B, counted from 0; e.g. 0:10")
     return int(first), int(end)
 
 
@@ -121,7 +117,7 @@ def index_argument(command: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
+    main = Parser(
         prog="python launch/shards.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -164,9 +160,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="most samples a shard (default: 10000)",
     )
-    make.add_argument(
-        "--cache", metavar="DIR", help="where downloads are kept (default: ~/.cache/vit-foundry)"
-    )
+    make.add_argument("--cache", metavar="DIR", help="where downloads are kept (default: ~/.cache/vit-foundry)")
     make.set_defaults(run=build)
 
     scan = commands.add_parser(
@@ -185,9 +179,7 @@ def parser() -> argparse.ArgumentParser:
     scan.add_argument("--out", metavar="FILE", help="the index (default: index.vfi beside the shards)")
     scan.add_argument("--num-classes", type=positive, metavar="K", help="refuse labels outside 0 … K-1")
     scan.add_argument("--sha256", action="store_true", help="read the shards whole and record their sha256")
-    scan.add_argument(
-        "--workers", type=positive, metavar="N", help="processes (default: by cores and shards)"
-    )
+    scan.add_argument("--workers", type=positive, metavar="N", help="processes (default: by cores and shards)")
     scan.set_defaults(run=index)
 
     check = commands.add_parser(
@@ -197,9 +189,7 @@ def parser() -> argparse.ArgumentParser:
         "index; decode every image. Lists the faults and ends with status 2 if there are any.",
     )
     index_argument(check)
-    check.add_argument(
-        "--workers", type=positive, metavar="N", help="processes (default: by cores and shards)"
-    )
+    check.add_argument("--workers", type=positive, metavar="N", help="processes (default: by cores and shards)")
     check.set_defaults(run=verify)
 
     figures = commands.add_parser(
@@ -225,20 +215,15 @@ def parser() -> argparse.ArgumentParser:
     index_argument(sequence)
     sequence.add_argument("--global-batch", type=positive, required=True, metavar="B", help="samples a step")
     sequence.add_argument("--seed", type=int, required=True, metavar="S", help="the run's seed")
-    sequence.add_argument(
-        "--steps", type=step_range, required=True, metavar="A:B", help="steps A ≤ t < B, from 0"
-    )
-    sequence.add_argument(
-        "--chunk", type=positive, default=8, metavar="G", help="samples read together (default: 8)"
-    )
+    sequence.add_argument("--steps", type=step_range, required=True, metavar="A:B", help="steps A ≤ t < B, from 0")
+    sequence.add_argument("--chunk", type=positive, default=8, metavar="G", help="samples read together (default: 8)")
     sequence.add_argument("--lanes", type=positive, metavar="V", help="lanes (default: by N and B)")
     sequence.set_defaults(run=order)
 
     place = commands.add_parser(
         "locate",
         help="where one sample lies",
-        description="JSON: shard, key, byte offset and label of the sample with canonical id ID (0 … "
-        "samples-1).",
+        description="JSON: shard, key, byte offset and label of the sample with canonical id ID (0 … samples-1).",
     )
     index_argument(place)
     place.add_argument("id", type=int, metavar="ID", help="canonical id")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pretrain.errors import InputError
 FORMAT = 1
 LATEST = "latest"
 STATE = "state.json"
-_PREFIX, _PARTIAL = "step_", "partial_"
+_PREFIX, _PARTIAL, _DAMAGED = "step_", "partial_", "damaged_"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ def save(engine: Any, folder: Path, step: int, state: dict[str, Any], world: Wor
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
         record = {"format": FORMAT, "step": step, "ranks": world.size, "zero_stage": engine.zero_optimization_stage()}
         _write(partial / STATE, json.dumps({**record, **state, "files": files}, indent=1))
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step, which was passed over
         os.replace(partial, final)
         _flush(folder)
         _write(folder / LATEST, final.name)
@@ -77,15 +77,23 @@ def load(engine: Any, saved: Saved) -> None:
         raise InputError(f"checkpoint {saved.path}: DeepSpeed could not load it; remove it to use the one before")
 
 
-def newest(folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest whole checkpoint under `folder`, and a line for each newer one that was passed over as not whole."""
-    passed_over: list[str] = []
+def newest(folder: Path) -> tuple[Saved | None, dict[Path, str]]:
+    """The newest whole checkpoint under `folder`, and the newer ones passed over, with what is wrong with each."""
+    passed_over: dict[Path, str] = {}
     for path in sorted(folder.glob(f"{_PREFIX}*"), reverse=True):
         try:
             return read(path), passed_over
         except InputError as error:
-            passed_over.append(str(error))
+            passed_over[path] = str(error)
     return None, passed_over
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename damaged checkpoints, so that they neither count among those kept nor stand where a new one goes."""
+    for path in paths:
+        aside = path.with_name(f"{_DAMAGED}{path.name.removeprefix(_PREFIX)}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
 
 
 def read(path: Path) -> Saved:
@@ -113,12 +121,13 @@ def read(path: Path) -> Saved:
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what an interrupted save left behind. For one rank."""
+    for leftover in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     for path in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
         # Renamed first: a half-removed checkpoint must not look like one.
         doomed = path.with_name(f"{_PARTIAL}{path.name.removeprefix(_PREFIX)}")
         os.replace(path, doomed)
-    for leftover in folder.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _write(path: Path, text: str) -> None:

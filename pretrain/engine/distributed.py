@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ import torch.distributed as dist
 from pretrain.engine.ops import compile_ops
 from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,26 @@ def share(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def together(check: Callable[[], Result]) -> Result:
+    """What `check` returns on this rank, unless it refuses on any: then every rank raises the first refusal.
+
+    For checks of what ranks on different nodes may see differently. Rank 0 reports for all, and none is left waiting.
+    """
+    result, refusal = None, None
+    try:
+        result = check()
+    except InputError as error:
+        refusal = str(error)
+    refusals = [refusal]
+    if _size() > 1:
+        refusals = [None] * _size()
+        dist.all_gather_object(refusals, refusal)
+    for rank, found in enumerate(refusals):
+        if found is not None:
+            raise InputError(found if rank == 0 else f"{found} (seen by rank {rank})")
+    return cast(Result, result)
 
 
 def barrier() -> None:

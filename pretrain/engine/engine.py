@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pretrain.engine.distributed import World
-from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
+from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
 
 
@@ -56,10 +57,6 @@ def precision(section: dict[str, Any]) -> torch.dtype:
     if enabled == "auto":
         accelerator = get_accelerator()
         enabled = accelerator.device_name() != "cpu" and accelerator.is_bf16_supported()
-    if section.get("fp16", {}).get("enabled", False):
-        raise InputError(
-            "deepspeed.fp16: half precision is not offered; set deepspeed.bf16.enabled, or neither for fp32"
-        )
     return torch.bfloat16 if enabled else torch.float32
 
 
@@ -82,6 +79,9 @@ def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) 
     }
     if "bf16" in section:
         config["bf16"] = {**section["bf16"], "enabled": dtype is torch.bfloat16}
+    if dtype is torch.bfloat16 and layout.accumulation > 1:
+        # DeepSpeed would add up micro-batches in bf16, and the result would hang on how a batch is cut.
+        config["data_types"] = {"grad_accum_dtype": "fp32", **section.get("data_types", {})}
     return config
 
 
@@ -93,10 +93,12 @@ def build_engine(
     clip_norm: float,
 ) -> Any:
     """A DeepSpeedEngine that trains `model`, whose parameters are filled and the same on every rank."""
-    with quiet():
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(section, layout, clip_norm)
-        )
+    config = deepspeed_config(section, layout, clip_norm)
+    try:
+        with quiet():
+            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    except (ValidationError, DeepSpeedConfigError) as error:
+        raise InputError(f"deepspeed: DeepSpeed refuses this section of the config: {error}") from None
     return engine
 
 
@@ -113,7 +115,7 @@ def take_step(engine: Any) -> float | None:
     """
     updates = engine.is_gradient_accumulation_boundary()
     norm = None
-    if updates and engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled():
+    if updates and engine.zero_optimization_stage() == 0:
         # DeepSpeed does not tell the norm in this mode; after backward the gradients are whole and averaged.
         norm = nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()

@@ -39,6 +39,7 @@ def quiet() -> Iterator[None]:
 with quiet():
     import deepspeed
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.config import DeepSpeedConfigError
     from torch.utils.cpp_extension import get_default_build_root  # warns of a missing CUDA when imported
 
     get_accelerator()
@@ -49,4 +50,4 @@ if not VERBOSE:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
-__all__ = ["deepspeed", "get_accelerator", "get_default_build_root", "quiet"]
+__all__ = ["DeepSpeedConfigError", "deepspeed", "get_accelerator", "get_default_build_root", "quiet"]

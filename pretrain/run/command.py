@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from pretrain.errors import InputError
 
 DONE, INPUT_AT_FAULT, STOPPED = 0, 2, 75
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is an `InputError`: said once, by rank 0, with status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def main_rank() -> bool:

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,9 +20,6 @@ from pretrain.model.spec import ARCHITECTURES, ViTSpec
 CONFIG_FOLDER = Path("configs")
 # What a run folder's config.json says beyond the config itself, so that it can be given to --config again.
 RECORD_KEYS = ("versions", "git_commit", "command")
-
-Positive = Field(gt=0)
-NotNegative = Field(ge=0)
 
 
 class Section(BaseModel):
@@ -111,7 +108,7 @@ class TrainSection(Section):
     global_batch: int = Field(gt=0)
     micro_batch: int | None = Field(default=None, gt=0)  # images per rank and backward pass; null: no accumulation
     steps: int | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     loss: Literal["sigmoid", "softmax"] = "softmax"
     activation_checkpointing: Literal["none", "full"] = "none"
     eval_every: int | None = Field(default=None, gt=0)  # steps between validations; null: once, at the end
@@ -124,12 +121,15 @@ class TrainSection(Section):
         return self
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSection(Section):
     """AdamW (pre-training, Table 3) or SGD with momentum (fine-tuning, Table 4)."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -192,7 +192,6 @@ class Recipe(Section):
     train: TrainSection
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
-    fewshot: FewshotSection | None = None
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     deepspeed: dict[str, Any] = {}
@@ -203,9 +202,21 @@ class Recipe(Section):
         for key, ours in _SAID_ELSEWHERE.items():
             if key in section:
                 raise ValueError(f"{key} follows from {ours}: set that and leave deepspeed.{key} out")
+        for key in ("zero_optimization", "bf16", "fp16"):
+            if not isinstance(section.get(key, {}), dict):
+                raise ValueError(f"{key} must be an object, as in DeepSpeed's documentation, found {section[key]!r}")
         stage = section.get("zero_optimization", {}).get("stage", 0)
-        if stage not in (0, 1, 2, 3):
+        if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}")
+        enabled = section.get("bf16", {}).get("enabled", False)
+        if enabled not in (True, False, "auto"):
+            raise ValueError(f'bf16.enabled must be true, false or "auto", found {enabled!r}')
+        if enabled and stage == 0:
+            raise ValueError(
+                "bf16 keeps its fp32 weights in ZeRO's partitions: set zero_optimization.stage to 1, 2 or 3"
+            )
+        if section.get("fp16", {}).get("enabled", False):
+            raise ValueError("fp16 is not offered; set bf16.enabled, or neither for fp32")
         return section
 
 
@@ -213,6 +224,7 @@ class RunConfig(Recipe):
     """A run whose network is fully said: pre-training as it stands, fine-tuning once the checkpoint is known."""
 
     model: ModelSection
+    fewshot: FewshotSection | None = None
 
 
 Schema = TypeVar("Schema", bound=Section)

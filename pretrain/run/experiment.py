@@ -61,18 +61,27 @@ def run(
         InputError: config, data, layout and checkpoint do not go together.
     """
     folder = RunFolder(out)
-    index = _open_index(config.data.train, "data.train", config.model.num_classes)
+    spec = config.model.spec()
+    index = distributed.together(lambda: _open_index(config.data.train, "data.train", spec.num_classes))
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
     schedule = Schedule(lr=config.optimizer.lr, steps=steps, **config.schedule.model_dump())
     order = Order(index.samples, layout.global_batch, config.seed, config.data.chunk, config.data.lanes)
     loss_of = choose_loss(config.train.loss, index.multilabel)
     dtype = precision(config.deepspeed)
+    data = config.data
+    images = TrainImages(spec.image_size, spec.channels, config.seed, data.crop_area, data.crop_aspect, data.flip)
+    evaluators = [*validation(config, loss_of, world, layout), *evaluators]
     function = trained_function(config, steps, dtype)
 
     # Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one.
     saved, passed_over = distributed.share(checkpoint.newest(folder.checkpoints) if world.main else None)
     start = 0
+    if saved is None and passed_over:
+        raise InputError(
+            f"{out}: holds checkpoints, but none that can be read: {'; '.join(passed_over.values())}. Mend or remove "
+            "them, or give another --out to start anew"
+        )
     if saved is not None:
         refuse_changes(saved, function, extend=extend)
         refuse_layout(saved, world.size, zero_stage(config.deepspeed))
@@ -85,9 +94,8 @@ def run(
 
     with ExitStack() as stack:
         stop = Stop(out, world, config.train.time_limit_minutes)
-        spec = config.model.spec()
         model = VisionTransformer(spec, checkpoint_blocks=config.train.activation_checkpointing == "full")
-        origin = fill(model) if saved is None else f"resumed from {saved.path}"
+        origin = distributed.together(lambda: fill(model)) if saved is None else f"resumed from {saved.path}"
         optimizer = build_optimizer(
             model, lr=config.optimizer.lr, **config.optimizer.model_dump(exclude={"lr", "clip_norm"})
         )
@@ -102,17 +110,17 @@ def run(
                 }
             )
             folder.rewind(start)
+            checkpoint.set_aside(passed_over)
         distributed.barrier()
 
-        for line in passed_over:
-            _say(world, f"passed over: {line}")
+        for fault in passed_over.values():
+            _say(world, f"passed over: {fault}")
         _say(world, _headline(config, index, layout, world, steps, start, origin, dtype))
-        data = config.data
         loader = stack.enter_context(
             TrainLoader(
                 index,
                 order,
-                TrainImages(spec.image_size, spec.channels, config.seed, data.crop_area, data.crop_aspect, data.flip),
+                images,
                 micro_batch=layout.micro_batch,
                 rank=world.rank,
                 world=world.size,
@@ -156,7 +164,7 @@ def run(
             dtype=dtype,
             meters=meters,
             audit=audit,
-            evaluators=[*validation(config, loss_of, world, layout), *evaluators],
+            evaluators=evaluators,
             saver=saver,
             stop=stop,
         )
@@ -205,7 +213,8 @@ def validation(config: RunConfig, loss_of: Any, world: World, layout: Layout) ->
     """Validation on `data.eval`, if it is set."""
     if config.data.eval is None:
         return []
-    index = _open_index(config.data.eval, "data.eval", config.model.num_classes)
+    index = distributed.together(lambda: _open_index(config.data.eval, "data.eval", config.model.num_classes))
+    choose_loss(config.train.loss, index.multilabel)  # refuses labels that the loss does not take
     return [
         Validation(
             index,

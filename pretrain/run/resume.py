@@ -10,6 +10,9 @@ from pretrain.engine.checkpoint import Saved
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig, differences
 
+# Said otherwise ("precision"), or of no effect on the function.
+_LAYOUT = ("bf16", "zero_optimization", "wall_clock_breakdown", "flops_profiler", "comms_logger")
+
 # What `--extend` lets change: how long the run is, and the learning rate that follows from it.
 _EXTENDABLE = ("train.steps", "schedule.")
 
@@ -29,6 +32,8 @@ def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[
         "optimizer": tree["optimizer"],
         "schedule": tree["schedule"],
         "precision": str(dtype).removeprefix("torch."),
+        # Whatever else DeepSpeed is told may change what is computed (autocast, quantised communication).
+        "deepspeed": {key: tree["deepspeed"][key] for key in tree["deepspeed"] if key not in _LAYOUT},
     }
 
 

@@ -10,6 +10,7 @@ import torch
 
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Layout, seed_step, take_step
+from pretrain.engine.guards import check_finite
 from pretrain.engine.optimizer import set_learning_rate
 from pretrain.engine.schedule import Schedule
 from pretrain.engine.stop import Stop
@@ -55,14 +56,15 @@ def train(
             step_loss += loss.detach() / layout.accumulation
             audit.add(batch.ids)
 
+        check_finite(step, grad_norm)
         audit.step(step)
         meters.step(step + 1, step_loss, schedule(step), grad_norm)
         last = step + 1 == schedule.steps
         stopping = not last and stop.requested()
         with meters.pause():
+            saver.maybe(step + 1, now=last or stopping)  # first: what evaluation may fail on must not cost the step
             if not stopping:  # the grace period is for the checkpoint
                 evaluate(evaluators, engine, step + 1, meters, last=last)
-            saver.maybe(step + 1, now=last or stopping)
         if stopping:
             return False
     return True

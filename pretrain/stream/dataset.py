@@ -39,9 +39,7 @@ class Dataset:
         low, high = int(self.labels.min(initial=0)), int(self.labels.max(initial=0))
         if low < 0 or (self.classes and high >= len(self.classes)):
             limit = len(self.classes) - 1 if self.classes else "any"
-            raise InputError(
-                f"{self.name}: label {low if low < 0 else high} is out of range; labels are 0 … {limit}"
-            )
+            raise InputError(f"{self.name}: label {low if low < 0 else high} is out of range; labels are 0 … {limit}")
 
     def __len__(self) -> int:
         return len(self.labels) if self.starts is None else len(self.starts) - 1
@@ -70,9 +68,7 @@ def array_dataset(
         labels=targets,
         starts=None,
         classes=None if classes is None else tuple(classes),
-        fingerprint=fingerprint(
-            [targets.tobytes(), str(pixels.shape).encode(), np.ascontiguousarray(pixels)]
-        ),
+        fingerprint=fingerprint([targets.tobytes(), str(pixels.shape).encode(), np.ascontiguousarray(pixels)]),
         read=lambda row: ("png", png(pixels[row])),
     )
 

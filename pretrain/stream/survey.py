@@ -69,18 +69,15 @@ def survey_text(figures: dict[str, Any]) -> str:
     lines = [
         f"samples   {figures['samples']:,}",
         f"bytes     {figures['bytes']:,}, {figures['bytes_per_sample']:,} a sample",
-        f"shards    {shards['count']:,}; samples {_range(shards['samples'])}; bytes "
-        f"{_range(shards['bytes'])}",
+        f"shards    {shards['count']:,}; samples {_range(shards['samples'])}; bytes {_range(shards['bytes'])}",
         f"labels    {'lists' if labels['lists'] else 'one a sample'}, mean {labels['per_sample_mean']}, most "
         f"{labels['per_sample_max']}",
-        f"classes   {classes['count']:,}, {classes['empty']:,} of them empty; samples "
-        f"{_range(classes['samples'])}",
+        f"classes   {classes['count']:,}, {classes['empty']:,} of them empty; samples {_range(classes['samples'])}",
         *(
             f"  {end:<8}" + ", ".join(f"{row['class']}: {row['samples']:,}" for row in classes[end])
             for end in ("most", "fewest")
         ),
-        f"images    {images['read']:,} read; width {_range(images['width'])}, height "
-        f"{_range(images['height'])}",
+        f"images    {images['read']:,} read; width {_range(images['width'])}, height {_range(images['height'])}",
         "  formats " + ", ".join(f"{name} {count:,}" for name, count in images["formats"].items()),
         f"hash      {figures['hash']}",
     ]
@@ -150,7 +147,6 @@ def _read(index: Index, sample_id: int) -> tuple[str, dict[str, bytes]]:
     key, members = read_sample(extent.url, extent.begin, extent.end)
     if key_hash(key) != int(index.key_hash([sample_id])[0]):
         raise InputError(
-            f"{extent.url}: holds {key!r} at byte {extent.begin}, the index another key; index the shards "
-            "again"
+            f"{extent.url}: holds {key!r} at byte {extent.begin}, the index another key; index the shards again"
         )
     return key, members

@@ -117,8 +117,7 @@ class ShardTar:
             split = split_name(name)
             if split is None:
                 raise self._fault(
-                    f"member {name!r} at byte {info.offset} belongs to no sample; members are named "
-                    "KEY.SUFFIX"
+                    f"member {name!r} at byte {info.offset} belongs to no sample; members are named KEY.SUFFIX"
                 )
             yield info, *split
 
@@ -136,8 +135,7 @@ class ShardTar:
             )
         if not info.isreg() or info.issparse():
             raise self._fault(
-                f"member {name!r} at byte {info.offset} is a link, device or sparse file; samples are plain "
-                "files"
+                f"member {name!r} at byte {info.offset} is a link, device or sparse file; samples are plain files"
             )
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
@@ -158,9 +156,7 @@ class ShardTar:
             if foreign:
                 raise self._fault(f"global PAX header sets {', '.join(sorted(foreign))}; write plain members")
             if info.size < 0 or info.offset % BLOCK:
-                raise self._fault(
-                    f"member {info.name!r} at byte {info.offset} has an impossible size or place"
-                )
+                raise self._fault(f"member {info.name!r} at byte {info.offset} has an impossible size or place")
             end = info.offset_data + (-(-info.size // BLOCK) * BLOCK if info.isreg() else 0)
             if end > self.size:
                 raise self._fault(
@@ -199,13 +195,9 @@ class ShardTar:
         start = self.file.read(8)
         for magic, name in _COMPRESSED.items():
             if start.startswith(magic):
-                return self._fault(
-                    f"compressed with {name}; shards are plain tars, whose samples can be found by byte"
-                )
+                return self._fault(f"compressed with {name}; shards are plain tars, whose samples can be found by byte")
         if self.size < BLOCK:
-            return self._fault(
-                f"truncated: {self.size} bytes, cut in the header at byte 0; copy or write it again"
-            )
+            return self._fault(f"truncated: {self.size} bytes, cut in the header at byte 0; copy or write it again")
         return self._fault(f"not a tar archive: {error}")
 
     def _fault(self, what: str) -> InputError:
@@ -223,9 +215,7 @@ class _HeaderReads(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _LONGEST_HEADER:
-            raise InputError(
-                f"{self._shard.url}: extended header of {size} bytes before byte {self._file.tell()}"
-            )
+            raise InputError(f"{self._shard.url}: extended header of {size} bytes before byte {self._file.tell()}")
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -243,9 +233,7 @@ def read_sample(url: str, begin: int, end: int) -> tuple[str, dict[str, bytes]]:
         file.seek(begin)
         data = file.read(end - begin)
     if len(data) < end - begin:
-        raise InputError(
-            f"{url}: truncated: {begin + len(data)} bytes, the index places a sample at {begin} to {end}"
-        )
+        raise InputError(f"{url}: truncated: {begin + len(data)} bytes, the index places a sample at {begin} to {end}")
     where = f"{url} from byte {begin}"
     samples = list(ShardTar(io.BytesIO(data + bytes(2 * BLOCK)), where).samples())
     if len(samples) != 1:

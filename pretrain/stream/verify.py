@@ -44,8 +44,7 @@ def verify(index: Index, *, workers: int | None = None) -> Verified:
         rehashed = file.rehash()
         if rehashed != file.hash:
             faults.append(
-                f"{file.path}: its arrays hash to {rehashed[:12]}…, its header says {file.hash[:12]}…: "
-                "damaged"
+                f"{file.path}: its arrays hash to {rehashed[:12]}…, its header says {file.hash[:12]}…: damaged"
             )
         jobs = [(str(file.path), shard) for shard in range(file.num_shards)]
         shard_keys = []
@@ -62,9 +61,7 @@ def verify(index: Index, *, workers: int | None = None) -> Verified:
         more = f"\nand {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise InputError(f"{count} found\n" + "\n".join(faults[:_FAULTS_SHOWN]) + more)
-    return Verified(
-        index.samples, len(index.shards), sum(shard.bytes for shard in index.shards), without_digest
-    )
+    return Verified(index.samples, len(index.shards), sum(shard.bytes for shard in index.shards), without_digest)
 
 
 def _check_shard(job: tuple[str, int]) -> tuple[list[str], np.ndarray]:

@@ -90,9 +90,7 @@ def write_shards(
 
 def shuffled_rows(rows: int, seed: int) -> array[int]:
     """0 … rows−1 in the order in which they are written: by a keyed hash, ties by row."""
-    return array(
-        "q", np.argsort(hash_words(_SHUFFLE, seed, np.arange(rows, dtype=np.uint64)), kind="stable").tobytes()
-    )
+    return array("q", np.argsort(hash_words(_SHUFFLE, seed, np.arange(rows, dtype=np.uint64)), kind="stable").tobytes())
 
 
 class _ShardSequence:
@@ -236,9 +234,7 @@ def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
         keys = [key for key in recipe if found.get(key) != recipe[key]]
         same = not set(keys) - {"source"}  # a folder of images may have been renamed
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{folder / RECIPE_NAME}: not a build's record ({error}); choose an empty folder"
-        ) from error
+        raise InputError(f"{folder / RECIPE_NAME}: not a build's record ({error}); choose an empty folder") from error
     if not same:
         named = [key for key in keys if key != "fingerprint"]
         differences = ", ".join(f"{key} is {found.get(key)!r}, asked for {recipe[key]!r}" for key in named)

@@ -58,7 +58,7 @@ def find_checkpoint(path: Path) -> checkpoint.Saved:
     folder = path if path.name == "checkpoints" else path / "checkpoints"
     saved, passed_over = checkpoint.newest(folder)
     if saved is None:
-        damaged = "".join(f"; {line}" for line in passed_over)
+        damaged = "".join(f"; {fault}" for fault in passed_over.values())
         raise InputError(
             f"weights {path}: no whole checkpoint under {folder}{damaged}; give a run folder that has trained, "
             "or a checkpoint inside one"

@@ -85,7 +85,7 @@ def variants(ranks: int) -> dict[str, list[str]]:
         for stage in (1, 3):
             changes = [f"deepspeed.zero_optimization.stage={stage}"]
             found[f"zero{stage}_checkpointing"] = [*changes, "train.activation_checkpointing=full"]
-            found[f"zero{stage}_bf16"] = [*changes, "deepspeed.bf16.enabled=true"]
+            found[f"zero{stage}_accumulation2_bf16"] = [*changes, "deepspeed.bf16.enabled=true", "train.micro_batch=4"]
     return found
 
 

@@ -72,5 +72,3 @@ def test_bf16_auto_is_fp32_on_the_cpu():
     assert precision({"bf16": {"enabled": "auto"}}) is torch.float32
     assert precision({"bf16": {"enabled": True}}) is torch.bfloat16
     assert deepspeed_config({"bf16": {"enabled": "auto"}}, batch_layout(2, 1, 2), 1.0)["bf16"] == {"enabled": False}
-    with pytest.raises(InputError, match=r"deepspeed\.fp16"):
-        precision({"fp16": {"enabled": True}})

