@@ -8,7 +8,7 @@ DATA := data/quickstart
 # The quick start shows the whole path on two CPU ranks, whatever the machine has besides.
 RANKS := DS_ACCELERATOR=cpu $(BIN)/deepspeed --quiet --num_gpus 2
 
-.PHONY: quickstart test test-long bench lint clean
+.PHONY: quickstart test test-long bench lint
 
 quickstart: $(VENV)/.test
 	@$(BIN)/python launch/shards.py build mnist5k $(DATA)/mnist/train --split train
@@ -41,6 +41,7 @@ lint: $(VENV)/.test
 
 $(VENV)/.test: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+	@command -v $${CXX:-c++} >/dev/null || { echo "a C++ compiler is needed (DeepSpeed builds its CPU ops): apt-get install g++"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about 6 GB, some minutes …"
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
@@ -49,6 +50,3 @@ $(VENV)/.test: pyproject.toml
 $(VENV)/.bench: $(VENV)/.test
 	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
-
-clean:
-	rm -rf $(VENV) runs/quickstart data/quickstart

@@ -21,7 +21,6 @@ from pretrain.engine.ops import compile_ops
 from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
 
-
 Result = TypeVar("Result")
 
 

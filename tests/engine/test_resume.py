@@ -43,7 +43,10 @@ def test_every_stage_and_bf16_goes_on_bit_for_bit_and_evaluates(config_file, ran
             text = (tmp_path / name / kind / "metrics.jsonl").read_text()
             lines = [json.loads(line) for line in text.splitlines()]
             told[kind] = [
-                (line["step"], {key: line[key] for key in ("loss", "grad_norm", "eval/loss", "eval/top1") if key in line})
+                (
+                    line["step"],
+                    {key: line[key] for key in ("loss", "grad_norm", "eval/loss", "eval/top1") if key in line},
+                )
                 for line in lines
             ]
             assert [step for step, values in told[kind] if "loss" in values] == list(range(1, STEPS + 1)), name

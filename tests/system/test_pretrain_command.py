@@ -52,6 +52,7 @@ def undisturbed(config, run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     done = run(*DEEPSPEED, "--config", config, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
+    (out / "console.txt").write_text(done.stdout + done.stderr)
     return out
 
 
@@ -74,7 +75,14 @@ def test_a_run_writes_its_folder_and_keeps_the_console_clean(undisturbed, config
     again = run(*PYTHON, "--config", config, "--out", undisturbed)
     assert again.returncode == 0
     assert again.stdout.startswith(f"{undisturbed}: finished at step {STEPS}"), again.stdout
-    assert again.stderr == "", "nothing of torch or DeepSpeed belongs on the console"
+    assert again.stderr == ""
+
+
+def test_the_console_is_the_runs_own(undisturbed):
+    """Every line is ours: nothing of torch or DeepSpeed."""
+    ours = ("tiny: ", "data: ", "batch ", "step ", "saved ", "DeepSpeed compiles its CPU ops once")
+    foreign = [line for line in (undisturbed / "console.txt").read_text().splitlines() if not line.startswith(ours)]
+    assert foreign == []
 
 
 def test_killed_and_started_again_it_is_the_same_run_bit_for_bit(undisturbed, config, run, tmp_path, digits):
@@ -124,9 +132,11 @@ def test_asked_to_stop_it_saves_and_goes_on_from_there(how, config, run, tmp_pat
     limit = ["train.time_limit_minutes=0.005"] if how == "time limit" else []
     process = subprocess.Popen([*words, *limit], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
     if how != "time limit":
         while not (metrics.is_file() and metrics.read_text().count("\n") >= 5):
             assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.005)
         if how == "file":
             (tmp_path / "STOP").touch()
@@ -149,8 +159,9 @@ def test_torchrun_starts_it_too(config, run, tmp_path, undisturbed):
         "torchrun", "--nproc-per-node", 2, "launch/pretrain.py", "--config", config, "--out", tmp_path, "train.steps=8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # The schedule is another, so only the step before the first update with a rate above 0 is the same.
-    assert losses(tmp_path)[0] == losses(undisturbed)[0]
+    # Decay starts after step index 5, so that only later updates know of the shorter schedule.
+    assert losses(tmp_path)[:7] == losses(undisturbed)[:7]
+    assert losses(tmp_path)[7] != losses(undisturbed)[7]
 
 
 def expect_refusal(done, *words):
@@ -223,3 +234,13 @@ def test_a_damaged_checkpoint_is_passed_over(config, run, tmp_path, undisturbed)
     assert f"passed over: checkpoint {out}/checkpoints/step_00000060: damaged: {victim.name}" in done.stdout
     assert "resumed from" in done.stdout
     assert losses(out) == losses(undisturbed)
+    assert (out / "checkpoints" / "damaged_00000060").is_dir(), "kept for inspection, and out of the way"
+
+
+def test_where_no_checkpoint_can_be_read_the_run_is_not_started_over(config, run, tmp_path, undisturbed):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    for state in (out / "checkpoints").glob("step_*/state.json"):
+        state.unlink()
+    expect_refusal(run(*PYTHON, "--config", config, "--out", out), "step_00000060", "none that can be read")
+    assert len(losses(out)) == STEPS

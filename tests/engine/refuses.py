@@ -1,0 +1,25 @@
+"""Rank 1 alone finds fault; both ranks must refuse, with its words."""
+
+import sys
+from pathlib import Path
+
+from pretrain.engine import distributed
+from pretrain.errors import InputError
+
+world = distributed.start()
+
+
+def check() -> int:
+    if world.rank == 1:
+        raise InputError("shard 7 is missing here")
+    return 5
+
+
+try:
+    distributed.together(check)
+except InputError as error:
+    Path(sys.argv[1], f"rank{world.rank}").write_text(str(error))
+assert distributed.together(lambda: world.rank) == world.rank
+assert distributed.any_rank(world.rank == 1, world.device)
+assert not distributed.any_rank(False, world.device)
+distributed.stop()
