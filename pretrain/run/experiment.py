@@ -84,13 +84,14 @@ def run(
         )
     if saved is not None:
         refuse_changes(saved, function, extend=extend)
-        refuse_layout(saved, world.size, zero_stage(config.deepspeed))
         start = order.check(saved.state["stream"], index.hash)
     if start >= steps:
         _say(
             world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
         )
         return DONE
+    if saved is not None:
+        refuse_layout(saved, world.size, zero_stage(config.deepspeed))
 
     with ExitStack() as stack:
         stop = Stop(out, world, config.train.time_limit_minutes)

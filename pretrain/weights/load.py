@@ -81,8 +81,31 @@ def _read_tensors(saved: checkpoint.Saved) -> dict[str, Tensor]:
         # weights_only=False: DeepSpeed's files hold its own classes; they come from this project's runs.
         module = torch.load(saved.path / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
         return {name: tensor.float() for name, tensor in module.items()}
+    parts = [
+        torch.load(file, map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"]
+        for rank in range(saved.state["ranks"])
+        if (file := saved.path / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").is_file()
+    ]
+    if parts and "zero_stage" not in parts[0]:
+        return _join_partitions(saved.path, [part["single_partition_of_fp32_groups"] for part in parts])
     with quiet():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         tensors = get_fp32_state_dict_from_zero_checkpoint(str(saved.path.parent), tag=saved.path.name)
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _join_partitions(path: Path, parts: list[list[Tensor]]) -> dict[str, Tensor]:
+    """The fp32 parameters of ZeRO-1 with bf16 and fp32 accumulation, whose files DeepSpeed's converter cannot read.
+
+    parts: by rank, then by parameter group. A group is one flat vector in the order of `param_shapes`, cut into equal
+    parts by rank.
+    """
+    shapes = torch.load(path / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["param_shapes"]
+    tensors = {}
+    for group, named in enumerate(shapes):
+        flat, start = torch.cat([part[group].detach().float() for part in parts]), 0
+        for name, shape in named.items():
+            tensors[name] = flat[start : start + shape.numel()].view(shape).clone()
+            start += shape.numel()
+    return tensors
