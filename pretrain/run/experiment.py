@@ -93,6 +93,8 @@ def run(
     if saved is not None:
         refuse_layout(saved, world.size, zero_stage(config.deepspeed))
 
+    distributed.together(folder.create)
+
     with ExitStack() as stack:
         stop = Stop(out, world, config.train.time_limit_minutes)
         model = VisionTransformer(spec, checkpoint_blocks=config.train.activation_checkpointing == "full")

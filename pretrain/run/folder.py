@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from pretrain.errors import InputError
+
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, AUDIT, TENSORBOARD = "checkpoints", "audit", "tensorboard"
 
@@ -25,10 +27,24 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / TENSORBOARD
 
+    def create(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises:
+            InputError: it cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--out {self.path}: cannot be made: {error.strerror}; give a folder to write to"
+            ) from None
+        if not os.access(self.path, os.W_OK):
+            raise InputError(f"--out {self.path}: cannot be written to; give a folder to write to")
+
     def write_config(self, config: dict[str, Any]) -> None:
         """`config.json`: the resolved config, with the versions and the commit it runs under."""
         record = {**config, "versions": versions(), "git_commit": git_commit(), "command": sys.argv}
-        self.path.mkdir(parents=True, exist_ok=True)
         _replace(self.path / CONFIG, [json.dumps(record, indent=2) + "\n"])
 
     def rewind(self, step: int) -> None:

@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from pretrain.errors import InputError
 from pretrain.run.folder import RunFolder
 from pretrain.run.meters import clock
 
@@ -28,11 +31,19 @@ def test_rewinding_moves_later_lines_aside_and_drops_a_torn_one(tmp_path):
 
 
 def test_the_config_record_says_what_it_ran_under(tmp_path):
+    RunFolder(tmp_path / "run").create()
     RunFolder(tmp_path / "run").write_config({"name": "a"})
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["name"] == "a"
     assert {"torch", "deepspeed", "webdataset", "python"} <= set(record["versions"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"], "nothing is left beside it"
+
+
+def test_a_place_that_cannot_hold_a_run_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=f"--out {place}: cannot be made"):
+            RunFolder(place).create()
 
 
 def test_time_left_reads_as_people_say_it():
