@@ -79,8 +79,9 @@ def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) 
     }
     if "bf16" in section:
         config["bf16"] = {**section["bf16"], "enabled": dtype is torch.bfloat16}
-    if dtype is torch.bfloat16 and layout.accumulation > 1:
-        # DeepSpeed would add up micro-batches in bf16, and the result would hang on how a batch is cut.
+    if dtype is torch.bfloat16:
+        # DeepSpeed would add up micro-batches in bf16, and the result would hang on how a batch is cut. Also without
+        # accumulation: the choice decides the optimizer's state, and a resumed run may cut its batch another way.
         config["data_types"] = {"grad_accum_dtype": "fp32", **section.get("data_types", {})}
     return config
 

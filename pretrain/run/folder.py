@@ -105,13 +105,14 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
         return
     kept: list[str] = []
     discarded: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # torn by a kill in the middle of a write
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn by a kill in the middle of a write
-        if not line.endswith("\n"):
-            continue
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: line {number} is no JSON: {error.msg}; mend or remove that line") from None
         (kept if stays(entry) else discarded).append(line)
     if discarded:
         with path.with_name(f"{path.stem}.discarded.jsonl").open("a", encoding="utf-8") as file:

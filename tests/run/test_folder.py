@@ -30,6 +30,14 @@ def test_rewinding_moves_later_lines_aside_and_drops_a_torn_one(tmp_path):
     assert (tmp_path / "metrics.discarded.jsonl").read_text() == jsonl({"step": 3}, {"step": 4}, {"step": 2})
 
 
+def test_a_damaged_line_within_is_named_and_nothing_is_dropped(tmp_path):
+    text = jsonl({"step": 1}) + "{oops\n" + jsonl({"step": 2})
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is no JSON"):
+        RunFolder(tmp_path).rewind(2)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
 def test_the_config_record_says_what_it_ran_under(tmp_path):
     RunFolder(tmp_path / "run").create()
     RunFolder(tmp_path / "run").write_config({"name": "a"})
