@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pretrain.engine.distributed import World, gather_rows
-from pretrain.stream.images import SquashImages, UnreadableImage, to_float
+from pretrain.engine.distributed import World, any_rank, collect, gather_rows
+from pretrain.errors import InputError
+from pretrain.stream.images import SquashImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
 from pretrain.stream.progress import Progress
-from pretrain.stream.reader import ChunkError
 
 
 def extract(
@@ -41,13 +41,6 @@ def extract(
     Raises InputError where an image cannot be read, unless `skip_unreadable`, which sees it as grey.
     """
 
-    def refuse(sample_id: int, error: UnreadableImage) -> None:
-        (place,) = index.extents(np.array([sample_id]))
-        raise ChunkError(
-            f"{place.url}, byte {place.begin}: sample {sample_id} cannot be decoded: {error}; "
-            "mend the image or leave it out of the shards"
-        )
-
     found: dict[str, NDArray[np.float32]] = {}
     done = 0
     batches = evaluation_batches(
@@ -58,13 +51,17 @@ def extract(
         world=world.size,
         workers=workers,
         ids=ids,
-        on_fault=None if skip_unreadable else refuse,
+        mask_chunks=True,
+        pin=world.device.type != "cpu",
     )
     training = model.training
     model.eval()
     # Not inference_mode: under ZeRO-3 the parameters gathered inside would be unfit for training afterwards.
     with batches, torch.no_grad(), Progress(doing, "images", len(ids) if world.main else 0) as progress:
         for part in batches:
+            refused = [fault for fault in part.faults if fault.of_chunk or not skip_unreadable]
+            if any(any_rank(world.device, bool(refused))):
+                raise InputError(f"{collect([fault.describe(index) for fault in refused])[0]}; mend it or leave it out")
             images = to_float(part.images.to(world.device, non_blocking=True), torch.float32)
             features = model(images, features=True)
             rows = gather_rows(torch.cat([features[layer].float() for layer in layers], dim=1))

@@ -84,11 +84,11 @@ def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` holds on at least one rank; the answer is the same on all."""
+def any_rank(device: torch.device, *flags: bool) -> list[bool]:
+    """For each of `flags`, whether it holds on at least one rank; the answers are the same on all."""
     if _size() == 1:
-        return flag
-    return bool(all_reduce_max(torch.tensor(int(flag), dtype=torch.int32, device=device)).item())
+        return list(flags)
+    return [bool(flag) for flag in all_reduce_max(torch.tensor(flags, dtype=torch.int32, device=device)).tolist()]
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
@@ -99,6 +99,15 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
     parts = [torch.empty_like(rows) for _ in range(_size())] if dist.get_rank() == 0 else None
     dist.gather(rows, parts)
     return torch.cat(parts) if parts is not None else None
+
+
+def collect(values: list[Result]) -> list[Result]:
+    """The ranks' lists, one after the other in rank order: on every rank."""
+    if _size() == 1:
+        return values
+    lists: list[list[Result]] = [[] for _ in range(_size())]
+    dist.all_gather_object(lists, values)
+    return [value for of_rank in lists for value in of_rank]
 
 
 def share(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Stopping on request: what asks for it, and how all ranks come to agree."""
+"""Stopping on request: what asks for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from pretrain.engine.distributed import World, any_rank
+from pretrain.engine.distributed import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -15,8 +15,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Stop:
     """Signals to any rank, a file STOP in the run folder, and a time limit.
 
-    A signal only sets a flag; `requested` is asked between steps, by all ranks together, so that all save the same
-    step even when one of them has not seen the signal yet. A second Ctrl-C ends the rank at once.
+    A signal only sets a flag; the ranks compare what they were asked between steps, so that all save the same step
+    even when one of them has not seen the signal yet. A second Ctrl-C ends the rank at once.
     """
 
     def __init__(self, folder: Path, world: World, time_limit_minutes: float | None = None) -> None:
@@ -31,14 +31,14 @@ class Stop:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def requested(self) -> bool:
-        """Whether any rank has been asked to stop. Collective: every rank gets the same answer."""
+    def asked(self) -> bool:
+        """Whether this rank has been asked to stop."""
         if self._reason is None and self._world.main:
             if self._file.exists():
                 self._reason = f"{self._file} exists"
             elif time.monotonic() > self._deadline:
                 self._reason = "train.time_limit_minutes is reached"
-        return any_rank(self._reason is not None, self._world.device)
+        return self._reason is not None
 
     @property
     def reason(self) -> str:

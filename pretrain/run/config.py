@@ -81,6 +81,10 @@ class ModelSection(Section):
         return ViTSpec(**{**ARCHITECTURES.get(self.arch or "", {}), **said})
 
 
+Layers = Annotated[int, Field(gt=0)]
+Magnitude = Annotated[int, Field(ge=0, le=30)]
+
+
 class DataSection(Section):
     """The shard stream and the augmentation. `train` and `eval` are an INDEX or a list that is concatenated."""
 
@@ -93,6 +97,12 @@ class DataSection(Section):
     crop_area: tuple[float, float] = (0.05, 1.0)  # share of the image's area (the paper's inception crop)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    decoder: Literal["host", "device"] = "host"  # where training's JPEGs are decoded, cropped and augmented
+    randaugment: tuple[Layers, Magnitude] | None = None  # [operations, magnitude]; its pixels are for 224 px
+    mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # α of Beta(α, α); 0: no mixup
+    read_ahead_mib: int = Field(default=1024, gt=0)  # of shards, per rank, beyond what the next batches ask for
+    unreadable_chunks: Literal["stop", "quarantine"] = "stop"
+    max_unreadable: float = Field(default=0.01, ge=0, le=1)  # share of images; above it the run ends
 
     @field_validator("crop_area", "crop_aspect")
     @classmethod
@@ -110,6 +120,7 @@ class TrainSection(Section):
     steps: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     loss: Literal["sigmoid", "softmax"] = "softmax"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     activation_checkpointing: Literal["none", "full"] = "none"
     eval_every: int | None = Field(default=None, gt=0)  # steps between validations; null: once, at the end
     time_limit_minutes: float | None = Field(default=None, gt=0)

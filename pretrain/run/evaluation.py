@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
-from pretrain.engine.distributed import World, all_reduce_sum
+from pretrain.engine.distributed import World, all_reduce_sum, collect
+from pretrain.errors import InputError
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
+from pretrain.stream.fault import Fault
 from pretrain.stream.images import EvalImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
@@ -65,9 +67,18 @@ class Validation:
         world = self._world
         sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
         batches = evaluation_batches(
-            self._index, self._transform, batch=self._batch, rank=world.rank, world=world.size, workers=self._workers
+            self._index,
+            self._transform,
+            batch=self._batch,
+            rank=world.rank,
+            world=world.size,
+            workers=self._workers,
+            mask_chunks=True,
+            pin=world.device.type != "cpu",
         )
+        faults: list[Fault] = []
         for batch in batches:
+            faults += batch.faults
             labels, valid = batch.labels.to(world.device), batch.valid.to(world.device)
             logits = model(to_float(batch.images.to(world.device, non_blocking=True), self._dtype)).float()
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -81,7 +92,20 @@ class Validation:
                 ]
             )
         loss, top1, top5, images = all_reduce_sum(sums).tolist()
+        if images < self._index.samples:
+            self._report(faults)
         # An unreadable image counts as a miss: the set's size does not depend on its faults.
         yield "eval/loss", loss / max(images, 1)
         yield "eval/top1", top1 / self._index.samples
         yield "eval/top5", top5 / self._index.samples
+        if images < self._index.samples:
+            yield "eval/unreadable", self._index.samples - images
+
+    def _report(self, faults: list[Fault]) -> None:
+        """Refuse unreadable chunks on all ranks; name the first of the unreadable images. Collective."""
+        broken = collect([fault.reason for fault in faults if fault.of_chunk])
+        if broken:
+            raise InputError(f"data.eval: {broken[0]}")
+        first = collect([fault.describe(self._index) for fault in faults])[0]
+        if self._world.main:
+            print(f"data.eval: {first}; grey, and counted as a miss", flush=True)

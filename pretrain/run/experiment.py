@@ -26,13 +26,17 @@ from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.folder import RunFolder
 from pretrain.run.loss import choose_loss
 from pretrain.run.meters import Meters
+from pretrain.run.quarantine import Quarantine
 from pretrain.run.resume import refuse_changes, refuse_layout, trained_function
 from pretrain.run.saver import Saver
 from pretrain.run.trainer import train
+from pretrain.stream.decode import HOST, DeviceDecoder
 from pretrain.stream.images import TrainImages
 from pretrain.stream.index import Index
 from pretrain.stream.loader import TrainLoader
+from pretrain.stream.mixup import check_pairs
 from pretrain.stream.order import Order
+from pretrain.stream.randaugment import RandAugment
 from pretrain.weights.load import load_weights
 
 Fill = Callable[[VisionTransformer], str]  # fills a new network's parameters; says where they come from
@@ -67,11 +71,25 @@ def run(
     steps = run_steps(config, index.samples)
     schedule = Schedule(lr=config.optimizer.lr, steps=steps, **config.schedule.model_dump())
     order = Order(index.samples, layout.global_batch, config.seed, config.data.chunk, config.data.lanes)
-    loss_of = choose_loss(config.train.loss, index.multilabel)
+    loss_of = choose_loss(config.train.loss, index.multilabel, config.train.label_smoothing)
     dtype = precision(config.deepspeed)
     data = config.data
-    images = TrainImages(spec.image_size, spec.channels, config.seed, data.crop_area, data.crop_aspect, data.flip)
-    evaluators = [*validation(config, loss_of, world, layout), *evaluators]
+    images = TrainImages(
+        spec.image_size,
+        spec.channels,
+        config.seed,
+        data.crop_area,
+        data.crop_aspect,
+        data.flip,
+        RandAugment(*data.randaugment) if data.randaugment else None,
+    )
+    if data.mixup:
+        check_pairs(layout.micro_batch)
+    if data.decoder == "device" and world.device.type != "cuda":
+        raise InputError(
+            f'data.decoder: "device" decodes JPEGs on a CUDA device, this run is on {world.device.type}; set "host"'
+        )
+    evaluators = [*validation(config, world, layout), *evaluators]
     function = trained_function(config, steps, dtype)
 
     # Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one.
@@ -130,11 +148,25 @@ def run(
                 workers=data.workers,
                 start_step=start,
                 stop_step=steps,
+                read_ahead=data.read_ahead_mib << 20,
+                mixup=data.mixup,
+                mask_chunks=True,  # the quarantine ends the run, on all ranks together
+                pin=world.device.type != "cpu",
+                decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
         )
         audit = Audit(folder, world.rank, data.audit)
         stack.callback(audit.close)
         peak = config.logging.peak_tflops
+        quarantine = Quarantine(
+            folder,
+            index,
+            world,
+            start=start,
+            global_batch=layout.global_batch,
+            max_unreadable=data.max_unreadable,
+            chunks=data.unreadable_chunks == "quarantine",
+        )
         meters = Meters(
             folder,
             world,
@@ -146,6 +178,7 @@ def run(
             flops_per_image=training_flops(spec),
             peak_flops=peak * 1e12 if peak else peak_flops(world.device, dtype),
             tensorboard=config.logging.tensorboard,
+            counters=loader.counters,
         )
         stack.callback(meters.close)
         saver = Saver(
@@ -167,6 +200,7 @@ def run(
             dtype=dtype,
             meters=meters,
             audit=audit,
+            quarantine=quarantine,
             evaluators=evaluators,
             saver=saver,
             stop=stop,
@@ -212,16 +246,15 @@ def given(path: str | Path) -> Fill:
     return fill
 
 
-def validation(config: RunConfig, loss_of: Any, world: World, layout: Layout) -> list[Evaluator]:
+def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluator]:
     """Validation on `data.eval`, if it is set."""
     if config.data.eval is None:
         return []
     index = distributed.together(lambda: _open_index(config.data.eval, "data.eval", config.model.num_classes))
-    choose_loss(config.train.loss, index.multilabel)  # refuses labels that the loss does not take
     return [
         Validation(
             index,
-            loss_of,
+            choose_loss(config.train.loss, index.multilabel),
             world,
             image_size=config.model.image_size,
             channels=config.model.channels,

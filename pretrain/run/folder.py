@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from pretrain.errors import InputError
 
-CONFIG, METRICS = "config.json", "metrics.jsonl"
+CONFIG, METRICS, QUARANTINE = "config.json", "metrics.jsonl", "quarantine.jsonl"
 CHECKPOINTS, AUDIT, TENSORBOARD = "checkpoints", "audit", "tensorboard"
 
 
@@ -26,6 +26,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / TENSORBOARD
+        self.quarantine = path / QUARANTINE
 
     def create(self) -> None:
         """Make the folder, if it is not there.
@@ -53,6 +54,7 @@ class RunFolder:
         Lines of later steps move to `*.discarded.jsonl`, a torn last line is dropped.
         """
         _rewind(self.path / METRICS, lambda line: line["step"] <= step)
+        _rewind(self.quarantine, lambda line: line["step"] < step)
         for file in sorted((self.path / AUDIT).glob("rank_*.jsonl")):
             if not file.name.endswith(".discarded.jsonl"):
                 _rewind(file, lambda line: line["step"] < step)

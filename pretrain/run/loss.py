@@ -2,20 +2,29 @@
 
 Divided by the batch and not by the readable images, so that the sum over ranks and micro-batches is the same function
 of the global batch however it is cut.
+
+Both are linear in the target. So the loss of a mixed image is its weight times the loss of its own labels, and the rest
+times that of its partner's; label smoothing ε makes the target (1 − ε)·target + ε / classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.errors import InputError
+from pretrain.stream.mixup import partners
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+class Loss(Protocol):
+    """Logits [b, k], labels [b, l], valid [b], weight [b] of mixed rows (None: nothing is mixed) → scalar."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor: ...
 
 
 def multi_hot(labels: Tensor, classes: int) -> Tensor:
@@ -25,27 +34,47 @@ def multi_hot(labels: Tensor, classes: int) -> Tensor:
     return targets[:, :classes]
 
 
-def sigmoid_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+def sigmoid_loss(
+    logits: Tensor, labels: Tensor, valid: Tensor, weight: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Binary cross-entropy summed over classes: logits [b, k], labels [b, l] padded with −1, valid [b] → scalar.
 
     The loss of the paper's JFT and ImageNet-21k pre-training, according to its authors.
     """
-    each = F.binary_cross_entropy_with_logits(logits.float(), multi_hot(labels, logits.shape[1]), reduction="none")
-    return (each.sum(dim=1) * valid).sum() / len(logits)
+
+    def rows(labels: Tensor) -> Tensor:
+        targets = multi_hot(labels, logits.shape[1]) * (1 - smoothing) + smoothing / logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(dim=1)
+
+    return _batch_mean(rows, labels, valid, weight)
 
 
-def softmax_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+def softmax_loss(
+    logits: Tensor, labels: Tensor, valid: Tensor, weight: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy: logits [b, k], labels [b, 1], valid [b] → scalar."""
-    each = F.cross_entropy(logits.float(), labels[:, 0], reduction="none", ignore_index=-1)
-    return (each * valid).sum() / len(logits)
+
+    def rows(labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits.float(), labels[:, 0], reduction="none", ignore_index=-1, label_smoothing=smoothing
+        )
+
+    return _batch_mean(rows, labels, valid, weight)
 
 
-def choose_loss(name: Literal["sigmoid", "softmax"], multilabel: bool) -> Loss:
-    """The loss that `train.loss` names.
+def _batch_mean(rows: Callable[[Tensor], Tensor], labels: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
+    each = rows(labels)
+    if weight is not None:
+        each = weight * each + (1 - weight) * rows(partners(labels))
+    return (each * valid).sum() / len(labels)
+
+
+def choose_loss(name: Literal["sigmoid", "softmax"], multilabel: bool, smoothing: float = 0.0) -> Loss:
+    """The loss that `train.loss` names, its targets smoothed by `train.label_smoothing`.
 
     Raises:
         InputError: softmax over samples with several labels.
     """
     if name == "softmax" and multilabel:
         raise InputError("train.loss: softmax takes one label a sample, and the index holds label lists; set sigmoid")
-    return sigmoid_loss if name == "sigmoid" else softmax_loss
+    return partial(sigmoid_loss if name == "sigmoid" else softmax_loss, smoothing=smoothing)

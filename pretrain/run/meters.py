@@ -12,6 +12,10 @@ from torch import Tensor
 
 from pretrain.engine.distributed import World, all_reduce_max, all_reduce_sum
 from pretrain.run.folder import RunFolder, append
+from pretrain.stream.counters import Counters
+
+# Where a rank's data spend their time: thread-milliseconds per image.
+_PARTS = ("read", "starved", "decode", "augment", "collate")
 
 
 class Meters:
@@ -30,7 +34,9 @@ class Meters:
         flops_per_image: int,
         peak_flops: float,
         tensorboard: bool,
+        counters: Counters,
     ) -> None:
+        self._counters, self._counted = counters, counters.seen()
         self._world, self._steps, self._every = world, steps, every
         self._batch, self._samples = global_batch, samples
         self._share_per_rate = flops_per_image / (peak_flops * world.size)
@@ -71,8 +77,7 @@ class Meters:
         # Waits for the device, so that the time taken next is real.
         mean_loss = all_reduce_sum(loss.detach().double() / self._world.size).item()
         seconds = time.perf_counter() - self._window_start - self._paused
-        share = torch.tensor(self._waited / seconds, dtype=torch.float64, device=self._world.device)
-        wait = all_reduce_max(share).item()
+        stream, wait = self._stream(seconds)
         rate = self._window_steps * self._batch / seconds
         self._log(
             done,
@@ -86,9 +91,35 @@ class Meters:
                 "images_per_second": rate,
                 "data_wait": wait,
                 "mfu": rate * self._share_per_rate,
+                **stream,
             },
         )
         self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+
+    def _stream(self, seconds: float) -> tuple[dict[str, float], float]:
+        """What the data did in this window, by part, and the share of it that the worst rank waited for them."""
+        seen = self._counters.seen()
+        did = {name: amount - self._counted[name] for name, amount in seen.items()}
+        self._counted = seen
+        images = self._window_steps * self._batch / self._world.size
+        each = [1000 * did[f"{part}_seconds"] / max(did["images"], 1) for part in _PARTS]
+        mine = torch.tensor(
+            [
+                *each,
+                1000 * self._waited / images,
+                self._waited / seconds,
+                did["bytes_read"] / seconds,
+                seen["unreadable"],
+            ],
+            dtype=torch.float64,
+            device=self._world.device,
+        )
+        *worst, wait, _, _ = all_reduce_max(mine.clone()).tolist()
+        *total, _, rate, unreadable = all_reduce_sum(mine).tolist()
+        values = {"data/bytes_per_second": rate, "data/unreadable": unreadable}
+        for part, summed, most in zip((*_PARTS, "wait"), total, worst, strict=True):
+            values |= {f"data/{part}_ms": summed / self._world.size, f"data/{part}_ms_worst": most}
+        return values, wait
 
     def evaluated(self, done: int, values: dict[str, float]) -> None:
         """Write down what the evaluators found after `done` steps."""

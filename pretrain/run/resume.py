@@ -10,6 +10,8 @@ from pretrain.engine.checkpoint import Saved
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig, differences
 
+_DATA = ("chunk", "lanes", "crop_area", "crop_aspect", "flip", "decoder", "randaugment", "mixup")
+
 # Said otherwise ("precision"), or of no effect on the function.
 _LAYOUT = ("bf16", "zero_optimization", "wall_clock_breakdown", "flops_profiler", "comms_logger")
 
@@ -27,8 +29,13 @@ def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[
     return {
         "seed": tree["seed"],
         "model": tree["model"],
-        "data": {key: tree["data"][key] for key in ("chunk", "lanes", "crop_area", "crop_aspect", "flip")},
-        "train": {"global_batch": config.train.global_batch, "steps": steps, "loss": config.train.loss},
+        "data": {key: tree["data"][key] for key in _DATA},
+        "train": {
+            "global_batch": config.train.global_batch,
+            "steps": steps,
+            "loss": config.train.loss,
+            "label_smoothing": config.train.label_smoothing,
+        },
         "optimizer": tree["optimizer"],
         "schedule": tree["schedule"],
         "precision": str(dtype).removeprefix("torch."),
@@ -64,11 +71,13 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
 def refuse_layout(saved: Saved, ranks: int, zero_stage: int) -> None:
     """Refuse to resume `saved` on another number of ranks or under another ZeRO stage than wrote it.
 
+    Without ZeRO every rank holds all of the optimizer, and any number of ranks goes on from it.
+
     Raises:
         InputError: with both layouts.
     """
     was = saved.state["ranks"], saved.state["zero_stage"]
-    if was != (ranks, zero_stage):
+    if was != (ranks, zero_stage) and not was[1] == zero_stage == 0:
         raise InputError(
             f"checkpoint {saved.path}: written by {was[0]} ranks under ZeRO stage {was[1]}, this run has {ranks} and "
             f"stage {zero_stage}; resume with the former, or start anew from its weights: --init RUN and another --out"

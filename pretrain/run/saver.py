@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pretrain.engine import checkpoint
-from pretrain.engine.distributed import World, any_rank
+from pretrain.engine.distributed import World
 from pretrain.run.folder import RunFolder
 
 
@@ -31,14 +31,14 @@ class Saver:
         self._seconds = every_minutes * 60 if every_minutes else float("inf")
         self._saved_at = time.monotonic()
 
-    def maybe(self, done: int, now: bool = False) -> None:
-        """Save after `done` steps if one is due, or `now`. Collective."""
-        due = now or (self._every is not None and done % self._every == 0)
-        if not due and self._seconds < float("inf"):
-            # The ranks' clocks differ; any one that is due takes the others along.
-            due = any_rank(time.monotonic() - self._saved_at >= self._seconds, self._world.device)
-        if not due:
-            return
+    def due(self, done: int) -> bool:
+        """Whether one is due after `done` steps by this rank's clock, which may differ from the others'."""
+        if self._every is not None and done % self._every == 0:
+            return True
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    def save(self, done: int) -> None:
+        """Save after `done` steps. Collective."""
         began = time.monotonic()
         path = checkpoint.save(self._engine, self._folder.checkpoints, done, self._state(done), self._world)
         if self._world.main:

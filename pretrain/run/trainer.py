@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pretrain.engine.distributed import World
+from pretrain.engine.distributed import World, any_rank
 from pretrain.engine.engine import Layout, seed_step, take_step
 from pretrain.engine.guards import check_finite
 from pretrain.engine.optimizer import set_learning_rate
@@ -18,9 +18,11 @@ from pretrain.run.audit import Audit
 from pretrain.run.evaluation import Evaluator, evaluate
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
+from pretrain.run.quarantine import Quarantine
 from pretrain.run.saver import Saver
 from pretrain.stream.images import to_float
 from pretrain.stream.loader import Batch
+from pretrain.stream.mixup import mix_images
 
 
 def train(
@@ -36,6 +38,7 @@ def train(
     dtype: torch.dtype,
     meters: Meters,
     audit: Audit,
+    quarantine: Quarantine,
     evaluators: Sequence[Evaluator],
     saver: Saver,
     stop: Stop,
@@ -50,21 +53,30 @@ def train(
         for batch in meters.waiting(islice(batches, layout.accumulation)):
             images = to_float(batch.images.to(world.device, non_blocking=True), dtype)
             labels, valid = batch.labels.to(world.device), batch.valid.to(world.device)
-            loss = loss_of(engine(images), labels, valid)
+            weight = None
+            if batch.weight is not None:
+                weight = batch.weight.to(world.device)
+                images = mix_images(images, weight)
+            loss = loss_of(engine(images), labels, valid, weight)
             engine.backward(loss)
             grad_norm = take_step(engine)
             step_loss += loss.detach() / layout.accumulation
             audit.add(batch.ids)
+            quarantine.add(batch)
 
+        done, last = step + 1, step + 1 == schedule.steps
+        stopping, faulty, saving = any_rank(world.device, stop.asked(), quarantine.pending, saver.due(done))
+        if faulty:
+            quarantine.settle(step)
         check_finite(step, grad_norm)
         audit.step(step)
-        meters.step(step + 1, step_loss, schedule(step), grad_norm)
-        last = step + 1 == schedule.steps
-        stopping = not last and stop.requested()
+        meters.step(done, step_loss, schedule(step), grad_norm)
+        stopping &= not last
         with meters.pause():
-            saver.maybe(step + 1, now=last or stopping)  # first: what evaluation may fail on must not cost the step
+            if saving or stopping or last:
+                saver.save(done)  # before the evaluation: what that may fail on must not cost the step
             if not stopping:  # the grace period is for the checkpoint
-                evaluate(evaluators, engine, step + 1, meters, last=last)
+                evaluate(evaluators, engine, done, meters, last=last)
         if stopping:
             return False
     return True

@@ -15,7 +15,7 @@ _SECOND = 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
 
 # What a hash is for: the first word of its key, so that no two uses share a stream.
-CHUNKS, WITHIN_CHUNK, AUGMENT = 1, 2, 3
+CHUNKS, WITHIN_CHUNK, AUGMENT, SHARDS, MIXUP = 1, 2, 3, 4, 5
 
 
 def mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -5,30 +5,37 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.indexfile import INDEX_NAME, IndexFile
+from pretrain.stream.indexfile import INDEX_NAME, IndexFile, etag_of
 from pretrain.stream.location import local_path
+from pretrain.stream.store import Stat, is_remote, stat
 from pretrain.stream.tar import BLOCK
+from pretrain.stream.workers import in_threads
 
-_STATS_AT_ONCE = 32
+_ASKED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes [begin, end) of one shard, which hold exactly the samples [first_id, first_id + count)."""
+    """Bytes [begin, end) of one shard, which hold exactly the samples [first_id, first_id + count).
+
+    `etag` is that of the shard when it was indexed, empty where none was recorded.
+    """
 
     url: str
     begin: int
     end: int
     first_id: int
     count: int
+    etag: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ class Index:
             counts.tolist(),
             strict=True,
         )
-        return [Extent(file.shard_url(s), begin, end, head, count) for s, begin, end, head, count in rows]
+        return [Extent(file.shard_url(s), begin, end, head, count, file.etag(s)) for s, begin, end, head, count in rows]
 
     def histogram(self) -> np.ndarray:
         """How often each class occurs, int64 [num_classes]."""
@@ -194,19 +201,24 @@ class Index:
                 counts += np.bincount(piece, minlength=len(counts))
         return counts
 
-    def check_files(self) -> None:
-        """Compare the size of every shard file with the recorded one, many at a time; reads no data.
+    def check_files(self, *, local: int | None = None, remote: int | None = None) -> None:
+        """Compare the size (of a remote one also the etag) of every shard with what is recorded, 32 at a time; reads
+        no data.
 
-        Raises InputError naming the first shard that is missing or of another size.
+        `local`, `remote`: look at so many shards of that kind only, spread over the index. Raises InputError naming
+        the first shard that is missing or another.
         """
         shards = self.shards
+        rows: tuple[list[int], list[int]] = ([], [])
+        for row, url in enumerate(shards.urls()):
+            rows[is_remote(url)].append(row)
 
-        def first_fault(block: range) -> str | None:
-            return next((fault for row in block if (fault := _size_fault(shards[row]))), None)
+        def first_fault(block: Sequence[int], stop: threading.Event) -> str | None:
+            return next((fault for row in block if (fault := _shard_fault(shards[row], stop))), None)
 
-        blocks = [range(at, min(at + 64, len(shards))) for at in range(0, len(shards), 64)]
-        with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
-            fault = next((fault for fault in threads.map(first_fault, blocks) if fault), None)
+        blocks = [*_blocks(_spread(rows[0], local), 64), *_blocks(_spread(rows[1], remote), 4)]
+        with closing(in_threads(first_fault, blocks, _ASKED_AT_ONCE)) as faults:
+            fault = next((fault for fault in faults if fault), None)
         if fault:
             raise InputError(fault)
 
@@ -242,6 +254,10 @@ class ShardTable(Sequence[Shard]):
     def __len__(self) -> int:
         return int(self._first_shard[-1])
 
+    def urls(self) -> Iterator[str]:
+        """The URL or path of each."""
+        return (file.shard_url(number) for file in self._files for number in range(file.num_shards))
+
     def __getitem__(self, row: int) -> Shard:  # type: ignore[override]
         if not 0 <= row < len(self):
             raise IndexError(f"shard {row} is outside 0 … {len(self) - 1}")
@@ -271,17 +287,35 @@ def _index_path(path: str | Path) -> Path:
     return place / INDEX_NAME
 
 
-def _size_fault(shard: Shard) -> str | None:
-    """What a stat tells: None for a shard of the recorded size."""
+def _spread(rows: Sequence[int], most: int | None) -> Sequence[int]:
+    """`most` of `rows`, evenly spread, the first and the last among them where there are two."""
+    if most is None or most >= len(rows):
+        return rows
+    return [rows[place] for place in np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()]
+
+
+def _blocks(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def _shard_fault(shard: Shard, stop: threading.Event) -> str | None:
+    """What is wrong with a shard as far as its size and etag tell; None for nothing."""
+    remote = is_remote(shard.url)
     try:
-        found = os.stat(shard.url).st_size
+        found = stat(shard.url, stop=stop) if remote else Stat(os.stat(shard.url).st_size, "")
     except OSError as error:
         return f"{shard.url}: {error.strerror}, but the index lists it; restore it, or index those there are"
-    if found == shard.bytes:
+    except InputError as error:
+        return f"{error}; but the index lists it"
+    recorded = Stat(shard.bytes, etag_of(shard.digest))
+    difference = recorded.difference(found)
+    if difference is None:
         return None
-    word = "truncated" if found < shard.bytes else "changed"
-    folder = os.path.dirname(shard.url)
+    if found.size != shard.bytes:
+        difference = f"{found.size} bytes, the index says {shard.bytes}"
+    word = "truncated" if found.size < shard.bytes else "changed"
+    again = "URLS… --out INDEX" if remote else os.path.dirname(shard.url)
     return (
-        f"{shard.url}: {word}: {found} bytes, the index says {shard.bytes}; rebuild the shard, or index it "
-        f"as it is: python launch/shards.py index {folder}"
+        f"{shard.url}: {word}: {difference}; rebuild the shard, or index it as it is: python launch/shards.py index "
+        f"{again}"
     )

@@ -20,15 +20,15 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.location import home, local_path, sync_folder
+from pretrain.stream.location import home, local_path
+from pretrain.stream.store import is_remote
 
 INDEX_NAME = "index.vfi"
 MAGIC = b"VFINDEX\n"
@@ -41,35 +41,14 @@ _PIECE = 1 << 20  # array elements hashed at a time
 Pieces = Iterable[np.ndarray]
 
 
-@dataclass(frozen=True)
-class ShardEntry:
-    """What the index records of one shard of n samples.
-
-    `url` is as stored (relative to the index's folder where local), `offsets` and `key_hashes` are uint32
-    [n], `labels` int32 [n], or all lists one after the other with `label_counts` uint32 [n].
-    """
-
-    url: str
-    bytes: int
-    data_end: int
-    offsets: np.ndarray
-    key_hashes: np.ndarray
-    labels: np.ndarray
-    label_counts: np.ndarray | None = None
-    digest: str = ""
-
-    @property
-    def samples(self) -> int:
-        return len(self.offsets)
-
-    def counts(self) -> np.ndarray:
-        """Labels per sample, uint32 [n]."""
-        return np.ones(self.samples, np.uint32) if self.label_counts is None else self.label_counts
-
-
 def key_hash(key: str) -> int:
     """The crc32 by which a reader recognises the sample it read."""
     return zlib.crc32(key.encode())
+
+
+def etag_of(digest: str) -> str:
+    """The etag that is recorded as a shard's digest; empty where a sha256 is, or nothing."""
+    return digest.removeprefix("etag:") if digest.startswith("etag:") else ""
 
 
 def content_hash(
@@ -89,50 +68,6 @@ def content_hash(
     return digest.hexdigest()
 
 
-def write_index(path: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None = None) -> str:
-    """Write the index of `entries`, in that order, to `path` (aside, flushed, renamed); returns its content
-    hash.
-
-    Memory beyond the entries is bounded. Raises InputError when there are no samples or `path` is not
-    writable.
-    """
-    shard_samples = np.array([entry.samples for entry in entries], "<i8")
-    samples = int(shard_samples.sum())
-    if not samples:
-        raise InputError(f"{path}: no samples to index")
-    lists = any(entry.label_counts is not None for entry in entries)
-    flat = sum(len(entry.labels) for entry in entries)
-    offsets = [entry.offsets for entry in entries]
-    keys = [entry.key_hashes for entry in entries]
-    labels = [entry.labels for entry in entries]
-    columns: dict[str, tuple[str, int, Pieces]] = {
-        "first": ("<i8", len(entries) + 1, [_running(shard_samples)]),
-        "shard_bytes": ("<i8", len(entries), [np.array([entry.bytes for entry in entries])]),
-        "data_end": ("<i8", len(entries), [np.array([entry.data_end for entry in entries])]),
-        **_strings("url_ends", "urls", [entry.url for entry in entries]),
-        **_strings("digest_ends", "digests", [entry.digest for entry in entries]),
-        "offsets": ("<u4", samples, offsets),
-        "key_hashes": ("<u4", samples, keys),
-        "labels": ("<i4", flat, labels),
-    }
-    if lists:
-        columns["label_starts"] = ("<u4" if flat < 1 << 32 else "<i8", samples + 1, _starts(entries))
-    header = {
-        "version": VERSION,
-        "samples": samples,
-        "shards": len(entries),
-        "num_classes": 1 + max(int(piece.max(initial=-1)) for piece in labels),
-        "multilabel": lists,
-        "longest": max(int(entry.counts().max(initial=0)) for entry in entries) if lists else 1,
-        "classes": None if classes is None else list(classes),
-        "hash": content_hash(
-            shard_samples, offsets, keys, (entry.counts() for entry in entries) if lists else None, labels
-        ),
-    }
-    _save(path, header, columns)
-    return str(header["hash"])
-
-
 def place_arrays(header: dict[str, Any], lengths: dict[str, tuple[str, int]]) -> tuple[bytes, int]:
     """Header bytes, padded to where the arrays begin, and the size of the whole file.
 
@@ -147,48 +82,6 @@ def place_arrays(header: dict[str, Any], lengths: dict[str, tuple[str, int]]) ->
     start = MAGIC + len(text).to_bytes(8, "little") + text
     start += bytes(-len(start) % ALIGN)
     return start, len(start) + at
-
-
-def _save(path: Path, header: dict[str, Any], columns: dict[str, tuple[str, int, Pieces]]) -> None:
-    start, _ = place_arrays(header, {name: (dtype, length) for name, (dtype, length, _) in columns.items()})
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(aside, "wb") as file:
-            file.write(start)
-            for dtype, _, pieces in columns.values():
-                for piece in pieces:
-                    file.write(np.ascontiguousarray(piece, dtype).data)
-                file.write(bytes(-file.tell() % ALIGN))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: the index cannot be written: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _running(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
-def _starts(entries: Sequence[ShardEntry]) -> Iterator[np.ndarray]:
-    total = 0
-    yield np.zeros(1, np.int64)
-    for entry in entries:
-        starts = total + np.cumsum(entry.counts(), dtype=np.int64)
-        total = int(starts[-1])
-        yield starts
-
-
-def _strings(ends: str, text: str, strings: Sequence[str]) -> dict[str, tuple[str, int, Pieces]]:
-    encoded = [os.fsencode(string) for string in strings]
-    blob = b"".join(encoded)
-    return {
-        ends: ("<i8", len(strings) + 1, [_running(np.array([len(part) for part in encoded]))]),
-        text: ("|u1", len(blob), [np.frombuffer(blob, np.uint8)]),
-    }
 
 
 class IndexFile:
@@ -270,12 +163,17 @@ class IndexFile:
         )
 
     def shard_url(self, shard: int) -> str:
-        """Where a shard is: a path made absolute from the index's folder."""
-        return os.path.normpath(os.path.join(self._home, self._string(self._urls, shard)))
+        """Where a shard is: a URL, or a path made absolute from the index's folder."""
+        url = self._string(self._urls, shard)
+        return url if is_remote(url) else os.path.normpath(os.path.join(self._home, url))
 
     def digest(self, shard: int) -> str:
         """ "sha256:…" or "etag:…" of a shard; empty where none was taken."""
         return self._string(self._digests, shard)
+
+    def etag(self, shard: int) -> str:
+        """What a remote shard's server called its content when it was indexed; empty where none is recorded."""
+        return etag_of(self.digest(shard))
 
     @staticmethod
     def _string(table: tuple[np.ndarray, np.ndarray], item: int) -> str:

@@ -5,9 +5,7 @@ Decoding and resizing leave the interpreter lock, so threads do: no worker proce
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,48 +18,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.errors import InputError
-from pretrain.stream.images import GREY, Transform, UnreadableImage
+from pretrain.stream.counters import Counters, Laps
+from pretrain.stream.decode import GREY, HOST, Decoder, UnreadableImage
+from pretrain.stream.fault import ChunkError, Fault
+from pretrain.stream.images import Transform
 from pretrain.stream.index import Index
+from pretrain.stream.mixup import check_pairs, keep_whole, mix_weights
 from pretrain.stream.order import Order
-from pretrain.stream.reader import Counters, Plan, Reader, plan_evaluation, plan_training
+from pretrain.stream.plan import Plan, plan_evaluation, plan_training
+from pretrain.stream.reader import READ_AHEAD, Reader
 
 _AHEAD = 3  # micro-batches being decoded, at the least
 _STRIPE = 8  # images a decode thread takes at a time, at the most
-
-# Called from a decode thread with the sample's id and the error. What it raises ends the stream.
-OnFault = Callable[[int, UnreadableImage], None]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch. It is the caller's: nothing writes to it again.
 
-    images: uint8 [m, c, h, w] · labels: int64 [m, L], padded with -1 · ids: np.int64 [m] · valid: bool [m],
-    False for an image that could not be read (grey; its id and labels stand) and for a row that pads an
-    evaluation (grey; id and labels -1).
+    images: uint8 [m, c, h, w], on the decoder's device · labels: int64 [m, L], padded with -1 · ids: np.int64 [m]
+    valid: bool [m], False for a sample that could not be read (grey; its id and labels stand) and for a row that
+    pads an evaluation (grey; id and labels -1) · weight: fp32 [m], each row's own share under mixup; None without ·
+    faults: one for each sample that could not be read.
     """
 
     images: Tensor
     labels: Tensor
     ids: NDArray[np.int64]
     valid: Tensor
+    weight: Tensor | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Pending:
     plan: Plan
     images: Tensor
-    valid: NDArray[np.bool_]
-    stripes: list[Future[None]]
+    stripes: list[Future[list[tuple[int, Fault]]]]
 
 
 class BatchStream:
     """Iterator of `Batch`es in the order of `plans`, a few of them decoded ahead; a context manager.
 
-    `counters` tell what it did. An error in a thread is raised where its batch would have come, and again by
-    every later call. Reading has its own threads, so decode threads that wait for a chunk cannot hold it up.
+    `rows` is m, `counters` tell what it did. An error in a thread is raised where its batch would have come, and
+    again by every later call. Reading has its own threads, so decode threads that wait for a chunk cannot hold it up.
     """
 
     def __init__(
@@ -73,19 +73,24 @@ class BatchStream:
         rows: int,
         window: int,
         workers: int,
-        on_fault: OnFault | None,
+        read_ahead: int,
+        weigh: Callable[[Plan], Tensor] | None = None,
+        mask_chunks: bool = False,
+        pin: bool = False,
+        decoder: Decoder = HOST,
     ) -> None:
         if workers < 1:
             raise InputError(f"data.workers is {workers}; at least 1 decode thread would be right")
         self.counters = Counters()
-        self._index, self._transform, self._rows = index, transform, rows
-        self._on_fault = on_fault or _warn_once(index)
+        self._index, self._transform, self.rows = index, transform, rows
+        self._weigh, self._mask_chunks, self._decoder = weigh, mask_chunks, decoder
+        self._pin = pin and decoder.device.type == "cpu"
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
         self._closed = False
         self._error: BaseException | None = None
-        self._reader = Reader(index, plans, window, self.counters)
+        self._reader = Reader(index, plans, window, read_ahead, self.counters)
         self._threads = _decode_threads(workers)
         self._fill()
 
@@ -101,14 +106,16 @@ class BatchStream:
         pending = self._pending.popleft()
         try:
             self._fill()
-            for stripe in pending.stripes:
-                stripe.result()
+            faults = dict(fault for stripe in pending.stripes for fault in stripe.result())
         except BaseException as error:
             self._error = error
             self.close()
             raise
         ids = pending.plan.ids
-        return Batch(pending.images, self._labels(ids), ids, torch.from_numpy(pending.valid))
+        valid = torch.from_numpy(ids >= 0)
+        valid[list(faults)] = False
+        weight = keep_whole(self._weigh(pending.plan), valid) if self._weigh else None
+        return Batch(pending.images, self._labels(ids), ids, valid, weight, tuple(faults.values()))
 
     def __enter__(self) -> BatchStream:
         return self
@@ -127,42 +134,59 @@ class BatchStream:
         self._threads.shutdown()
 
     def _fill(self) -> None:
-        """Hand micro-batches to the decode threads until enough are under way, each in a fresh buffer."""
-        size, channels = self._transform.image_size, self._transform.channels
+        """Hand micro-batches to the decode threads until enough are under way, each in a buffer of its own."""
+        size = self._transform.image_size
+        shape = self.rows, self._transform.channels, size, size
         while len(self._pending) < self._ahead and (plan := next(self._reader, None)) is not None:
-            images = torch.empty(self._rows, channels, size, size, dtype=torch.uint8)
-            pending = _Pending(plan, images, plan.ids >= 0, [])
-            for first in range(0, self._rows, self._stripe):
-                rows = range(first, min(first + self._stripe, self._rows))
+            # Pinned memory comes from torch's pool, which gives a block out again once its copies are done.
+            images = torch.empty(shape, dtype=torch.uint8, device=self._decoder.device, pin_memory=self._pin)
+            pending = _Pending(plan, images, [])
+            for first in range(0, self.rows, self._stripe):
+                rows = range(first, min(first + self._stripe, self.rows))
                 pending.stripes.append(self._threads.submit(self._decode, pending, rows))
             self._pending.append(pending)
 
-    def _decode(self, pending: _Pending, rows: range) -> None:
-        plan = pending.plan
-        starved = busy = 0.0
-        images = unreadable = 0
-        for row in rows:
+    def _decode(self, pending: _Pending, rows: range) -> list[tuple[int, Fault]]:
+        """Fill some rows of a buffer; the rows that stay grey, and why."""
+        plan, buffer, laps = pending.plan, pending.images, Laps()
+        keys, encoded, faults = self._take(plan, rows)
+        laps.lap("starved_seconds")
+        for (row, key), image in zip(keys.items(), self._decoder(encoded, self._transform.channels), strict=True):
+            laps.lap("decode_seconds")
             if self._closed:
-                return
-            chunk, sample_id = plan.chunks[row], int(plan.ids[row])
-            if chunk is None:
-                pending.images[row] = GREY
+                break
+            sample_id, epoch = int(plan.ids[row]), int(plan.epochs[row])
+            if isinstance(image, UnreadableImage):
+                faults.append((row, Fault(sample_id, epoch, key, str(image))))
                 continue
-            asked = time.perf_counter()
-            data = chunk.take(sample_id)
-            given = time.perf_counter()
+            image = self._transform(image, epoch, sample_id)
+            laps.lap("augment_seconds")
+            buffer[row] = image
+            laps.lap("collate_seconds")
+        # A faulty sample keeps its place: to skip it would shift the order of all that follows.
+        for row in {*rows} - {*keys} | {row for row, _ in faults}:
+            buffer[row] = GREY
+        padding = sum(plan.chunks[row] is None for row in rows)
+        self.counters.add(images=len(rows) - padding, unreadable=len(faults), **laps.spent)
+        return sorted(faults, key=lambda fault: fault[0])
+
+    def _take(self, plan: Plan, rows: range) -> tuple[dict[int, str], list[bytes], list[tuple[int, Fault]]]:
+        """Row -> key of the samples there are, their encoded images, and the faults of those that cannot be had."""
+        keys: dict[int, str] = {}
+        encoded: list[bytes] = []
+        faults: list[tuple[int, Fault]] = []
+        for row in rows:
+            chunk, sample_id = plan.chunks[row], int(plan.ids[row])
+            if chunk is None or self._closed:
+                continue
             try:
-                pending.images[row] = self._transform(data, int(plan.epochs[row]), sample_id)
-            except UnreadableImage as error:
-                # Skipping it would shift the order of all that follows.
-                pending.images[row] = GREY
-                pending.valid[row] = False
-                unreadable += 1
-                self._on_fault(sample_id, error)
-            images += 1
-            starved += given - asked
-            busy += time.perf_counter() - given
-        self.counters.add(images=images, unreadable=unreadable, decode_seconds=busy, starved_seconds=starved)
+                keys[row], data = chunk.take(sample_id)
+                encoded.append(data)
+            except ChunkError as error:
+                if not self._mask_chunks:
+                    raise
+                faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, str(error))))
+        return keys, encoded, faults
 
     def _labels(self, ids: NDArray[np.int64]) -> Tensor:
         real = ids >= 0
@@ -175,8 +199,12 @@ class BatchStream:
 class TrainLoader(BatchStream):
     """A rank's micro-batches of steps start_step <= t < stop_step (None: without end), in slot order.
 
-    Rank r owns slots [r·B/world, (r+1)·B/world) of every step. The transform sees a sample's bytes, epoch and
+    Rank r owns slots [r·B/world, (r+1)·B/world) of every step. The transform sees a sample's image, epoch and
     id alone, so the global batch is the same for any world, micro_batch and workers (decode threads a rank).
+
+    read_ahead: bytes of shards read beyond what is asked for · mixup: its alpha; 0 for none · mask_chunks: hand
+    over the samples of a chunk that cannot be read as grey and masked, with their faults, instead of raising
+    ChunkError · pin: page-locked images, for copies that do not wait · decoder: images come on its device.
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 
@@ -192,7 +220,11 @@ class TrainLoader(BatchStream):
         workers: int,
         start_step: int = 0,
         stop_step: int | None = None,
-        on_fault: OnFault | None = None,
+        read_ahead: int = READ_AHEAD,
+        mixup: float = 0.0,
+        mask_chunks: bool = False,
+        pin: bool = False,
+        decoder: Decoder = HOST,
     ) -> None:
         _check_rank(rank, world)
         batch = order.global_batch
@@ -205,6 +237,8 @@ class TrainLoader(BatchStream):
             )
         if order.samples != index.samples:
             raise InputError(f"the order is for {order.samples} samples, the index holds {index.samples}")
+        if mixup:
+            check_pairs(micro_batch)
         if start_step < 0 or (stop_step is not None and stop_step < start_step):
             raise InputError(f"steps {start_step} to {stop_step}; 0 <= start <= stop would be right")
         super().__init__(
@@ -215,7 +249,11 @@ class TrainLoader(BatchStream):
             # One chunk a lane, and half a chunk more: the lane that changes last has its next one in time.
             window=-(-3 * order.lane_count * order.chunk // (2 * world)),
             workers=workers,
-            on_fault=on_fault,
+            read_ahead=read_ahead,
+            weigh=(lambda plan: mix_weights(mixup, order.seed, plan.epochs, plan.ids)) if mixup else None,
+            mask_chunks=mask_chunks,
+            pin=pin,
+            decoder=decoder,
         )
 
 
@@ -228,13 +266,14 @@ def evaluation_batches(
     world: int,
     workers: int,
     ids: Sequence[int] | NDArray[np.int64] | None = None,
-    on_fault: OnFault | None = None,
+    mask_chunks: bool = False,
+    pin: bool = False,
 ) -> BatchStream:
     """Every sample of `ids` (default: of the index) once over all ranks, in the order given.
 
     Step t of rank r holds run t·world + r of `batch` ids: the batches, by step and then by rank, are `ids`.
     Every rank gets the same number of batches; rows beyond the end are padding, valid False. Transforms are
-    called with epoch 0. Raises InputError for an id outside the index.
+    called with epoch 0. `mask_chunks` and `pin` as for training. Raises InputError for an id outside the index.
     """
     _check_rank(rank, world)
     if batch < 1:
@@ -250,7 +289,9 @@ def evaluation_batches(
         rows=batch,
         window=batch,
         workers=workers,
-        on_fault=on_fault,
+        read_ahead=READ_AHEAD,
+        mask_chunks=mask_chunks,
+        pin=pin,
     )
 
 
@@ -276,17 +317,3 @@ def _decode_threads(workers: int) -> ThreadPoolExecutor:
 def _check_rank(rank: int, world: int) -> None:
     if not 0 <= rank < world:
         raise InputError(f"rank {rank} of {world}; 0 <= rank < world would be right")
-
-
-def _warn_once(index: Index) -> OnFault:
-    """The default for unreadable images: the first is logged with its place, all are counted."""
-    once = threading.Lock()
-
-    def warn(sample_id: int, error: UnreadableImage) -> None:
-        if once.acquire(blocking=False):  # never released
-            (place,) = index.extents(np.array([sample_id]))
-            where = f"{place.url}, byte {place.begin}"
-            _log.warning("sample %d (%s) cannot be decoded: %s; grey and masked", sample_id, where, error)
-            _log.warning("further unreadable images are counted, not reported")
-
-    return warn

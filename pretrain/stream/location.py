@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
+import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import braceexpand
 
 from pretrain.errors import InputError
+from pretrain.stream import store
+from pretrain.stream.remotefile import RemoteFile
+from pretrain.stream.store import Patience, check_url, in_bucket, is_remote, list_shards
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def local_path(url: str | Path) -> Path:
-    """The path of a local shard or index. Raises InputError for any URL: only local files are read."""
+    """The path of a local file or folder. Raises InputError for any URL."""
     text = str(url)
     scheme = _SCHEME.match(text)
+    if is_remote(text):
+        check_url(text)
+        raise InputError(f"{text}: only shards are read from a URL; copy it to a local disk and give its path")
     if scheme:
+        # What stands behind may be a password.
+        name = f"{scheme.group()}…" if "@" in text or "?" in text else text
         raise InputError(
-            f"{text}: '{scheme.group()}' is not read here; shards and indices are local paths (a file whose "
-            f"name holds a colon is written ./{text})"
+            f"{name}: '{scheme.group()}' is not read here; shards are local paths or URLs of http, https, s3 and gs, "
+            f"indices are local paths (a file whose name holds a colon is written ./{name})"
         )
     if not text or "\0" in text:
         raise InputError(f"{text!r}: not a path")
     return Path(text)
 
 
-def open_shard(url: str | Path) -> BinaryIO:
-    """A shard opened for seekable binary reading. Every reader of whole shards comes through here.
+def open_shard(url: str | Path, *, stop: threading.Event | None = None) -> BinaryIO:
+    """A shard, local or remote, opened for seekable binary reading. Every reader of whole shards comes through here.
 
-    Raises InputError when it is missing, not a file, or not readable.
+    Raises InputError when it is missing, not a file, or not readable. Reading a remote one raises CancelledError
+    once `stop` is set.
     """
+    if is_remote(url):
+        return cast(BinaryIO, RemoteFile(str(url), stop=stop))
     path = local_path(url)
     try:
         return open(path, "rb")
@@ -42,35 +56,104 @@ def open_shard(url: str | Path) -> BinaryIO:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def expand(patterns: Iterable[str | Path]) -> list[str]:
-    """Files, brace patterns (`shard-{000..009}.tar`) and folders (their *.tar in name order) → local paths.
+def open_whole(url: str, *, stop: threading.Event | None = None) -> BinaryIO:
+    """A shard that will be read whole, and not just once: a remote one is copied to a temporary file (in TMPDIR).
 
-    Raises InputError for what is missing, a folder without shards, a broken pattern and a shard named twice.
+    Raises as `open_shard`, and InputError when the copy does not fit on the disk.
+    """
+    file = open_shard(url, stop=stop)
+    if not is_remote(url):
+        return file
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller's)
+    try:
+        shutil.copyfileobj(file, copy, 4 << 20)
+    except OSError as error:
+        raise InputError(
+            f"{url}: its copy in {tempfile.gettempdir()} cannot be written: {error.strerror}; name a larger disk in "
+            "TMPDIR"
+        ) from error
+    copy.seek(0)
+    return cast(BinaryIO, copy)
+
+
+def read_range(
+    url: str,
+    begin: int,
+    end: int,
+    etag: str = "",
+    *,
+    patience: Patience | None = None,
+    stop: threading.Event | None = None,
+) -> bytes:
+    """Bytes [begin, end) of a shard, all of them. Every reader of samples comes through here.
+
+    The rest is for remote shards: the `etag` that was indexed, how long is waited (default: `store.PATIENCE`),
+    and an event that ends the waiting with CancelledError. Raises InputError when the shard is missing, not
+    readable, changed, or ends before `end`.
+    """
+    if is_remote(url):
+        return store.read_range(url, begin, end, etag, patience=patience, stop=stop)
+    try:
+        with open_shard(url) as file:
+            file.seek(begin)
+            data = file.read(end - begin)
+    except OSError as error:
+        raise InputError(f"{url}: bytes {begin}-{end} cannot be read: {error.strerror}") from error
+    if len(data) < end - begin:
+        raise InputError(
+            f"{url}: truncated: the index places samples in bytes {begin}-{end}, the file ends at byte "
+            f"{begin + len(data)}; copy or write the shard again"
+        )
+    return data
+
+
+def expand(patterns: Iterable[str | Path]) -> list[str]:
+    """Files and URLs, brace patterns of them (`shard-{000..009}.tar`), and folders, local or of s3:// and gs://
+    (their *.tar in name order) → paths and URLs.
+
+    Raises InputError for what is missing (remote shards are asked for later), a folder without shards, a broken
+    pattern and a shard named twice.
     """
     found: list[str] = []
     for pattern in patterns:
-        path = local_path(pattern)
-        if path.is_dir():
-            shards = sorted(str(path / name) for name in os.listdir(path) if _is_shard_name(name))
-            if not shards:
-                raise InputError(f"{path}: no *.tar in this folder; give the folder that holds the shards")
-            found += shards
-        elif path.exists() or "{" not in str(pattern):
-            found.append(str(path))
-        else:
-            found += _expand_braces(str(pattern))
+        found += _remote_shards(str(pattern)) if is_remote(pattern) else _local_shards(pattern)
     seen: set[str] = set()
     for shard in found:
-        place = os.path.abspath(shard)
+        remote = is_remote(shard)
+        place = shard if remote else os.path.abspath(shard)
         if place in seen:
             raise InputError(f"{shard}: named twice; every shard counts once")
-        if not os.path.exists(place):
-            raise InputError(f"{shard}: no such shard")
-        if not os.path.isfile(place):
-            raise InputError(f"{shard}: not a file")
         seen.add(place)
+        if not remote and not os.path.exists(place):
+            raise InputError(f"{shard}: no such shard")
+        if not remote and not os.path.isfile(place):
+            raise InputError(f"{shard}: not a file")
     if not found:
         raise InputError("no shards given")
+    return found
+
+
+def _local_shards(pattern: str | Path) -> list[str]:
+    path = local_path(pattern)
+    if path.is_dir():
+        shards = sorted(str(path / name) for name in os.listdir(path) if _is_shard_name(name))
+        if not shards:
+            raise InputError(f"{path}: no *.tar in this folder; give the folder that holds the shards")
+        return shards
+    return [str(path)] if path.exists() or "{" not in str(pattern) else _expand_braces(str(pattern))
+
+
+def _remote_shards(pattern: str) -> list[str]:
+    check_url(pattern)
+    found: list[str] = []
+    for url in _expand_braces(pattern):
+        if url.endswith("/") or (in_bucket(url) and not url.endswith(".tar")):
+            shards = list_shards(url)
+            if not shards:
+                raise InputError(f"{url}: no *.tar in this folder; give the folder that holds the shards")
+            found += shards
+        else:
+            found.append(url)
     return found
 
 
@@ -95,7 +178,11 @@ def home(index: Path) -> str:
 
 
 def stored_path(shard: str | Path, index: Path) -> str:
-    """How `index` records a local shard: relative to its own folder, so that both may move together."""
+    """How `index` records a shard: a URL as it is, a path relative to the index's folder, so that both may move
+    together.
+    """
+    if is_remote(shard):
+        return str(shard)
     path = local_path(shard)
     return os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), home(index))
 

@@ -6,29 +6,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
+import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, ShardEntry, key_hash, write_index
-from pretrain.stream.location import expand, open_shard, stored_path
-from pretrain.stream.progress import Progress
+from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, key_hash
+from pretrain.stream.indexwriter import IndexWriter, ShardEntry
+from pretrain.stream.keys import KeyHashes, wide_hash
+from pretrain.stream.location import expand, local_path, open_shard, open_whole, stored_path
+from pretrain.stream.remotefile import RemoteFile
+from pretrain.stream.store import is_remote, object_name, url_under
 from pretrain.stream.tar import BLOCK, ShardTar, TarSample
+from pretrain.stream.workers import map_shards
 
 LARGEST_LABEL = 2**31 - 1
 _LONGEST_LABEL_MEMBER = {"cls": 64, "json": 1 << 20}  # bytes
-_SHARDS_A_PROCESS = 4  # fewer are not worth starting one
-
-Job = TypeVar("Job")
-Found = TypeVar("Found")
+_REMOTE_THREADS = 32  # a process: a header a request, which is all waiting
 
 
 @dataclass(frozen=True)
@@ -43,30 +44,61 @@ def index_shards(
     patterns: Sequence[str | Path],
     out: str | Path | None = None,
     *,
+    base: str | None = None,
     num_classes: int | None = None,
     digests: bool = False,
     workers: int | None = None,
 ) -> Path:
-    """Scan shards (files, brace patterns, folders; in the order given) and write their index; returns its
+    """Scan shards (files, URLs, brace patterns, folders; in the order given) and write their index; returns its
     path.
 
-    `out` defaults to `index.vfi` in the folder that holds the shards. Labels have to lie below `num_classes`
-    where that is given. `digests` reads every shard whole to record its sha256. Raises InputError at the
-    first fault, naming shard, member or sample and byte; then nothing is written.
+    `out` defaults to `index.vfi` in the local folder that holds the shards. With `base` they are recorded as lying
+    under that URL, by their file names. Labels have to lie below `num_classes` where that is given. `digests` reads
+    every shard whole to record its sha256, else remote shards are recorded with their etag. Class names are taken
+    over from an index of the same content, where the index goes or beside the shards.
+
+    Memory does not grow with the samples; temporary files beside the index take 32 bytes each. Raises InputError at
+    the first fault, naming shard, member or sample and byte; then nothing is written.
     """
     shards = expand(patterns)
     path = _out_path(shards, out)
-    jobs = [(shard, num_classes, digests) for shard in shards]
-    scans = list(map_shards(_scan_job, jobs, workers=workers, doing="indexing"))
-    refuse_shared_keys(shards, [scan.keys for scan in scans], [scan.entry.offsets for scan in scans])
-    entries = [replace(scan.entry, url=stored_path(shard, path)) for shard, scan in zip(shards, scans, strict=True)]
-    write_index(path, entries)
+    urls = [stored_path(shard, path) for shard in shards] if base is None else _under(base, shards)
+    jobs = [ScanJob(shard, num_classes, digests) for shard in shards]
+    threads = _REMOTE_THREADS if any(is_remote(shard) for shard in shards) else 1
+    with (
+        IndexWriter(path) as writer,
+        KeyHashes(path.parent) as keys,
+        closing(map_shards(_scan, jobs, doing="indexing", workers=workers, threads=threads)) as scans,
+    ):
+        for url, scan in zip(urls, scans, strict=True):
+            etag = "" if base is not None and scan.entry.digest.startswith("etag:") else scan.entry.digest
+            writer.add(replace(scan.entry, url=url, digest=etag))
+            keys.add(scan.keys)
+        keys.refuse_shared(shards, writer.offsets)
+        writer.finish(_class_names(writer.hash(), path, shards))
     return path
 
 
-def scan_shard(url: str, num_classes: int | None = None, digest: bool = False) -> ShardScan:
-    """Walk one shard's headers and read its labels. Raises InputError at the first fault."""
-    with open_shard(url) as file:
+@dataclass(frozen=True)
+class ScanJob:
+    """A shard to scan, and how; see `index_shards`."""
+
+    url: str
+    num_classes: int | None = None
+    digest: bool = False
+
+
+def _scan(job: ScanJob, stop: threading.Event) -> ShardScan:
+    return scan_shard(job.url, job.num_classes, job.digest, stop=stop)
+
+
+def scan_shard(
+    url: str, num_classes: int | None = None, digest: bool = False, *, stop: threading.Event | None = None
+) -> ShardScan:
+    """Walk one shard's headers and read its labels. Raises InputError at the first fault, CancelledError once `stop`
+    is set (where the shard is remote).
+    """
+    with (open_whole if digest else open_shard)(url, stop=stop) as file:
         tar = ShardTar(file, url)
         if tar.size > LARGEST_SHARD:
             raise InputError(f"{url}: {tar.size} bytes; the index reaches {LARGEST_SHARD}: write smaller shards")
@@ -89,13 +121,14 @@ def scan_shard(url: str, num_classes: int | None = None, digest: bool = False) -
             key_hashes=np.array(hashes, np.uint32),
             labels=np.array(labels, np.int32),
             label_counts=np.array(counts, np.uint32) if lists else None,
-            digest=file_digest(file) if digest else "",
+            digest=file_digest(file) if digest else _etag(file),
         )
     return ShardScan(entry, np.array(keys, np.uint64))
 
 
-def _scan_job(job: tuple[str, int | None, bool]) -> ShardScan:
-    return scan_shard(*job)
+def _etag(file: BinaryIO) -> str:
+    etag = file.stat.etag if isinstance(file, RemoteFile) else ""
+    return f"etag:{etag}" if etag else ""
 
 
 def read_labels(file: BinaryIO, sample: TarSample, url: str, num_classes: int | None = None) -> list[int]:
@@ -146,11 +179,6 @@ def _shown(text: bytes) -> str:
     return repr(text[:40].decode(errors="replace")) + ("…" if len(text) > 40 else "")
 
 
-def wide_hash(key: str) -> int:
-    """64 bits of a key, enough to suspect that two are equal; only the keys themselves prove it."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
 def file_digest(file: BinaryIO) -> str:
     """ "sha256:…" of a whole file."""
     digest = hashlib.sha256()
@@ -160,63 +188,34 @@ def file_digest(file: BinaryIO) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def refuse_shared_keys(shards: Sequence[str], keys: Sequence[np.ndarray], offsets: Sequence[np.ndarray]) -> None:
-    """Raise InputError when one key occurs in two of `shards` (paths).
-
-    `keys` are wide hashes, uint64 [n] a shard, `offsets` the samples' places in units of 512 bytes. Takes 24
-    bytes of memory a sample.
-    """
-    every = np.concatenate(keys)
-    ordered = np.sort(every)
-    first = np.cumsum([0, *(len(part) for part in keys)])
-    for suspect in np.unique(ordered[1:][ordered[1:] == ordered[:-1]]):
-        places: dict[str, str] = {}
-        for position in np.flatnonzero(every == suspect).tolist():
-            shard = int(np.searchsorted(first, position, side="right")) - 1
-            begin = int(offsets[shard][position - first[shard]]) * BLOCK
-            key = _key_at(shards[shard], begin)
-            if key in places:
-                raise InputError(
-                    f"{shards[shard]}: key {key!r} at byte {begin} also occurs in {places[key]}; keys are "
-                    "unique over all shards of an index"
-                )
-            places[key] = shards[shard]
+def _under(base: str, shards: Sequence[str]) -> list[str]:
+    """The URLs of `shards` where a copy of them lies under `base`."""
+    if not is_remote(base):
+        raise InputError(f"--base {base}: not a URL of a folder; e.g. s3://bucket/train/ would be right")
+    urls = [url_under(base, object_name(shard) if is_remote(shard) else os.path.basename(shard)) for shard in shards]
+    seen: dict[str, str] = {}
+    for url, shard in zip(urls, shards, strict=True):
+        if url in seen:
+            raise InputError(f"--base {base}: {seen[url]} and {shard} would both be {url}; index them apart")
+        seen[url] = shard
+    return urls
 
 
-def _key_at(url: str, begin: int) -> str:
-    with open_shard(url) as file:
-        return next(sample.key for sample in ShardTar(file, url).samples() if sample.begin == begin)
-
-
-def map_shards(
-    function: Callable[[Job], Found], jobs: Sequence[Job], *, workers: int | None = None, doing: str
-) -> Iterator[Found]:
-    """`function` of every job, in order, spread over processes where there are many shards; shows progress.
-
-    The first exception ends it.
-    """
-    if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, -(-len(jobs) // _SHARDS_A_PROCESS))
-    with Progress(doing, "shards", len(jobs)) as progress:
-        if workers <= 1:
-            for job in jobs:
-                yield function(job)
-                progress.advance()
-            return
-        # Spawned, not forked: the caller may have threads. Nothing heavy is imported by a scanning process.
-        processes = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-        try:
-            for found in processes.map(function, jobs):
-                yield found
-                progress.advance()
-        finally:
-            processes.shutdown(cancel_futures=True)
+def _class_names(content: str, path: Path, shards: Sequence[str]) -> tuple[str, ...] | None:
+    """The class names of an index with that content hash at `path`, or beside the shards."""
+    folders = {os.path.dirname(shard) for shard in shards if not is_remote(shard)}
+    places = [path, *(Path(folder) / INDEX_NAME for folder in folders if len(folders) == 1)]
+    for place in places:
+        with suppress(InputError):
+            known = IndexFile(place)
+            if known.hash == content and known.classes:
+                return known.classes
+    return None
 
 
 def _out_path(shards: Sequence[str], out: str | Path | None) -> Path:
     if out is not None:
-        path = Path(out)
+        path = local_path(out)
         if path.is_dir():
             path /= INDEX_NAME
         elif path.suffix == ".tar":
@@ -224,6 +223,8 @@ def _out_path(shards: Sequence[str], out: str | Path | None) -> Path:
         if not path.parent.is_dir():
             raise InputError(f"--out {path}: no folder {path.parent}")
         return path
+    if any(is_remote(shard) for shard in shards):
+        raise InputError("remote shards; say where on a local disk their index goes: --out FILE")
     folders = sorted({os.path.dirname(shard) or "." for shard in shards})
     if len(folders) > 1:
         raise InputError(

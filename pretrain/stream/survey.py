@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pretrain.errors import InputError
 from pretrain.stream.index import Index
-from pretrain.stream.indexfile import key_hash
-from pretrain.stream.tar import IMAGE_SUFFIXES, read_sample
+from pretrain.stream.indexfile import IndexFile, key_hash
+from pretrain.stream.progress import Progress
+from pretrain.stream.tar import BLOCK, IMAGE_SUFFIXES, read_sample
 
 _ENDS_OF_HISTOGRAM = 5
+_LARGEST_COUNTED = 1 << 20  # blocks: 512 MiB; larger samples are counted as of this size
+_AT_ONCE = 4  # images being read and decoded
 
 
 def locate(index: Index, sample_id: int) -> dict[str, Any]:
@@ -27,7 +34,7 @@ def locate(index: Index, sample_id: int) -> dict[str, Any]:
     if not 0 <= sample_id < index.samples:
         raise InputError(f"id {sample_id} is out of range; this index has ids 0 … {index.samples - 1}")
     [extent] = index.extents([sample_id])
-    key, _ = _read(index, sample_id)
+    key, _, _ = read_image(index, sample_id)
     labels = [label for label in index.labels([sample_id])[0].tolist() if label >= 0]
     return {
         "id": sample_id,
@@ -39,32 +46,135 @@ def locate(index: Index, sample_id: int) -> dict[str, Any]:
     }
 
 
-def survey(index: Index, images: int = 1000) -> dict[str, Any]:
-    """Figures of an index: samples, bytes, classes, labels, and the sizes of `images` images spread evenly
-    over it.
+@dataclass(frozen=True)
+class Look:
+    """One image that was read and decoded; where that failed, `fault` says why and there is no size."""
 
-    All but the images comes from the index alone. Raises InputError for a sample that cannot be read.
+    sample_id: int
+    key: str
+    width: int = 0
+    height: int = 0
+    format: str = ""
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that was counted.
+
+    class_samples int64 [C]; label_counts int64 [L+1]: samples with k labels; blocks int64: samples that take k
+    blocks of 512 bytes in their shard, headers and padding included; shard_samples, shard_bytes int64 [S].
     """
-    shards = list(index.shards)
-    size = sum(shard.bytes for shard in shards)
-    return {
-        "samples": index.samples,
-        "hash": index.hash,
-        "bytes": size,
-        "bytes_per_sample": round(size / index.samples),
-        "shards": {
-            "count": len(shards),
-            "samples": _spread([shard.samples for shard in shards]),
-            "bytes": _spread([shard.bytes for shard in shards]),
-        },
-        "labels": {"lists": index.multilabel, "per_sample_max": index.longest, **_label_mean(index)},
-        "classes": _classes(index),
-        "images": _images(index, images),
-    }
+
+    index: Index
+    class_samples: NDArray[np.int64]
+    label_counts: NDArray[np.int64]
+    blocks: NDArray[np.int64]
+    shard_samples: NDArray[np.int64]
+    shard_bytes: NDArray[np.int64]
+    looks: tuple[Look, ...]
+
+    @property
+    def bytes(self) -> int:
+        return int(self.shard_bytes.sum())
+
+    @property
+    def labels_mean(self) -> float:
+        return float(self.class_samples.sum()) / self.index.samples
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(width, height) of the images that decode, int64 [n, 2]."""
+        return np.array([(look.width, look.height) for look in self.looks if not look.fault], np.int64).reshape(-1, 2)
+
+    @property
+    def unreadable(self) -> list[Look]:
+        return [look for look in self.looks if look.fault]
+
+    def class_name(self, label: int) -> str:
+        return class_name(self.index, label)
+
+    def figures(self) -> dict[str, Any]:
+        """The survey as JSON."""
+        return {
+            "samples": self.index.samples,
+            "hash": self.index.hash,
+            "bytes": self.bytes,
+            "bytes_per_sample": round(self.bytes / self.index.samples),
+            "sample_bytes": {name: value * BLOCK for name, value in spread_of_counts(self.blocks).items()},
+            "shards": {
+                "count": len(self.shard_bytes),
+                "samples": spread(self.shard_samples),
+                "bytes": spread(self.shard_bytes),
+            },
+            "labels": {
+                "lists": self.index.multilabel,
+                "per_sample_max": self.index.longest,
+                "per_sample_mean": round(self.labels_mean, 4),
+            },
+            "classes": self._classes(),
+            "images": self._images(),
+        }
+
+    def _classes(self) -> dict[str, Any]:
+        counts = self.class_samples
+        order = np.argsort(-counts, kind="stable").tolist()
+
+        def rows(labels: list[int]) -> list[dict[str, Any]]:
+            return [
+                {"class": self.class_name(label), "label": label, "samples": int(counts[label])} for label in labels
+            ]
+
+        return {
+            "count": len(counts),
+            "empty": int((counts == 0).sum()),
+            "samples": spread(counts),
+            "most": rows(order[:_ENDS_OF_HISTOGRAM]),
+            "fewest": rows(order[::-1][:_ENDS_OF_HISTOGRAM]),
+        }
+
+    def _images(self) -> dict[str, Any]:
+        widths, heights = self.sizes.T
+        unreadable = self.unreadable
+        return {
+            "read": len(self.looks),
+            "width": spread(widths),
+            "height": spread(heights),
+            "formats": dict(Counter(look.format for look in self.looks if not look.fault).most_common()),
+            "unreadable": len(unreadable),
+            "first_unreadable": self._place(unreadable[0]) if unreadable else None,
+        }
+
+    def _place(self, look: Look) -> dict[str, Any]:
+        [extent] = self.index.extents([look.sample_id])
+        return {
+            "id": look.sample_id,
+            "key": look.key,
+            "shard": extent.url,
+            "offset": extent.begin,
+            "error": look.fault,
+        }
+
+
+def survey(index: Index, images: int = 1000) -> Survey:
+    """Count an index's samples, bytes, classes and labels, and decode `images` images spread evenly over it.
+
+    All but the images comes from the index alone, a few megabytes of it at a time. An image that does not decode
+    is counted. Raises InputError for a shard that cannot be read or holds other samples than the index says.
+    """
+    return Survey(
+        index=index,
+        class_samples=index.histogram(),
+        label_counts=_label_counts(index),
+        blocks=_sum_counts(_blocks(file) for file in index.files),
+        shard_samples=np.concatenate([np.diff(file.first) for file in index.files]),
+        shard_bytes=np.concatenate([file.shard_bytes for file in index.files]),
+        looks=_look(index, spread_ids(index.samples, images)),
+    )
 
 
 def survey_text(figures: dict[str, Any]) -> str:
-    """`survey` for reading."""
+    """`Survey.figures` for reading."""
     shards, labels, classes, images = (figures[part] for part in ("shards", "labels", "classes", "images"))
     lines = [
         f"samples   {figures['samples']:,}",
@@ -79,9 +189,59 @@ def survey_text(figures: dict[str, Any]) -> str:
         ),
         f"images    {images['read']:,} read; width {_range(images['width'])}, height {_range(images['height'])}",
         "  formats " + ", ".join(f"{name} {count:,}" for name, count in images["formats"].items()),
-        f"hash      {figures['hash']}",
     ]
-    return "\n".join(lines)
+    if images["unreadable"]:
+        lines.append(f"  {unreadable_text(images)}")
+    return "\n".join([*lines, f"hash      {figures['hash']}"])
+
+
+def unreadable_text(images: dict[str, Any]) -> str:
+    """The images that do not decode, in one sentence; `images` is that part of the figures."""
+    first = images["first_unreadable"]
+    return (
+        f"unreadable {images['unreadable']:,} of {images['read']:,}; the first is id {first['id']}, key "
+        f"{first['key']!r}, byte {first['offset']} of {first['shard']}: {first['error']}"
+    )
+
+
+def spread_ids(samples: int, wanted: int) -> NDArray[np.int64]:
+    """`wanted` of the ids 0 … samples−1 (all, where there are no more), ascending: one drawn from each of as many
+    equal stretches, so that no period in the order of the samples is met at every step.
+    """
+    bounds = np.arange(min(wanted, samples) + 1) * samples // min(wanted, samples)
+    return np.random.default_rng(0).integers(bounds[:-1], bounds[1:])
+
+
+def class_name(index: Index, label: int) -> str:
+    return index.classes[label] if index.classes else str(label)
+
+
+def read_image(index: Index, sample_id: int) -> tuple[str, str, bytes]:
+    """(key, suffix, encoded image) of one sample. Raises InputError when its shard holds another one there."""
+    [extent] = index.extents([sample_id])
+    key, members = read_sample(extent.url, extent.begin, extent.end)
+    if key_hash(key) != int(index.key_hash([sample_id])[0]):
+        raise InputError(
+            f"{extent.url}: holds {key!r} at byte {extent.begin}, the index another key; index the shards again"
+        )
+    suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in members)
+    return key, suffix, members[suffix]
+
+
+def spread(values: ArrayLike) -> dict[str, Any]:
+    """{"min", "median", "max"}; zeros where there are no values."""
+    array = np.asarray(values)
+    if not array.size:
+        return {"min": 0, "median": 0.0, "max": 0}
+    return {"min": int(array.min()), "median": float(np.median(array)), "max": int(array.max())}
+
+
+def spread_of_counts(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """`spread` of values of which k occurs counts[k] times."""
+    [present] = np.nonzero(counts)
+    below = np.cumsum(counts)
+    middle = np.searchsorted(below, [(below[-1] - 1) // 2, below[-1] // 2], side="right")
+    return {"min": int(present[0]), "median": float(middle.mean()), "max": int(present[-1])}
 
 
 def _range(spread: dict[str, Any]) -> str:
@@ -89,64 +249,65 @@ def _range(spread: dict[str, Any]) -> str:
     return f"{low:,}" if low == high else f"{low:,} … {high:,} (median {spread['median']:,})"
 
 
-def _spread(values: Any) -> dict[str, Any]:
-    array = np.asarray(values)
-    return {"min": int(array.min()), "median": float(np.median(array)), "max": int(array.max())}
+def _label_counts(index: Index) -> NDArray[np.int64]:
+    return _sum_counts(
+        _sum_counts(np.bincount(np.diff(piece)) for piece in file.pieces("label_starts", 1))
+        if file.multilabel
+        else np.array([0, file.samples])
+        for file in index.files
+    )
 
 
-def _label_mean(index: Index) -> dict[str, float]:
-    return {"per_sample_mean": round(sum(len(file.labels) for file in index.files) / index.samples, 4)}
+def _blocks(file: IndexFile) -> NDArray[np.int64]:
+    """How many samples of one index file take k blocks: up to the next sample, the last of a shard to its end."""
+    [held] = np.nonzero(np.diff(file.first))
+    last = file.first[held + 1] - 1
+    counts = _bincount(file, file.data_end[held] // BLOCK - file.offsets[last])
+    row = 0
+    for piece in file.pieces("offsets", 1):
+        sizes = np.diff(piece.astype(np.int64))
+        ends = last[np.searchsorted(last, row) : np.searchsorted(last, row + len(sizes))] - row
+        counts = _sum_counts([counts, _bincount(file, np.delete(sizes, ends))])
+        row += len(sizes)
+    return counts
 
 
-def _classes(index: Index) -> dict[str, Any]:
-    counts = index.histogram()
-    if not len(counts):
-        return {"count": 0, "empty": 0, "samples": _spread([0]), "most": [], "fewest": []}
-    order = np.argsort(-counts, kind="stable").tolist()
-
-    def rows(labels: list[int]) -> list[dict[str, Any]]:
-        names = index.classes
-        return [
-            {"class": names[label] if names else str(label), "label": label, "samples": int(counts[label])}
-            for label in labels
-        ]
-
-    return {
-        "count": len(counts),
-        "empty": int((counts == 0).sum()),
-        "samples": _spread(counts),
-        "most": rows(order[:_ENDS_OF_HISTOGRAM]),
-        "fewest": rows(order[::-1][:_ENDS_OF_HISTOGRAM]),
-    }
+def _bincount(file: IndexFile, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    if sizes.min(initial=0) < 0:
+        raise InputError(f"{file.path}: its offsets do not ascend: damaged; index the shards again")
+    return np.bincount(np.minimum(sizes, _LARGEST_COUNTED))
 
 
-def _images(index: Index, wanted: int) -> dict[str, Any]:
-    ids = np.unique(np.linspace(0, index.samples - 1, max(1, min(wanted, index.samples))).astype(np.int64))
-    formats: Counter[str] = Counter()
-    sizes = []
-    for sample_id in ids.tolist():
-        key, members = _read(index, sample_id)
-        suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in members)
-        try:
-            image = Image.open(io.BytesIO(members[suffix]))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"id {sample_id}, key {key!r}: .{suffix} is not a readable image") from error
-        formats[f"{image.format} {image.mode}"] += 1
-        sizes.append(image.size)
-    widths, heights = zip(*sizes, strict=True)
-    return {
-        "read": len(ids),
-        "width": _spread(widths),
-        "height": _spread(heights),
-        "formats": dict(formats.most_common()),
-    }
+def _sum_counts(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    total = np.zeros(0, np.int64)
+    for part in parts:
+        longer, shorter = (total, part) if len(total) >= len(part) else (part, total)
+        total = longer.copy()
+        total[: len(shorter)] += shorter
+    return total
 
 
-def _read(index: Index, sample_id: int) -> tuple[str, dict[str, bytes]]:
-    [extent] = index.extents([sample_id])
-    key, members = read_sample(extent.url, extent.begin, extent.end)
-    if key_hash(key) != int(index.key_hash([sample_id])[0]):
-        raise InputError(
-            f"{extent.url}: holds {key!r} at byte {extent.begin}, the index another key; index the shards again"
-        )
-    return key, members
+def _look(index: Index, ids: NDArray[np.int64]) -> tuple[Look, ...]:
+    looks = []
+    threads = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        with Progress("decoding", "images", len(ids)) as progress:
+            for look in threads.map(lambda sample_id: _look_at(index, sample_id), ids.tolist()):
+                looks.append(look)
+                progress.advance()
+    finally:
+        threads.shutdown(cancel_futures=True)
+    return tuple(looks)
+
+
+def _look_at(index: Index, sample_id: int) -> Look:
+    # Here, because it brings torch, two seconds that `locate` can spare.
+    from pretrain.stream.decode import UnreadableImage, decode
+
+    key, suffix, data = read_image(index, sample_id)
+    try:
+        _, height, width = decode(data, 3).shape
+        with Image.open(io.BytesIO(data)) as image:
+            return Look(sample_id, key, width, height, f"{image.format} {image.mode}")
+    except (UnreadableImage, OSError, ValueError, SyntaxError) as error:
+        return Look(sample_id, key, fault=f".{suffix}: {error}")

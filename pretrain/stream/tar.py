@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pretrain.errors import InputError
-from pretrain.stream.location import open_shard
+from pretrain.stream.location import read_range
 
 BLOCK = 512
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -225,15 +225,11 @@ class _HeaderReads(io.RawIOBase):
         return self._file.tell()
 
 
-def read_sample(url: str, begin: int, end: int) -> tuple[str, dict[str, bytes]]:
+def read_sample(url: str, begin: int, end: int, etag: str = "") -> tuple[str, dict[str, bytes]]:
     """The one sample in bytes [begin, end) of a shard: (key, suffix → data). Raises InputError if it is not
     one.
     """
-    with open_shard(url) as file:
-        file.seek(begin)
-        data = file.read(end - begin)
-    if len(data) < end - begin:
-        raise InputError(f"{url}: truncated: {begin + len(data)} bytes, the index places a sample at {begin} to {end}")
+    data = read_range(url, begin, end, etag)
     where = f"{url} from byte {begin}"
     samples = list(ShardTar(io.BytesIO(data + bytes(2 * BLOCK)), where).samples())
     if len(samples) != 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +17,14 @@ from PIL import Image
 from pretrain.errors import InputError
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import IndexFile, key_hash
-from pretrain.stream.location import open_shard
-from pretrain.stream.scan import file_digest, map_shards, read_labels, refuse_shared_keys, wide_hash
+from pretrain.stream.keys import KeyHashes, wide_hash
+from pretrain.stream.location import open_whole
+from pretrain.stream.scan import file_digest, read_labels
+from pretrain.stream.store import is_remote, same_etag, stat
 from pretrain.stream.tar import BLOCK, ShardTar, TarSample
+from pretrain.stream.workers import map_shards
 
+_REMOTE_THREADS = 2  # a process: one shard is fetched while another is decoded
 _FAULTS_A_SHARD = 20
 _FAULTS_SHOWN = 20
 
@@ -47,16 +53,19 @@ def verify(index: Index, *, workers: int | None = None) -> Verified:
                 f"{file.path}: its arrays hash to {rehashed[:12]}…, its header says {file.hash[:12]}…: damaged"
             )
         jobs = [(str(file.path), shard) for shard in range(file.num_shards)]
-        shard_keys = []
-        for number, (found, keys) in enumerate(
-            map_shards(_check_shard, jobs, workers=workers, doing=f"verifying {file.path}")
+        urls = [file.shard_url(shard) for shard in range(file.num_shards)]
+        threads = _REMOTE_THREADS if any(is_remote(url) for url in urls) else 1
+        doing = f"verifying {file.path}"
+        with (
+            KeyHashes() as seen,
+            closing(map_shards(_check_shard, jobs, doing=doing, workers=workers, threads=threads)) as checks,
         ):
-            faults += found
-            shard_keys.append(keys)
-            without_digest += not file.digest(number)
-        if not faults:
-            urls = [file.shard_url(shard) for shard in range(file.num_shards)]
-            refuse_shared_keys(urls, shard_keys, np.split(file.offsets, file.first[1:-1]))
+            for number, (found, keys) in enumerate(checks):
+                faults += found
+                seen.add(keys)
+                without_digest += not file.digest(number)
+            if not faults:
+                seen.refuse_shared(urls, file.offsets)
     if faults:
         more = f"\nand {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -64,14 +73,14 @@ def verify(index: Index, *, workers: int | None = None) -> Verified:
     return Verified(index.samples, len(index.shards), sum(shard.bytes for shard in index.shards), without_digest)
 
 
-def _check_shard(job: tuple[str, int]) -> tuple[list[str], np.ndarray]:
+def _check_shard(job: tuple[str, int], stop: threading.Event) -> tuple[list[str], np.ndarray]:
     """Faults of one shard of an index file, and the wide hashes of its keys."""
     path, number = job
     index = IndexFile(Path(path))
     faults: list[str] = []
     keys: list[int] = []
     try:
-        for fault in _shard_faults(index, number, keys):
+        for fault in _shard_faults(index, number, keys, stop):
             faults.append(fault)
             if len(faults) == _FAULTS_A_SHARD:
                 faults.append(f"{index.shard_url(number)}: further faults of this shard are not looked for")
@@ -81,10 +90,12 @@ def _check_shard(job: tuple[str, int]) -> tuple[list[str], np.ndarray]:
     return faults, np.array(keys, np.uint64)
 
 
-def _shard_faults(index: IndexFile, number: int, keys: list[int]) -> Iterator[str]:
+def _shard_faults(index: IndexFile, number: int, keys: list[int], stop: threading.Event) -> Iterator[str]:
     url = index.shard_url(number)
     first, end = int(index.first[number]), int(index.first[number + 1])
-    with open_shard(url) as file:
+    if index.etag(number) and not same_etag(index.etag(number), etag := stat(url, stop=stop).etag):
+        yield f"{url}: etag {etag}, the index says {index.etag(number)}: its bytes changed"
+    with open_whole(url, stop=stop) as file:
         size = os.fstat(file.fileno()).st_size
         if size != int(index.shard_bytes[number]):
             yield f"{url}: {size} bytes, the index says {int(index.shard_bytes[number])}"

@@ -18,9 +18,10 @@ import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.stream.dataset import Dataset
-from pretrain.stream.hashing import hash_words
+from pretrain.stream.hashing import SHARDS, hash_words
 from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, ShardEntry, key_hash, write_index
+from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, key_hash
+from pretrain.stream.indexwriter import ShardEntry, write_index
 from pretrain.stream.location import local_path, sync_folder
 from pretrain.stream.progress import Progress
 from pretrain.stream.tar import BLOCK
@@ -29,7 +30,6 @@ from pretrain.stream.tar import BLOCK
 # another's.
 RECIPE_NAME = "build.json"
 _SHARD_NAME = "shard-{:06d}.tar"
-_SHUFFLE = 4  # what the hash is for; the order and the augmentation use 1 to 3
 _READ_AHEAD = 4  # images a reading thread may be ahead of the writer
 
 Result = TypeVar("Result")
@@ -90,7 +90,7 @@ def write_shards(
 
 def shuffled_rows(rows: int, seed: int) -> array[int]:
     """0 … rows−1 in the order in which they are written: by a keyed hash, ties by row."""
-    return array("q", np.argsort(hash_words(_SHUFFLE, seed, np.arange(rows, dtype=np.uint64)), kind="stable").tobytes())
+    return array("q", np.argsort(hash_words(SHARDS, seed, np.arange(rows, dtype=np.uint64)), kind="stable").tobytes())
 
 
 class _ShardSequence:

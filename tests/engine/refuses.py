@@ -20,6 +20,6 @@ try:
 except InputError as error:
     Path(sys.argv[1], f"rank{world.rank}").write_text(str(error))
 assert distributed.together(lambda: world.rank) == world.rank
-assert distributed.any_rank(world.rank == 1, world.device)
-assert not distributed.any_rank(False, world.device)
+assert distributed.any_rank(world.device, world.rank == 1, False) == [True, False]
+assert distributed.collect([world.rank] * 2) == [0, 0, 1, 1]
 distributed.stop()

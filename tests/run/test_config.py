@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.config import FinetuneConfig, run_config
 from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
 from pretrain.run.config import CONFIG_FOLDER, RunConfig, differences, read_config
+from pretrain.run.resume import trained_function
 
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))
@@ -40,7 +42,7 @@ def test_there_is_a_recipe_for_every_size():
 @pytest.mark.parametrize("name", PRETRAIN)
 def test_shipped_recipes_hold(name):
     config = read_config(RunConfig, name)
-    assert config.train.global_batch == 4096
+    assert config.train.global_batch == (1024 if name == "imagenet1k/s16_90ep.json" else 4096)
     assert config.schedule.warmup_steps == 10_000
     assert config.data.train is None
     assert config.optimizer.betas == (0.9, 0.999)
@@ -56,6 +58,7 @@ def test_shipped_recipes_hold(name):
         ("h14.json", 14, 3e-4, 0.1, 0.0, "linear"),
         ("imagenet21k/l16.json", 90, 1e-3, 0.03, 0.1, "linear"),
         ("imagenet1k/b32.json", 300, 3e-3, 0.3, 0.1, "cosine"),
+        ("imagenet1k/s16_90ep.json", 90, 1e-3, 0.1, 0.0, "cosine"),  # not the paper's: Beyer et al. 2022
     ],
 )
 def test_recipes_are_table_3(name, epochs, lr, weight_decay, dropout, decay):
@@ -63,6 +66,33 @@ def test_recipes_are_table_3(name, epochs, lr, weight_decay, dropout, decay):
     assert config.train.epochs == epochs
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (lr, weight_decay)
     assert (config.model.dropout, config.schedule.decay) == (dropout, decay)
+
+
+def test_the_90_epoch_recipe_is_the_plain_vit_of_beyer_et_al():
+    config = read_config(RunConfig, "imagenet1k/s16_90ep.json")
+    spec = config.model.spec()
+    assert (spec.layers, spec.width, spec.heads, spec.patch_size) == (12, 384, 6, 16)
+    assert (spec.pool, spec.positions, spec.representation_size) == ("mean", "sincos2d", None)
+    assert (config.model.head_bias, config.train.loss, config.train.label_smoothing) == (0, "softmax", 0)
+    assert (config.data.randaugment, config.data.mixup, config.data.flip) == ((2, 10), 0.2, True)
+    assert config.optimizer.clip_norm == 1
+    assert config.train.micro_batch % 2 == 0, "mixup mixes neighbouring pairs"
+
+
+def test_what_shapes_the_images_and_the_loss_belongs_to_the_trained_function(tmp_path):
+    path = write(tmp_path, SMALL)
+    plain = trained_function(read_config(RunConfig, path), 4, torch.float32)
+    for override, key in [
+        ("data.randaugment=[2,10]", "data.randaugment"),
+        ("data.mixup=0.2", "data.mixup"),
+        ("train.label_smoothing=0.1", "train.label_smoothing"),
+        ("data.flip=false", "data.flip"),
+    ]:
+        changed = trained_function(read_config(RunConfig, path, [override]), 4, torch.float32)
+        assert [name for name, *_ in differences(plain, changed)] == [key]
+    assert (
+        differences(plain, trained_function(read_config(RunConfig, path, ["data.workers=9"]), 4, torch.float32)) == []
+    )
 
 
 @pytest.mark.parametrize("name", FINETUNE)
@@ -117,6 +147,10 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"deepspeed": {"fp16": {"enabled": True}}}, ("fp16 is not offered",)),
         ({"optimizer": {"lr": 0.1, "betas": [2, 2]}}, ("optimizer.betas", "less than 1")),
         ({"data": {"crop_area": [1, 0.5]}}, ("data.crop_area", "low <= high")),
+        ({"data": {"randaugment": [2, 31]}}, ("data.randaugment.1", "31", "less than or equal to 30")),
+        ({"data": {"randaugment": [0, 10]}}, ("data.randaugment.0", "0", "greater than 0")),
+        ({"data": {"mixup": -0.2}}, ("data.mixup", "-0.2", "greater than or equal to 0")),
+        ({"train": {"global_batch": 8, "steps": 4, "label_smoothing": 1}}, ("label_smoothing", "1", "less than 1")),
         ({"name": None}, ("name", "null", "string")),
     ],
 )  # fmt: skip

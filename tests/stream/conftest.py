@@ -1,6 +1,8 @@
 """Small shards of real encoded images, indexed as users index theirs."""
 
+import importlib.util
 import io
+import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,3 +83,54 @@ def write_shards(tmp_path):
 def encoded():
     """encoded(pixels uint8, kind="PNG", …) -> bytes."""
     return encode
+
+
+@pytest.fixture(scope="session")
+def make_tar():
+    """make_tar(path, members, …) -> path: a tar of (name, data) or (name, data, fields of its header)."""
+
+    def make(path, members, **options):
+        with tarfile.open(path, "w", **{"format": tarfile.USTAR_FORMAT, **options}) as tar:
+            for name, data, *fields in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                for field, value in (fields[0] if fields else {}).items():
+                    setattr(info, field, value)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """plain(first, count, label=…) -> members of good samples, though their images are none."""
+    image = b"not decoded by the scanner" * 60  # three blocks and a bit
+
+    def members(first, count, label=lambda number: number % 5):
+        pairs = [
+            ((f"{n:04d}.cls", b"%d" % label(n)), (f"{n:04d}.jpg", image + b"%d" % n))
+            for n in range(first, first + count)
+        ]
+        return [member for pair in pairs for member in pair]
+
+    return members
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(folder) -> a Loopback (loopback.py): its files at .http, .s3 and .gs, with faults to script."""
+    found = importlib.util.spec_from_file_location("loopback", Path(__file__).with_name("loopback.py"))
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    servers = []
+
+    def serve(folder):
+        servers.append(module.Loopback(folder))
+        for name, value in servers[-1].environment.items():
+            monkeypatch.setenv(name, value)
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()

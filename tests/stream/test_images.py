@@ -1,7 +1,5 @@
-"""Decoding and cropping: what reaches the network from every kind of file, and from broken ones."""
+"""Crops: what reaches the network of a decoded image."""
 
-import io
-import struct
 import time
 
 import numpy as np
@@ -12,168 +10,57 @@ from torchvision.transforms.v2 import functional as F
 
 from pretrain.errors import InputError
 from pretrain.stream.hashing import Draws
-from pretrain.stream.images import (
-    MAX_PIXELS,
-    EvalImages,
-    SquashImages,
-    TrainImages,
-    UnreadableImage,
-    decode,
-    read_header,
-    to_float,
-)
+from pretrain.stream.images import EvalImages, SquashImages, TrainImages, to_float
 
 
 def smooth(height, width):
-    """A picture that lossy formats keep."""
+    """A picture without edges, uint8 [h, w, 3]."""
     y, x = np.mgrid[:height, :width].astype(float)
     planes = [120 + 100 * np.sin(x / 9 + y / 14), 255 * x / width, 255 * y / height]
     return np.stack(planes, -1).astype(np.uint8)
+
+
+def chw(pixels):
+    """uint8 [h, w, c] or [h, w] -> Tensor [c, h, w]"""
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
 def hwc(image):
     return image.permute(1, 2, 0).numpy()
 
 
-# Decoding
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("PNG", {}),
-        ("WEBP", {"lossless": True}),
-        ("WEBP", {}),
-        ("JPEG", {"quality": 90}),
-        ("JPEG", {"progressive": True}),
-    ],
-)
-def test_colour_images_decode_as_pillow_decodes_them(encoded, kind, options):
-    data = encoded(smooth(45, 61), kind, **options)
-    image = decode(data, 3)
-    assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 45, 61))
-    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    exact = kind == "PNG" or options.get("lossless")
-    assert abs(hwc(image).astype(int) - expected).max() <= (0 if exact else 2)
-    grey = decode(data, 1)
-    assert tuple(grey.shape) == (1, 45, 61)
-    assert abs(grey[0].numpy().astype(int) - np.asarray(Image.fromarray(expected).convert("L"))).max() <= 3
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_grey_images_become_three_equal_channels(encoded, kind):
-    image = decode(encoded(smooth(20, 30)[..., 0], kind), 3)
-    assert torch.equal(image[0], image[1])
-    assert torch.equal(image[0], image[2])
-
-
-def test_sixteen_bit_grey_keeps_its_upper_byte(encoded):
-    pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    for channels in (1, 3):
-        image = decode(encoded(pixels), channels)
-        assert image.shape[0] == channels
-        assert (image.numpy() == (pixels >> 8)).all()
-
-
-@pytest.mark.parametrize("mode", ["P", "1", "LA", "RGBA", "CMYK"])
-def test_palettes_alpha_and_print_colours_become_rgb(mode):
-    buffer = io.BytesIO()
-    source = Image.fromarray(smooth(20, 30)).convert(mode)
-    options = {"transparency": bytes(range(256))} if mode == "P" else {}
-    source.save(buffer, "JPEG" if mode == "CMYK" else "PNG", **options)
-    image = decode(buffer.getvalue(), 3)
-    whole = Image.open(io.BytesIO(buffer.getvalue()))
-    expected = np.asarray((whole.convert("RGBA") if mode == "P" else whole).convert("RGB"))
-    assert abs(hwc(image).astype(int) - expected).max() <= (2 if mode == "CMYK" else 0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "name"),
-    [
-        ("PNG", {}, "png"),
-        ("JPEG", {}, "jpeg"),
-        ("JPEG", {"progressive": True, "comment": b"x" * 3000}, "jpeg"),
-        ("WEBP", {}, "webp"),
-        ("WEBP", {"lossless": True}, "webp"),
-        ("WEBP", {"exif": b"Exif\0\0" + bytes(20)}, "webp"),
-    ],
-)
-def test_the_size_is_read_from_the_header(encoded, kind, options, name):
-    for height, width in [(45, 61), (1, 300), (300, 1)]:
-        data = encoded(smooth(height, width), kind, **options)
-        assert read_header(data) == (name, height, width)
-        for cut in range(20):
-            with pytest.raises(UnreadableImage):
-                read_header(data[:cut])
-
-
-def test_an_image_above_the_pixel_limit_is_refused_before_it_is_decoded(encoded):
-    png = bytearray(encoded(smooth(8, 8)))
-    png[16:24] = struct.pack(">II", 10_001, 10_000)
-    jpeg = bytearray(encoded(smooth(8, 8), "JPEG"))
-    frame = jpeg.index(b"\xff\xc0")
-    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
-    for data in (png, jpeg):
-        with pytest.raises(UnreadableImage, match=f"above the limit of {MAX_PIXELS:,}"):
-            decode(bytes(data), 3)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_damaged_bytes_are_unreadable_and_never_the_end_of_the_process(encoded, kind):
-    rng = np.random.default_rng(0)
-    whole = encoded(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8), kind)
-    for cut in (0, 1, 8, 20, 30, len(whole) // 2):
-        with pytest.raises(UnreadableImage):
-            decode(whole[:cut], 3)
-    refused = 0
-    for _ in range(100):
-        damaged = bytearray(whole)
-        for place in rng.integers(8, len(whole), 5):
-            damaged[place] = rng.integers(256)
-        try:
-            decode(bytes(damaged), 3)
-        except UnreadableImage:
-            refused += 1
-    assert refused > (95 if kind == "PNG" else 0)  # the others carry no checksum
-
-
-def test_what_is_no_image_is_unreadable_with_its_first_bytes():
-    with pytest.raises(UnreadableImage, match=r"not JPEG, PNG or WebP: 9 bytes that begin '47 49 46 38"):
-        decode(b"GIF89a___", 3)
-
-
 # Training
 
 
-def test_a_crop_depends_on_seed_epoch_and_id_alone(encoded):
-    data = encoded(smooth(60, 80), "JPEG")
+def test_a_crop_depends_on_seed_epoch_and_id_alone():
+    image = chw(smooth(60, 80))
     crops = {
-        key: TrainImages(32, 3, key[0])(data, key[1], key[2]) for key in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]
+        key: TrainImages(32, 3, key[0])(image, key[1], key[2]) for key in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]
     }
-    assert torch.equal(TrainImages(32, 3, 1)(data, 2, 3), crops[1, 2, 3])
+    assert torch.equal(TrainImages(32, 3, 1)(image, 2, 3), crops[1, 2, 3])
     assert all(image.shape == (3, 32, 32) and image.dtype == torch.uint8 for image in crops.values())
     others = [crops[key] for key in crops if key != (1, 2, 3)]
     assert not any(torch.equal(crops[1, 2, 3], other) for other in others)
 
 
-def test_a_training_image_is_the_resized_crop_and_half_of_them_are_mirrored(encoded):
-    data = encoded(smooth(60, 80))
+def test_a_training_image_is_the_resized_crop_and_half_of_them_are_mirrored():
+    image = chw(smooth(60, 80))
     transform = TrainImages(24, 3, seed=5)
     mirrored = 0
     for sample_id in range(200):
         draws = Draws(5, 1, sample_id)
         flip = draws.uniform() < 0.5
         window = transform.crop(60, 80, draws)
-        plain = F.resized_crop(decode(data, 3), *window, [24, 24], antialias=True)
-        assert torch.equal(transform(data, 1, sample_id), plain.flip(-1) if flip else plain)
+        plain = F.resized_crop(image, *window, [24, 24], antialias=True)
+        assert torch.equal(transform(image, 1, sample_id), plain.flip(-1) if flip else plain)
         mirrored += flip
     assert 75 < mirrored < 125
 
 
-def test_without_flip_nothing_is_mirrored(encoded):
-    data = encoded(smooth(60, 80))
+def test_without_flip_nothing_is_mirrored():
+    image = chw(smooth(60, 80))
     transform = TrainImages(24, 3, seed=5, area=(1, 1), aspect=(4 / 3, 4 / 3), flip=False)
-    assert len({transform(data, 0, sample_id).numpy().tobytes() for sample_id in range(20)}) == 1
+    assert len({transform(image, 0, sample_id).numpy().tobytes() for sample_id in range(20)}) == 1
 
 
 def test_crops_cover_the_areas_and_aspects_asked_for():
@@ -210,18 +97,18 @@ def test_where_no_crop_fits_the_middle_is_taken(height, width, window):
 
 @pytest.mark.parametrize("side", [1, 8, 28, 42])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_tiny_images_are_enlarged(encoded, side, channels):
-    data = encoded(smooth(side, side)[..., 0])
+def test_tiny_images_are_enlarged(side, channels):
+    image = chw(smooth(side, side)[..., :channels])
     for transform in (TrainImages(32, channels, 0), EvalImages(32, channels), SquashImages(32, channels)):
-        image = transform(data, 0, 0)
-        assert (image.dtype, tuple(image.shape)) == (torch.uint8, (channels, 32, 32))
+        enlarged = transform(image, 0, 0)
+        assert (enlarged.dtype, tuple(enlarged.shape)) == (torch.uint8, (channels, 32, 32))
 
 
 # Evaluation
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(375, 500, 224), (500, 375, 224), (100, 90, 32), (20, 30, 48)])
-def test_evaluation_is_the_middle_of_the_image_at_eight_sevenths(encoded, height, width, size):
+def test_evaluation_is_the_middle_of_the_image_at_eight_sevenths(height, width, size):
     pixels = smooth(height, width)
     resized = round(8 / 7 * size)
     scale = resized / min(height, width)
@@ -231,15 +118,15 @@ def test_evaluation_is_the_middle_of_the_image_at_eight_sevenths(encoded, height
     )
     expected = np.asarray(Image.fromarray(pixels).resize(new, Image.Resampling.BILINEAR)).astype(int)
     top, left = (round((side - size) / 2) for side in expected.shape[:2])
-    image = hwc(EvalImages(size, 3)(encoded(pixels), 0, 0))
+    image = hwc(EvalImages(size, 3)(chw(pixels), 0, 0))
     assert image.shape == (size, size, 3)
     assert abs(image - expected[top : top + size, left : left + size]).max() <= 1
 
 
-def test_a_long_strip_is_not_blown_up_whole(encoded):
-    data = encoded(np.zeros((1, 30_000), np.uint8))
+def test_a_long_strip_is_not_blown_up_whole():
+    image = chw(np.zeros((1, 30_000, 3), np.uint8))
     begin = time.perf_counter()
-    assert EvalImages(224, 3)(data, 0, 0).shape == (3, 224, 224)
+    assert EvalImages(224, 3)(image, 0, 0).shape == (3, 224, 224)
     assert time.perf_counter() - begin < 1
 
 
@@ -269,23 +156,23 @@ def tensorflow_resize(pixels, size):
 @pytest.mark.parametrize(
     ("height", "width", "size"), [(75, 100, 56), (28, 28, 56), (64, 64, 56), (200, 9, 49), (37, 37, 32)]
 )
-def test_the_squash_is_tensorflows_bit_for_bit(encoded, height, width, size):
+def test_the_squash_is_tensorflows_bit_for_bit(height, width, size):
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     resized = round(8 / 7 * size)
     edge = (resized - size) // 2
     expected = tensorflow_resize(pixels, resized)[edge : edge + size, edge : edge + size]
-    assert np.array_equal(hwc(SquashImages(size, 3)(encoded(pixels), 0, 0)), expected)
+    assert np.array_equal(hwc(SquashImages(size, 3)(chw(pixels), 0, 0)), expected)
 
 
-def test_the_squash_of_224_goes_through_256_and_ignores_the_aspect(encoded):
+def test_the_squash_of_224_goes_through_256_and_ignores_the_aspect():
     wide = np.repeat(np.arange(0, 256, dtype=np.uint8)[None], 64, 0)  # 64 × 256, level = column
-    image = SquashImages(224, 1)(encoded(wide), 0, 0)
+    image = SquashImages(224, 1)(chw(wide), 0, 0)
     assert np.array_equal(image[0], np.repeat(np.arange(16, 240, dtype=np.uint8)[None], 224, 0))
 
 
 @pytest.mark.parametrize("level", [1, 77, 200, 255])
-def test_the_squash_keeps_a_plain_image_at_its_level(encoded, level):
-    image = SquashImages(224, 3)(encoded(np.full((375, 499, 3), level, np.uint8)), 0, 0)
+def test_the_squash_keeps_a_plain_image_at_its_level(level):
+    image = SquashImages(224, 3)(chw(np.full((375, 499, 3), level, np.uint8)), 0, 0)
     assert (image == level).all()
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from pretrain.errors import InputError
 from pretrain.stream.index import Extent, Index
-from pretrain.stream.indexfile import INDEX_NAME, ShardEntry, place_arrays, write_index
+from pretrain.stream.indexfile import INDEX_NAME, place_arrays
+from pretrain.stream.indexwriter import ShardEntry, write_index
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,7 +207,7 @@ def test_a_missing_path_an_empty_list_and_a_url_are_refused(tmp_path):
         Index.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no index given"):
         Index.open([])
-    with pytest.raises(InputError, match="'s3:' is not read here"):
+    with pytest.raises(InputError, match="copy it to a local disk"):
         Index.open("s3://bucket/index.vfi")
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.stream import scan
 from pretrain.stream.dataset import Dataset, png
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME
+from pretrain.stream.keys import KeyHashes
 from pretrain.stream.scan import index_shards
 from pretrain.stream.survey import locate, survey, survey_text
 from pretrain.stream.verify import verify
@@ -128,7 +128,7 @@ def test_a_key_shared_by_two_shards_is_found_though_the_index_agrees(folder, tmp
     for name in ("a.tar", "b.tar"):
         shutil.copy(folder / "shard-000000.tar", tmp_path / "t" / name)
     with monkeypatch.context() as unchecked:
-        unchecked.setattr(scan, "refuse_shared_keys", lambda *arguments: None)
+        unchecked.setattr(KeyHashes, "refuse_shared", lambda *arguments: None)
         index_shards([tmp_path / "t"])
     assert f"{tmp_path}/t/b.tar: key " in verify_fault(tmp_path / "t")
 
@@ -168,12 +168,12 @@ def test_label_lists_are_located_as_lists(tmp_path):
     write_shards(data, tmp_path / "s")
     found = [locate(Index.open(tmp_path / "s"), number) for number in (0, 1)]
     assert {row["key"]: row["label"] for row in found} == {"00000000": [4, 1], "00000001": []}
-    figures = survey(Index.open(tmp_path / "s"))
+    figures = survey(Index.open(tmp_path / "s")).figures()
     assert figures["labels"] == {"lists": True, "per_sample_max": 2, "per_sample_mean": 1.0}
 
 
 def test_stats_sum_up_samples_classes_and_image_sizes(folder):
-    figures = survey(Index.open(folder))
+    figures = survey(Index.open(folder)).figures()
     assert figures["samples"] == 30
     assert figures["shards"]["samples"] == {"min": 6, "median": 12.0, "max": 12}
     classes = figures["classes"]
@@ -185,7 +185,7 @@ def test_stats_sum_up_samples_classes_and_image_sizes(folder):
     assert images["width"] == {"min": 5, "median": 6.0, "max": 8}
     assert images["height"] == {"min": 4, "median": 5.0, "max": 6}
     assert images["formats"] == {"PNG L": 15, "PNG RGB": 15}
-    assert survey(Index.open(folder), images=7)["images"]["read"] == 7
+    assert survey(Index.open(folder), images=7).figures()["images"]["read"] == 7
     text = survey_text(figures)
     assert "samples   30" in text
     assert "classes   4, 1 of them empty" in text

@@ -5,42 +5,21 @@ import json
 import os
 import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from webdataset.tariterators import base_plus_ext, tarfile_samples
+from webdataset.tariterators import tarfile_samples
 
 from pretrain.errors import InputError
 from pretrain.stream import scan
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, key_hash
+from pretrain.stream.indexwriter import write_index
 from pretrain.stream.location import expand
 from pretrain.stream.scan import index_shards, scan_shard
-from pretrain.stream.tar import split_name
 
-IMAGE = b"not decoded by the scanner" * 60  # three blocks and a bit
-
-
-def add(tar, name, data=IMAGE, **fields):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def make_tar(path, members, **options):
-    """A tar of `members`: (name, data) or (name, data, fields of its header)."""
-    with tarfile.open(path, "w", **{"format": tarfile.USTAR_FORMAT, **options}) as tar:
-        for name, data, *fields in members:
-            add(tar, name, data, **(fields[0] if fields else {}))
-    return path
-
-
-def plain(first, count, label=lambda number: number % 5):
-    """Members of `count` good samples."""
-    numbers = range(first, first + count)
-    return [pair for n in numbers for pair in ((f"{n:04d}.cls", b"%d" % label(n)), (f"{n:04d}.jpg", IMAGE + b"%d" % n))]
+IMAGE = b"not decoded by the scanner" * 60
 
 
 def fault(path, *arguments):
@@ -63,7 +42,7 @@ def extent_samples(extent, tmp_path):
     return found
 
 
-def test_a_folder_of_shards_is_indexed_in_name_order(tmp_path):
+def test_a_folder_of_shards_is_indexed_in_name_order(tmp_path, make_tar, plain):
     make_tar(tmp_path / "b.tar", plain(3, 4))
     make_tar(tmp_path / "a.tar", plain(0, 3))
     path = index_shards([tmp_path])
@@ -76,7 +55,7 @@ def test_a_folder_of_shards_is_indexed_in_name_order(tmp_path):
     index.check_files()
 
 
-def test_every_extent_holds_its_samples_as_webdataset_reads_them(tmp_path):
+def test_every_extent_holds_its_samples_as_webdataset_reads_them(tmp_path, make_tar):
     """Long names, folders, metadata and mixed formats included: header bytes belong to their sample."""
     long_name = "folder/" + "x" * 150
     members = [
@@ -112,24 +91,7 @@ def test_every_extent_holds_its_samples_as_webdataset_reads_them(tmp_path):
         assert whole.end == index.shards[0].data_end
 
 
-def test_names_are_split_as_webdataset_splits_them():
-    names = [
-        "a.jpg",
-        "a/b.c/d.e.JPG",
-        "./a.cls",
-        "0.5.jpg",
-        "a.b/c",
-        "README",
-        ".hidden",
-        "a b.tar.gz",
-        "x/y.z",
-    ]
-    for name in names:
-        key, suffix = base_plus_ext(name)
-        assert split_name(name) == (None if key is None else (key, suffix.lower()))
-
-
-def test_label_lists_come_from_json(tmp_path):
+def test_label_lists_come_from_json(tmp_path, make_tar, plain):
     members = []
     for key, text in (("a", "[3, 0]"), ("b", "[]"), ("c", "[7]")):
         members += [(f"{key}.jpg", IMAGE), (f"{key}.json", text.encode())]
@@ -140,108 +102,7 @@ def test_label_lists_come_from_json(tmp_path):
     assert index.labels(np.arange(4)).tolist() == [[3, 0], [-1, -1], [7, -1], [9, -1]]
 
 
-def test_a_tar_cut_anywhere_is_refused(tmp_path):
-    """At a header, inside one, in data, in padding, between members: never fewer samples without an error."""
-    long_names = [("x" * 150 + name, data) for name, data in plain(0, 3)]
-    for members, form in ((plain(0, 3), "PAX"), (long_names, "PAX"), (long_names, "GNU")):
-        whole = make_tar(tmp_path / "whole.tar", members, format=getattr(tarfile, f"{form}_FORMAT"))
-        data = whole.read_bytes()
-        data_end = scan_shard(str(whole)).entry.data_end
-        cut = tmp_path / "cut.tar"
-        for length in {*range(0, data_end + 1, 256), 1, 511, 513, data_end - 1, data_end + 1, data_end + 511}:
-            cut.write_bytes(data[:length])
-            found = fault(cut)
-            assert members is long_names or "truncated" in found, (length, found)
-    # A whole end marker is enough: nothing of a sample is in the padding behind it.
-    cut.write_bytes(data[: data_end + 512])
-    assert scan_shard(str(cut)).entry.samples == 3
-
-
-def test_the_place_of_a_cut_is_told(tmp_path):
-    data = make_tar(tmp_path / "whole.tar", plain(0, 3)).read_bytes()
-    second = scan_shard(str(tmp_path / "whole.tar")).entry.offsets[1] * 512
-    cut = tmp_path / "cut.tar"
-    for length, found in (
-        (second + 100, f"truncated: {second + 100} bytes, cut in the header at byte {second}"),
-        (second + 1024 + 600, f"truncated: {second + 1624} bytes, cut in the data of member '0001.jpg'"),
-        (
-            second + 1024,
-            f"truncated: {second + 1024} bytes and no end-of-archive marker; cut between two members",
-        ),
-    ):
-        cut.write_bytes(data[:length])
-        assert found in fault(cut)
-
-
-def test_a_damaged_header_is_refused_where_it_is(tmp_path):
-    path = make_tar(tmp_path / "a.tar", plain(0, 3))
-    third = int(scan_shard(str(path)).entry.offsets[2]) * 512
-    data = bytearray(path.read_bytes())
-    data[third + 5] ^= 1
-    path.write_bytes(data)
-    assert f"no tar header at byte {third}" in fault(path)
-    data[third : third + 512] = bytes(512)
-    path.write_bytes(data)
-    assert f"data after the end-of-archive marker at byte {third}" in fault(path)
-
-
-def test_whatever_bits_flip_the_scan_ends_in_a_result_or_an_input_error(tmp_path):
-    names = [("x" * 120 + f"{n}.{suffix}", b"1") for n in range(3) for suffix in ("cls", "jpg")]
-    whole = [
-        make_tar(tmp_path / f"{form}.tar", names, format=form).read_bytes()
-        for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
-    ]
-    random = np.random.default_rng(0)
-    refused = 0
-    for trial in range(600):
-        data = bytearray(whole[trial % 2])
-        at = int(random.integers(0, len(names) * 2048))
-        data[at : at + int(random.integers(1, 20))] = random.bytes(int(random.integers(1, 20)))
-        # Where the checksum is kept right, damage goes deeper than the header.
-        header = at - at % 512
-        block = data[header : header + 512]
-        total = sum(block[:148]) + sum(block[156:]) + 8 * 32
-        data[header + 148 : header + 156] = b"%06o\0 " % total
-        (tmp_path / "flipped.tar").write_bytes(data)
-        try:
-            scan_shard(str(tmp_path / "flipped.tar"))
-        except InputError:
-            refused += 1
-    assert refused > 300
-
-
-def test_no_damaged_size_makes_the_scanner_read_beyond_a_header(tmp_path):
-    info = tarfile.TarInfo("@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
-    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(20480))
-    assert "extended header of 1099511627776 bytes" in fault(tmp_path / "a.tar")
-
-
-def test_a_header_that_breaks_tarfile_itself_is_an_input_error(tmp_path):
-    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
-    members = [*plain(0, 1), ("a.jpg", IMAGE, {"pax_headers": sparse})]
-    make_tar(tmp_path / "a.tar", members, format=tarfile.PAX_FORMAT)
-    assert "damaged at byte" in fault(tmp_path / "a.tar")
-    # A size beyond any file, in a member that belongs to no sample.
-    info = tarfile.TarInfo("__meta__")
-    info.type, info.size = b"Z", 1 << 80
-    first = make_tar(tmp_path / "b.tar", plain(0, 1)).read_bytes()[:3584]
-    (tmp_path / "b.tar").write_bytes(first + info.tobuf(tarfile.GNU_FORMAT) + bytes(20480))
-    assert "damaged at byte" in fault(tmp_path / "b.tar")
-
-
-def test_a_key_that_comes_again_in_its_shard_is_refused(tmp_path):
-    twice = make_tar(tmp_path / "twice.tar", [*plain(0, 2), *plain(0, 1)])
-    assert "key '0000' again at byte" in fault(twice)
-    apart = make_tar(tmp_path / "apart.tar", [("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", IMAGE), ("b.jpg", IMAGE)])
-    assert "sample 'a' at byte 0 has no image" in fault(apart)
-    apart = make_tar(tmp_path / "apart.tar", [*plain(0, 2), ("0000.txt", b"caption")])
-    assert "the members of a sample stand together" in fault(apart)
-    adjacent = make_tar(tmp_path / "adjacent.tar", [*plain(0, 1), *plain(0, 1)])
-    assert "member '0000.cls' twice" in fault(adjacent)
-
-
-def test_a_key_in_two_shards_is_refused_with_both(tmp_path):
+def test_a_key_in_two_shards_is_refused_with_both(tmp_path, make_tar, plain):
     make_tar(tmp_path / "a.tar", plain(0, 3))
     make_tar(tmp_path / "b.tar", plain(2, 3))
     with pytest.raises(InputError) as error:
@@ -250,25 +111,11 @@ def test_a_key_in_two_shards_is_refused_with_both(tmp_path):
     assert not (tmp_path / INDEX_NAME).exists()
 
 
-def test_keys_that_only_hash_alike_are_no_duplicates(tmp_path, monkeypatch):
+def test_keys_that_only_hash_alike_are_no_duplicates(tmp_path, monkeypatch, make_tar, plain):
     make_tar(tmp_path / "a.tar", plain(0, 3))
     make_tar(tmp_path / "b.tar", plain(3, 3))
     monkeypatch.setattr(scan, "wide_hash", lambda key: 7)
     assert Index.open(index_shards([tmp_path])).samples == 6
-
-
-@pytest.mark.parametrize(
-    ("members", "found"),
-    [
-        ([("a.jpg", IMAGE)], "sample 'a' at byte 0 has no label: members jpg"),
-        ([("a.cls", b"1")], "sample 'a' at byte 0 has no image: members cls"),
-        ([("a.v2.jpg", IMAGE), ("a.cls", b"1")], "WebDataset cuts a name at its first dot"),
-        ([("a.cls", b"1"), ("a.jpg", IMAGE), ("a.png", IMAGE)], "more than one image"),
-        ([], "holds no samples"),
-    ],
-)
-def test_a_sample_that_lacks_a_member_is_refused(tmp_path, members, found):
-    assert found in fault(make_tar(tmp_path / "a.tar", members))
 
 
 @pytest.mark.parametrize(
@@ -291,14 +138,14 @@ def test_a_sample_that_lacks_a_member_is_refused(tmp_path, members, found):
         ("json", b"\xff\xfe", "a label is a JSON list"),
     ],
 )
-def test_a_label_that_is_none_is_refused(tmp_path, suffix, text, found):
+def test_a_label_that_is_none_is_refused(tmp_path, suffix, text, found, make_tar, plain):
     path = make_tar(tmp_path / "a.tar", [*plain(0, 1), ("b.jpg", IMAGE), (f"b.{suffix}", text)])
     message = fault(path, 100)
     assert found in message
     assert f"sample 'b', .{suffix} at byte" in message
 
 
-def test_labels_fit_int32_where_no_number_of_classes_is_given(tmp_path):
+def test_labels_fit_int32_where_no_number_of_classes_is_given(tmp_path, make_tar):
     for text, fits in ((b"2147483647", True), (b"2147483648", False)):
         path = make_tar(tmp_path / "a.tar", [("a.cls", text), ("a.jpg", IMAGE)])
         if fits:
@@ -307,49 +154,7 @@ def test_labels_fit_int32_where_no_number_of_classes_is_given(tmp_path):
             assert "out of range" in fault(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "fields", "found"),
-    [
-        ("/etc/a.jpg", {}, "absolute names"),
-        ("../a.jpg", {}, "'..'"),
-        ("a/../../b.jpg", {}, "'..'"),
-        ("a\\b.jpg", {}, "backslashes"),
-        ("a\nb.jpg", {}, "control characters"),
-        ("a\udcff.jpg", {}, "not UTF-8"),
-        ("README", {}, "belongs to no sample"),
-        ("./._a.jpg", {}, "belongs to no sample"),
-        ("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "link, device or sparse"),
-        ("a.jpg", {"type": tarfile.LNKTYPE, "linkname": "b.jpg"}, "link, device or sparse"),
-        ("a.jpg", {"type": tarfile.CHRTYPE}, "link, device or sparse"),
-        ("a.jpg", {"type": tarfile.FIFOTYPE}, "link, device or sparse"),
-        ("a.jpg", {"type": b"Z"}, "link, device or sparse"),
-    ],
-)
-def test_a_member_that_is_no_plain_file_of_a_sample_is_refused(tmp_path, name, fields, found):
-    path = make_tar(tmp_path / "a.tar", [*plain(0, 1), (name, b"", fields)])
-    assert found in fault(path)
-
-
-def test_a_global_header_that_later_bytes_depend_on_is_refused(tmp_path):
-    make_tar(tmp_path / "a.tar", plain(0, 1), format=tarfile.PAX_FORMAT, pax_headers={"path": "b.jpg"})
-    assert "global PAX header sets path" in fault(tmp_path / "a.tar")
-    make_tar(tmp_path / "b.tar", plain(0, 1), format=tarfile.PAX_FORMAT, pax_headers={"comment": "git"})
-    assert scan_shard(str(tmp_path / "b.tar")).entry.offsets.tolist() == [2]
-
-
-def test_what_is_no_plain_tar_is_told_for_what_it_is(tmp_path):
-    make_tar(tmp_path / "a.tar", plain(0, 1))
-    with tarfile.open(tmp_path / "b.tar", "w:gz") as tar:
-        add(tar, "a.jpg")
-    assert "compressed with gzip" in fault(tmp_path / "b.tar")
-    (tmp_path / "c.tar").write_bytes(b"x" * 5000)
-    assert "not a tar archive" in fault(tmp_path / "c.tar")
-    joined = (tmp_path / "a.tar").read_bytes() * 2
-    (tmp_path / "d.tar").write_bytes(joined)
-    assert "which readers never see" in fault(tmp_path / "d.tar")
-
-
-def test_brace_patterns_files_and_folders_name_shards(tmp_path):
+def test_brace_patterns_files_and_folders_name_shards(tmp_path, make_tar, plain):
     for number in range(12):
         make_tar(tmp_path / f"s-{number:03d}.tar", plain(number, 1))
     names = [str(tmp_path / f"s-{number:03d}.tar") for number in range(12)]
@@ -368,13 +173,16 @@ def test_brace_patterns_files_and_folders_name_shards(tmp_path):
             expand(patterns)
 
 
-@pytest.mark.parametrize("url", ["pipe:cat a.tar", "http://host/a.tar", "s3://bucket/{0..9}.tar", "file:///a.tar"])
-def test_only_local_paths_are_opened(url):
-    with pytest.raises(InputError, match="is not read here"):
+@pytest.mark.parametrize("url", ["pipe:cat a.tar", "hf://datasets/a.tar", "az://c/{0..9}.tar", "file:///a.tar"])
+def test_other_schemes_are_refused_with_those_that_are_read(url):
+    with pytest.raises(InputError, match="is not read here; shards are local paths or URLs of http, https, s3 and gs"):
         index_shards([url])
+    with pytest.raises(InputError, match="is not read here") as error:
+        index_shards(["ftp://me:secret@host/a.tar"])
+    assert "secret" not in str(error.value)
 
 
-def test_the_index_of_shards_in_several_folders_needs_a_place(tmp_path):
+def test_the_index_of_shards_in_several_folders_needs_a_place(tmp_path, make_tar, plain):
     for name in "ab":
         (tmp_path / name).mkdir()
         make_tar(tmp_path / name / "0.tar", plain(10 * ord(name), 2))
@@ -392,7 +200,7 @@ def test_the_index_of_shards_in_several_folders_needs_a_place(tmp_path):
     index.check_files()
 
 
-def test_processes_find_what_one_finds(tmp_path):
+def test_processes_find_what_one_finds(tmp_path, make_tar, plain):
     for number in range(6):
         make_tar(tmp_path / f"{number}.tar", plain(number * 10, 5))
     one = index_shards([tmp_path], tmp_path / "one.vfi", workers=1, digests=True)
@@ -404,7 +212,7 @@ def test_processes_find_what_one_finds(tmp_path):
         index_shards([tmp_path], workers=2)
 
 
-def test_the_scan_reads_headers_and_labels_only(tmp_path, monkeypatch):
+def test_the_scan_reads_headers_and_labels_only(tmp_path, monkeypatch, make_tar):
     big = bytes(5 << 20)
     path = make_tar(tmp_path / "a.tar", [(f"{n}.{s}", d) for n in range(3) for s, d in (("cls", b"1"), ("jpg", big))])
     opened = []
@@ -420,7 +228,7 @@ def test_the_scan_reads_headers_and_labels_only(tmp_path, monkeypatch):
         def readall(self):
             raise AssertionError("reads everything")
 
-    def opener(url):
+    def opener(url, stop):
         opened.append(Counting(url))
         return io.BufferedReader(opened[0], 4096)
 
@@ -429,7 +237,29 @@ def test_the_scan_reads_headers_and_labels_only(tmp_path, monkeypatch):
     assert opened[0].count < 200_000
 
 
-def test_json_labels_written_by_others_with_whitespace_are_read(tmp_path):
+def test_json_labels_written_by_others_with_whitespace_are_read(tmp_path, make_tar):
     text = json.dumps([5, 6], indent=2).encode() + b"\n"
     path = make_tar(tmp_path / "a.tar", [("a.jpg", IMAGE), ("a.json", text)])
     assert scan_shard(str(path)).entry.labels.tolist() == [5, 6]
+
+
+def test_class_names_stay_where_the_samples_stay(tmp_path, make_tar, plain):
+    for number in range(2):
+        make_tar(tmp_path / f"{number}.tar", plain(number * 10, 5))
+    names = tuple("abcde")
+    entries = [scan_shard(str(tmp_path / f"{number}.tar")).entry for number in range(2)]
+    write_index(tmp_path / INDEX_NAME, [replace(entry, url=os.path.basename(entry.url)) for entry in entries], names)
+    for out in (None, tmp_path / "elsewhere.vfi", None):
+        assert Index.open(index_shards([tmp_path], out)).classes == names
+    make_tar(tmp_path / "1.tar", plain(10, 5, lambda number: 4 - number % 5))
+    assert Index.open(index_shards([tmp_path])).classes is None
+
+
+def test_a_scan_that_fails_leaves_the_index_that_was_there(tmp_path, make_tar, plain):
+    make_tar(tmp_path / "a.tar", plain(0, 3))
+    before = index_shards([tmp_path]).read_bytes()
+    make_tar(tmp_path / "b.tar", plain(2, 3))
+    with pytest.raises(InputError, match="also occurs in"):
+        index_shards([tmp_path])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar", INDEX_NAME]
+    assert (tmp_path / INDEX_NAME).read_bytes() == before

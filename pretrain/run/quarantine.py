@@ -1,0 +1,89 @@
+"""Samples that could not be read: written down, counted, and too many of them end the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from pretrain.engine.distributed import World, collect
+from pretrain.errors import InputError
+from pretrain.run.folder import RunFolder
+from pretrain.stream.fault import Fault
+from pretrain.stream.index import Index
+from pretrain.stream.loader import Batch
+
+# The rate is that over at least so many images: the first bad image of a run is no rate.
+_LEAST_IMAGES = 10_000
+
+
+class Quarantine:
+    """`quarantine.jsonl`: a line for each sample that was trained on as grey and masked, in the order of steps.
+
+    A chunk that cannot be read ends the run, on every rank and with one message, unless its samples are to be
+    quarantined too; so does a share of unreadable samples above `max_unreadable`. Both before the step is saved.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        index: Index,
+        world: World,
+        *,
+        start: int,
+        global_batch: int,
+        max_unreadable: float,
+        chunks: bool,
+    ) -> None:
+        """`chunks`: whether the samples of unreadable chunks are quarantined."""
+        self._path, self._index, self._world = folder.quarantine, index, world
+        self._start, self._batch = start, global_batch
+        self._most, self._chunks = max_unreadable, chunks
+        self._faults: list[Fault] = []
+        self._found = 0
+
+    def add(self, batch: Batch) -> None:
+        """Note what a micro-batch that has been trained on could not show."""
+        self._faults += batch.faults
+
+    @property
+    def pending(self) -> bool:
+        """Whether this rank has something to report."""
+        return bool(self._faults)
+
+    def settle(self, step: int) -> None:
+        """Write down the faults of all ranks in step `step`, counted from 0. Collective.
+
+        Raises:
+            InputError: a chunk could not be read, or too many samples; the same on every rank.
+        """
+        found = collect([{"step": step, **fault.record(self._index)} for fault in self._faults])
+        broken = collect([fault.reason for fault in self._faults if fault.of_chunk and not self._chunks])
+        if self._world.main:
+            self._write(found)
+        if broken:
+            raise InputError(
+                f'step {step + 1}: {broken[0]} (data.unreadable_chunks="quarantine" would go on without its samples)'
+            )
+        self._faults.clear()
+        self._found += len(found)
+        images = (step + 1 - self._start) * self._batch
+        if self._found > self._most * max(images, _LEAST_IMAGES):
+            raise InputError(
+                f"step {step + 1}: {self._found} of the {images:,} images since step {self._start} could not be read, "
+                f"above data.max_unreadable={self._most:g}; {self._path} lists them, the last: {found[-1]['url']}, "
+                f"byte {found[-1]['offset']}: {found[-1]['error']}"
+            )
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        if not self._found:
+            first = records[0]
+            print(
+                f"step {first['step'] + 1}: sample {first['id']} ({first['url']}, byte {first['offset']}) cannot be "
+                f"read: {first['error']}; grey and masked. This and others: {self._path}",
+                flush=True,
+            )
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())

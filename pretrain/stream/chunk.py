@@ -1,0 +1,145 @@
+"""A chunk: neighbouring samples, read together as byte ranges of shards, each given up once it is used.
+
+webdataset's part is the table of openers, the expansion of tars and the grouping of members. It ends in
+silence where a tar is cut, and can join the halves of two samples; so a chunk is a pipeline of its own, its
+bytes are counted before they are parsed, and its keys are compared with the index.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
+from urllib.parse import quote, unquote
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+from webdataset.handlers import reraise_exception
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from pretrain.errors import InputError
+from pretrain.stream.counters import Counters, Laps
+from pretrain.stream.fault import ChunkError
+from pretrain.stream.index import Extent, Index
+from pretrain.stream.location import read_range
+from pretrain.stream.tar import IMAGE_SUFFIXES, split_name
+
+_SCHEME = "vfrange"
+
+Images = dict[int, tuple[str, bytes]]  # canonical id -> key, encoded image
+
+
+def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
+    """Opener in webdataset's table: `vfrange:BEGIN-END:ETAG:SHARD` -> those bytes of a shard, local or remote.
+
+    Raises ChunkError where they cannot be had.
+    """
+    _, span, etag, shard = url.split(":", 3)
+    begin, end = (int(place) for place in span.split("-"))
+    try:
+        return io.BytesIO(read_range(shard, begin, end, unquote(etag)))
+    except InputError as error:
+        raise ChunkError(str(error)) from error
+
+
+webdataset.gopen_schemes[_SCHEME] = open_range
+
+
+def read_images(index: Index, extents: Sequence[Extent]) -> Images:
+    """The encoded images in byte ranges, checked against the index.
+
+    Raises ChunkError naming shard, bytes, key, and what was expected and found, where a shard is missing, too
+    short, damaged, or holds other samples than the index says.
+    """
+    images: Images = {}
+    for extent in extents:
+        samples = _expand(extent)
+        ids = range(extent.first_id, extent.first_id + extent.count)
+        for sample_id, (key, _), expected in zip(ids, samples, index.key_hash(np.array(ids)).tolist(), strict=False):
+            found = zlib.crc32(key.encode(errors="surrogateescape"))
+            if found != expected:
+                raise _mismatch(
+                    extent,
+                    f"sample {sample_id} has key {key!r} (crc32 {found:08x}), the index expects a key of crc32 "
+                    f"{expected:08x}",
+                )
+        if len(samples) != extent.count:
+            keys = f", {samples[0][0]!r} to {samples[-1][0]!r}" if samples else ""
+            raise _mismatch(
+                extent,
+                f"{len(samples)} samples with an image{keys}; the index expects {extent.count}, "
+                f"ids {ids[0]} to {ids[-1]}",
+            )
+        images.update(zip(ids, samples, strict=True))
+    return images
+
+
+def _expand(extent: Extent) -> list[tuple[str, bytes]]:
+    """(key, encoded image) of the samples in a byte range, as webdataset expands and groups them."""
+    # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
+    opener = webdataset.gopen_schemes[_SCHEME]
+    stream = opener(f"{_SCHEME}:{extent.begin}-{extent.end}:{quote(extent.etag, safe='')}:{extent.url}", "rb")
+    source = [{"url": extent.url, "stream": stream}]
+    try:
+        files = tar_file_expander(source, handler=reraise_exception, select_files=_is_image)
+        grouped = list(group_by_keys(files, handler=reraise_exception))
+    except Exception as error:  # tarfile lets several kinds through from damaged headers
+        reason = error.args[0] if error.args else type(error).__name__
+        raise _mismatch(extent, f"no whole tar members: {reason}") from error
+    found = []
+    for sample in grouped:
+        images = [suffix for suffix in IMAGE_SUFFIXES if suffix in sample]
+        if len(images) != 1:
+            raise _mismatch(extent, f"sample {sample['__key__']!r} has images {images}, where one is expected")
+        found.append((sample["__key__"], sample[images[0]]))
+    return found
+
+
+def _is_image(name: str) -> bool:
+    # No other member is opened: webdataset's decoders would unpickle some of them.
+    split = split_name(name)
+    return split is not None and split[1] in IMAGE_SUFFIXES
+
+
+def _mismatch(extent: Extent, what: str) -> ChunkError:
+    return ChunkError(
+        f"{extent.url}, bytes {extent.begin}-{extent.end}: {what}. The shard is damaged or was changed "
+        "after it was indexed: restore it, or index it again and start a new run"
+    )
+
+
+class Chunk:
+    """The samples of one chunk that this rank will use: ids [n], ascending; read together, handed over one by one."""
+
+    def __init__(self, ids: NDArray[np.int64]) -> None:
+        self.ids = ids
+        self.bytes = 0  # in the shards; known once the reading is queued
+        self._images: Future[Images] | None = None
+
+    def start(self, threads: ThreadPoolExecutor, index: Index, counters: Counters) -> None:
+        """Queue the reading."""
+        extents = index.extents(self.ids)
+        self.bytes = sum(extent.end - extent.begin for extent in extents)
+        self._images = threads.submit(_read, index, extents, counters, self.bytes)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its reading is still to be queued."""
+        return self._images is None
+
+    def take(self, sample_id: int) -> tuple[str, bytes]:
+        """Key and encoded image of one sample, once; waits for the reading and raises its error."""
+        assert self._images is not None, "taken before it was started"
+        return self._images.result().pop(sample_id)
+
+
+def _read(index: Index, extents: Sequence[Extent], counters: Counters, size: int) -> Images:
+    laps = Laps()
+    try:
+        return read_images(index, extents)
+    finally:
+        laps.lap("read_seconds")
+        counters.add(bytes_read=size, **laps.spent)

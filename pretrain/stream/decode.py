@@ -1,0 +1,177 @@
+"""Encoded bytes to uint8 pixels, and the bytes that cannot be."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torchvision.io
+from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.transforms.v2 import functional as F
+
+MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each decode thread
+GREY = 128  # stands in for an image that cannot be read
+
+
+class UnreadableImage(Exception):
+    """The bytes of one image do not decode. The message says why."""
+
+
+class Decoder(Protocol):
+    """Encoded images -> uint8 [channels, h, w] on `device` each, or what is wrong with it; in order, as asked for."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, images: Sequence[bytes], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
+
+
+class HostDecoder:
+    """One image after the other, each when it is asked for: what was decoded last is still in the cache."""
+
+    device = torch.device("cpu")
+
+    def __call__(self, images: Sequence[bytes], channels: int) -> Iterator[Tensor | UnreadableImage]:
+        for data in images:
+            try:
+                yield decode(data, channels)
+            except UnreadableImage as error:
+                yield error
+
+
+HOST = HostDecoder()
+
+
+@dataclass(frozen=True)
+class DeviceDecoder:
+    """JPEGs together on an accelerator (nvJPEG, on CUDA), everything else on the host and copied there.
+
+    Pixels may differ from the host's by a level or two: the two decoders round differently.
+    """
+
+    device: torch.device
+
+    def __call__(self, images: Sequence[bytes], channels: int) -> Iterator[Tensor | UnreadableImage]:
+        jpegs = [number for number, data in enumerate(images) if self._takes(data)]
+        encoded = [torch.frombuffer(bytearray(images[number]), dtype=torch.uint8) for number in jpegs]
+        try:
+            found = torchvision.io.decode_jpeg(encoded, _mode(channels), device=self.device) if encoded else []
+            done = dict(zip(jpegs, found, strict=True))
+        except RuntimeError:  # one of them is damaged, or of a kind the device lacks: the host tells which
+            done = {}
+        for number, data in enumerate(images):
+            if number in done:
+                yield done[number]
+                continue
+            (image,) = HOST([data], channels)
+            yield image if isinstance(image, UnreadableImage) else image.to(self.device)
+
+    @staticmethod
+    def _takes(data: bytes) -> bool:
+        try:
+            kind, height, width = read_header(data)
+        except UnreadableImage:
+            return False
+        return kind == "jpeg" and 0 < height * width <= MAX_PIXELS
+
+
+def decode(data: bytes, channels: int) -> Tensor:
+    """JPEG, PNG or WebP, told apart by their first bytes -> uint8 [channels, h, w], grey (1) or RGB (3).
+
+    Alpha is dropped, orientation tags are not applied. Raises UnreadableImage; for an image above MAX_PIXELS,
+    before any of it is decoded.
+    """
+    kind, height, width = read_header(data)
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(f"{kind} of {width} x {height} pixels, above the limit of {MAX_PIXELS:,}")
+    if height * width == 0:
+        raise UnreadableImage(f"{kind} of {width} x {height} pixels")
+    if kind == "png":
+        return _decode_png(data, channels)
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        if kind == "jpeg":
+            return torchvision.io.decode_jpeg(encoded, _mode(channels))
+        image = torchvision.io.decode_webp(encoded, ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise UnreadableImage(f"{kind}: {_last_clause(error)}") from error
+    return F.rgb_to_grayscale(image) if channels == 1 else image
+
+
+def _mode(channels: int) -> ImageReadMode:
+    return ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+
+
+def _decode_png(data: bytes, channels: int) -> Tensor:
+    # Pillow, not torchvision.io: its decode_png kills the process on an error in libpng (a bad checksum).
+    try:
+        image = PngImageFile(io.BytesIO(data))
+        image.info.pop("transparency", None)  # of a palette; dropped like all alpha, without Pillow's warning
+        if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
+            pixels = (np.asarray(image) >> 8).astype(np.uint8)[:, :, None].repeat(channels, axis=2)
+        else:
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+            pixels = pixels.reshape(image.height, image.width, channels)
+    except Exception as error:  # of a dozen kinds, none of them documented
+        raise UnreadableImage(f"png: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_header(data: bytes) -> tuple[str, int, int]:
+    """(`jpeg`, `png` or `webp`, height, width) as the first bytes declare. Raises UnreadableImage."""
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+            width, height = struct.unpack_from(">II", data, 16)
+            return "png", height, width
+        if data[:2] == b"\xff\xd8":
+            return "jpeg", *_jpeg_size(data)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return "webp", *_webp_size(data)
+    except (struct.error, IndexError) as error:
+        raise UnreadableImage(f"cut off in the header, {len(data)} bytes") from error
+    raise UnreadableImage(f"not JPEG, PNG or WebP: {len(data)} bytes that begin {data[:8].hex(' ')!r}")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    place = 2
+    while True:
+        if data[place] != 0xFF:
+            raise UnreadableImage(f"jpeg: no marker at byte {place}")
+        while data[place] == 0xFF:  # any number of fill bytes
+            place += 1
+        marker = data[place]
+        place += 1
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
+            height, width = struct.unpack_from(">HH", data, place + 3)
+            return height, width
+        if marker in (0xD9, 0xDA):
+            raise UnreadableImage("jpeg: no frame header before the image data")
+        if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # markers without a body
+            place += struct.unpack_from(">H", data, place)[0]
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        struct.unpack_from("6x", data, 24)  # a slice never complains that it is short
+        return height, width
+    if kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return height & 0x3FFF, width & 0x3FFF
+    raise UnreadableImage(f"webp: unknown chunk {kind!r}")
+
+
+def _last_clause(error: Exception) -> str:
+    """torch's message without the path of the C++ file that raised it."""
+    return str(error).splitlines()[0].rpartition("cpp:")[2].partition(", ")[2] or str(error)

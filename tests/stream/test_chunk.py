@@ -1,0 +1,170 @@
+"""A chunk: exactly the samples asked for, every damage named, and the doors that stay shut."""
+
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+
+from pretrain.errors import InputError
+from pretrain.stream.chunk import read_images
+from pretrain.stream.index import Extent, Index
+from pretrain.stream.scan import index_shards
+
+
+def images_of(index, ids):
+    return {sample_id: data for sample_id, (_, data) in read_images(index, index.extents(np.asarray(ids))).items()}
+
+
+def bytes_of(index, sample_id):
+    return images_of(index, [sample_id])[sample_id]
+
+
+# Chunks
+
+
+def test_any_run_of_samples_reads_what_was_written(shards):
+    index = shards.index
+    for ids in (
+        np.arange(8),
+        np.arange(44, 56),
+        np.arange(84, 92),
+        np.array([0, 3, 4, 60, 202]),
+        np.arange(203),
+    ):
+        images = images_of(index, ids)
+        assert list(images) == ids.tolist()
+        assert all(images[sample_id] == shards.images[sample_id] for sample_id in ids.tolist())
+
+
+def test_long_names_and_pax_headers_belong_to_their_sample(tmp_path):
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        folder = tmp_path / str(form)
+        folder.mkdir()
+        with tarfile.open(folder / "a.tar", "w", format=form) as tar:
+            for number in range(20):
+                for suffix, data in [("cls", b"1"), ("PNG", b"image %d" % number)]:
+                    info = tarfile.TarInfo(f"{'x' * 150}/über-{number}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        index = Index.open(index_shards([folder], workers=1).parent)
+        for sample_id in range(20):
+            assert bytes_of(index, sample_id) == b"image %d" % sample_id
+
+
+def fails_with(index, ids, *words):
+    with pytest.raises(InputError) as caught:
+        images_of(index, ids)
+    assert caught.value.only_this_rank
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_truncated_shard_names_the_byte_it_ends_at(write_shards):
+    shards = write_shards("cut", [20, 20])
+    index = shards.index
+    (place,) = index.extents(np.array([27]))
+    os.truncate(shards.shard(1), place.begin + 700)
+    assert bytes_of(index, 26) == shards.images[26]
+    fails_with(index, range(24, 32), str(shards.shard(1)), "truncated", f"ends at byte {place.begin + 700}")
+
+
+def test_a_missing_shard_is_named(write_shards):
+    shards = write_shards("gone", [20])
+    index = shards.index
+    shards.shard(0).unlink()
+    fails_with(index, range(8), str(shards.shard(0)), "No such file")
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\xa5"])
+def test_a_header_overwritten_is_noticed_although_tarfile_ends_without_an_error(write_shards, fill):
+    shards = write_shards("damaged", [20])
+    index = shards.index
+    (place,) = index.extents(np.array([4]))
+    with open(shards.shard(0), "r+b") as file:
+        file.seek(place.begin)
+        file.write(fill * 512)
+    fails_with(index, range(8), str(shards.shard(0)), "bytes 0-")
+    fails_with(index, [4], f"bytes {place.begin}-{place.end}")
+
+
+def test_samples_in_another_order_are_noticed(write_shards):
+    shards = write_shards("swapped", [20])
+    index = shards.index
+    with open(shards.shard(0), "r+b") as file:
+        data = bytearray(file.read())
+        for sample_id, other in [(3, 5), (5, 3)]:
+            (place,) = index.extents(np.array([sample_id]))
+            at = place.begin
+            while at < place.end:  # the names of all members, and the headers' checksums
+                size = int(data[at + 124 : at + 135], 8)
+                name = data[at : at + 100].replace(f"{sample_id:06d}".encode(), f"{other:06d}".encode())
+                data[at : at + 100] = name
+                data[at + 148 : at + 156] = b" " * 8
+                data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+                at += 512 + -(-size // 512) * 512
+        file.seek(0)
+        file.write(data)
+    fails_with(index, range(8), "sample 3 has key 'sample/000005'", "crc32")
+
+
+def test_a_member_that_vanished_is_a_sample_too_few(write_shards):
+    shards = write_shards("renamed", [20])
+    index = shards.index
+    data = shards.shard(0).read_bytes()
+    at = data.index(b"sample/000002.webp")
+    header = bytearray(data[at : at + 512])
+    header[:18] = b"sample/000002.gif\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with open(shards.shard(0), "r+b") as file:
+        file.seek(at)
+        file.write(header)
+    fails_with(index, [2], "0 samples with an image", "expects 1, ids 2 to 2")
+
+
+# Doors that stay shut
+
+
+@pytest.mark.parametrize("url", ["pipe:touch {}", "file:///a.tar", "ftp://host/a.tar", "gopen:touch {}"])
+def test_every_other_scheme_is_refused(tmp_path, url):
+    class Elsewhere:
+        def extents(self, ids):
+            return [Extent(url.format(tmp_path / "made"), 0, 512, 0, 1)]
+
+    fails_with(Elsewhere(), [0], "is not read here")
+    assert not (tmp_path / "made").exists()
+
+
+def test_rewriting_of_urls_has_no_effect(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOPEN_REWRITE", f".*=pipe:touch {tmp_path / 'made'}; cat /dev/null #")
+    assert bytes_of(shards.index, 0) == shards.images[0]
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_opener_stands_in_the_table_of_webdataset(shards, monkeypatch):
+    opened = []
+    opener = webdataset.gopen_schemes["vfrange"]
+    monkeypatch.setitem(webdataset.gopen_schemes, "vfrange", lambda url, mode: opened.append(url) or opener(url, mode))
+    assert bytes_of(shards.index, 0) == shards.images[0]
+    (place,) = shards.index.extents(np.array([0]))
+    assert opened == [f"vfrange:{place.begin}-{place.end}::{shards.shard(0)}"]
+
+
+def test_pickled_members_are_never_opened(tmp_path):
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "a.tar")) as tar:
+        tar.write(
+            {
+                "__key__": "a",
+                "png": b"image",
+                "cls": b"1",
+                "pyd": b"cos\nsystem\n(S'exit 1'\ntR.",
+                "jpg.gz": b"\x1f\x8b",
+            }
+        )
+    index = Index.open(index_shards([folder], workers=1).parent)
+    assert read_images(index, index.extents([0])) == {0: ("a", b"image")}

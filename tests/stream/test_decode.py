@@ -1,0 +1,161 @@
+"""Decoding: what comes of every kind of file, and of broken ones."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pretrain.stream.decode as decode_module
+from pretrain.stream.decode import MAX_PIXELS, DeviceDecoder, HostDecoder, UnreadableImage, decode, read_header
+
+
+def smooth(height, width):
+    """A picture that lossy formats keep."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    planes = [120 + 100 * np.sin(x / 9 + y / 14), 255 * x / width, 255 * y / height]
+    return np.stack(planes, -1).astype(np.uint8)
+
+
+def hwc(image):
+    return image.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {}),
+        ("JPEG", {"quality": 90}),
+        ("JPEG", {"progressive": True}),
+    ],
+)
+def test_colour_images_decode_as_pillow_decodes_them(encoded, kind, options):
+    data = encoded(smooth(45, 61), kind, **options)
+    image = decode(data, 3)
+    assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 45, 61))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    exact = kind == "PNG" or options.get("lossless")
+    assert abs(hwc(image).astype(int) - expected).max() <= (0 if exact else 2)
+    grey = decode(data, 1)
+    assert tuple(grey.shape) == (1, 45, 61)
+    assert abs(grey[0].numpy().astype(int) - np.asarray(Image.fromarray(expected).convert("L"))).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_grey_images_become_three_equal_channels(encoded, kind):
+    image = decode(encoded(smooth(20, 30)[..., 0], kind), 3)
+    assert torch.equal(image[0], image[1])
+    assert torch.equal(image[0], image[2])
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte(encoded):
+    pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    for channels in (1, 3):
+        image = decode(encoded(pixels), channels)
+        assert image.shape[0] == channels
+        assert (image.numpy() == (pixels >> 8)).all()
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "RGBA", "CMYK"])
+def test_palettes_alpha_and_print_colours_become_rgb(mode):
+    buffer = io.BytesIO()
+    source = Image.fromarray(smooth(20, 30)).convert(mode)
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    source.save(buffer, "JPEG" if mode == "CMYK" else "PNG", **options)
+    image = decode(buffer.getvalue(), 3)
+    whole = Image.open(io.BytesIO(buffer.getvalue()))
+    expected = np.asarray((whole.convert("RGBA") if mode == "P" else whole).convert("RGB"))
+    assert abs(hwc(image).astype(int) - expected).max() <= (2 if mode == "CMYK" else 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        ("PNG", {}, "png"),
+        ("JPEG", {}, "jpeg"),
+        ("JPEG", {"progressive": True, "comment": b"x" * 3000}, "jpeg"),
+        ("WEBP", {}, "webp"),
+        ("WEBP", {"lossless": True}, "webp"),
+        ("WEBP", {"exif": b"Exif\0\0" + bytes(20)}, "webp"),
+    ],
+)
+def test_the_size_is_read_from_the_header(encoded, kind, options, name):
+    for height, width in [(45, 61), (1, 300), (300, 1)]:
+        data = encoded(smooth(height, width), kind, **options)
+        assert read_header(data) == (name, height, width)
+        for cut in range(20):
+            with pytest.raises(UnreadableImage):
+                read_header(data[:cut])
+
+
+def test_an_image_above_the_pixel_limit_is_refused_before_it_is_decoded(encoded):
+    png = bytearray(encoded(smooth(8, 8)))
+    png[16:24] = struct.pack(">II", 10_001, 10_000)
+    jpeg = bytearray(encoded(smooth(8, 8), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
+    for data in (png, jpeg):
+        with pytest.raises(UnreadableImage, match=f"above the limit of {MAX_PIXELS:,}"):
+            decode(bytes(data), 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_damaged_bytes_are_unreadable_and_never_the_end_of_the_process(encoded, kind):
+    rng = np.random.default_rng(0)
+    whole = encoded(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8), kind)
+    for cut in (0, 1, 8, 20, 30, len(whole) // 2):
+        with pytest.raises(UnreadableImage):
+            decode(whole[:cut], 3)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in rng.integers(8, len(whole), 5):
+            damaged[place] = rng.integers(256)
+        try:
+            decode(bytes(damaged), 3)
+        except UnreadableImage:
+            refused += 1
+    assert refused > (95 if kind == "PNG" else 0)  # the others carry no checksum
+
+
+def test_what_is_no_image_is_unreadable_with_its_first_bytes():
+    with pytest.raises(UnreadableImage, match=r"not JPEG, PNG or WebP: 9 bytes that begin '47 49 46 38"):
+        decode(b"GIF89a___", 3)
+
+
+# Decoders of several images
+
+
+def test_decoding_together_is_decoding_one_by_one_faults_and_all(encoded):
+    """On the CPU torchvision's batched decoder is the plain one: what is left to see is our part."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    jpeg, png = encoded(pixels, "JPEG"), encoded(pixels, "PNG")
+    for images in (
+        [jpeg, png, jpeg, encoded(pixels[:5], "JPEG")],
+        [jpeg, jpeg[: len(jpeg) // 2], png],  # one that is damaged sends all JPEGs to the host
+        [b"", png, b"no image"],
+        [],
+    ):
+        for channels in (1, 3):
+            one_by_one = list(HostDecoder()(images, channels))
+            together = list(DeviceDecoder(torch.device("cpu"))(images, channels))
+            assert len(together) == len(images)
+            for one, other in zip(one_by_one, together, strict=True):
+                if isinstance(one, UnreadableImage):
+                    assert isinstance(other, UnreadableImage)
+                    assert str(other) == str(one)
+                else:
+                    assert torch.equal(one, other)
+
+
+def test_the_host_decodes_no_image_before_it_is_asked_for(encoded, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(decode_module, "decode", lambda data, channels: decoded.append(data))
+    images = iter(HostDecoder()([b"a", b"b"], 3))
+    assert decoded == []
+    next(images)
+    assert decoded == [b"a"]

@@ -1,0 +1,196 @@
+"""Tars as they come: cut, damaged, or not what a sample is made of; each fault is named where it is."""
+
+import tarfile
+
+import numpy as np
+import pytest
+from webdataset.tariterators import base_plus_ext
+
+from pretrain.errors import InputError
+from pretrain.stream.scan import scan_shard
+from pretrain.stream.tar import split_name
+
+IMAGE = b"not decoded by the scanner" * 60
+
+
+def fault(path, *arguments):
+    with pytest.raises(InputError) as error:
+        scan_shard(str(path), *arguments)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_a_tar_cut_anywhere_is_refused(tmp_path, make_tar, plain):
+    """At a header, inside one, in data, in padding, between members: never fewer samples without an error."""
+    long_names = [("x" * 150 + name, data) for name, data in plain(0, 3)]
+    for members, form in ((plain(0, 3), "PAX"), (long_names, "PAX"), (long_names, "GNU")):
+        whole = make_tar(tmp_path / "whole.tar", members, format=getattr(tarfile, f"{form}_FORMAT"))
+        data = whole.read_bytes()
+        data_end = scan_shard(str(whole)).entry.data_end
+        cut = tmp_path / "cut.tar"
+        for length in {*range(0, data_end + 1, 256), 1, 511, 513, data_end - 1, data_end + 1, data_end + 511}:
+            cut.write_bytes(data[:length])
+            found = fault(cut)
+            assert members is long_names or "truncated" in found, (length, found)
+    # A whole end marker is enough: nothing of a sample is in the padding behind it.
+    cut.write_bytes(data[: data_end + 512])
+    assert scan_shard(str(cut)).entry.samples == 3
+
+
+def test_the_place_of_a_cut_is_told(tmp_path, make_tar, plain):
+    data = make_tar(tmp_path / "whole.tar", plain(0, 3)).read_bytes()
+    second = scan_shard(str(tmp_path / "whole.tar")).entry.offsets[1] * 512
+    cut = tmp_path / "cut.tar"
+    for length, found in (
+        (second + 100, f"truncated: {second + 100} bytes, cut in the header at byte {second}"),
+        (second + 1024 + 600, f"truncated: {second + 1624} bytes, cut in the data of member '0001.jpg'"),
+        (
+            second + 1024,
+            f"truncated: {second + 1024} bytes and no end-of-archive marker; cut between two members",
+        ),
+    ):
+        cut.write_bytes(data[:length])
+        assert found in fault(cut)
+
+
+def test_a_damaged_header_is_refused_where_it_is(tmp_path, make_tar, plain):
+    path = make_tar(tmp_path / "a.tar", plain(0, 3))
+    third = int(scan_shard(str(path)).entry.offsets[2]) * 512
+    data = bytearray(path.read_bytes())
+    data[third + 5] ^= 1
+    path.write_bytes(data)
+    assert f"no tar header at byte {third}" in fault(path)
+    data[third : third + 512] = bytes(512)
+    path.write_bytes(data)
+    assert f"data after the end-of-archive marker at byte {third}" in fault(path)
+
+
+def test_whatever_bits_flip_the_scan_ends_in_a_result_or_an_input_error(tmp_path, make_tar):
+    names = [("x" * 120 + f"{n}.{suffix}", b"1") for n in range(3) for suffix in ("cls", "jpg")]
+    whole = [
+        make_tar(tmp_path / f"{form}.tar", names, format=form).read_bytes()
+        for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
+    ]
+    random = np.random.default_rng(0)
+    refused = 0
+    for trial in range(600):
+        data = bytearray(whole[trial % 2])
+        at = int(random.integers(0, len(names) * 2048))
+        data[at : at + int(random.integers(1, 20))] = random.bytes(int(random.integers(1, 20)))
+        # Where the checksum is kept right, damage goes deeper than the header.
+        header = at - at % 512
+        block = data[header : header + 512]
+        total = sum(block[:148]) + sum(block[156:]) + 8 * 32
+        data[header + 148 : header + 156] = b"%06o\0 " % total
+        (tmp_path / "flipped.tar").write_bytes(data)
+        try:
+            scan_shard(str(tmp_path / "flipped.tar"))
+        except InputError:
+            refused += 1
+    assert refused > 300
+
+
+def test_no_damaged_size_makes_the_scanner_read_beyond_a_header(tmp_path):
+    info = tarfile.TarInfo("@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(20480))
+    assert "extended header of 1099511627776 bytes" in fault(tmp_path / "a.tar")
+
+
+def test_a_header_that_breaks_tarfile_itself_is_an_input_error(tmp_path, make_tar, plain):
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    members = [*plain(0, 1), ("a.jpg", IMAGE, {"pax_headers": sparse})]
+    make_tar(tmp_path / "a.tar", members, format=tarfile.PAX_FORMAT)
+    assert "damaged at byte" in fault(tmp_path / "a.tar")
+    # A size beyond any file, in a member that belongs to no sample.
+    info = tarfile.TarInfo("__meta__")
+    info.type, info.size = b"Z", 1 << 80
+    first = make_tar(tmp_path / "b.tar", plain(0, 1)).read_bytes()[:3584]
+    (tmp_path / "b.tar").write_bytes(first + info.tobuf(tarfile.GNU_FORMAT) + bytes(20480))
+    assert "damaged at byte" in fault(tmp_path / "b.tar")
+
+
+def test_a_key_that_comes_again_in_its_shard_is_refused(tmp_path, make_tar, plain):
+    twice = make_tar(tmp_path / "twice.tar", [*plain(0, 2), *plain(0, 1)])
+    assert "key '0000' again at byte" in fault(twice)
+    apart = make_tar(tmp_path / "apart.tar", [("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", IMAGE), ("b.jpg", IMAGE)])
+    assert "sample 'a' at byte 0 has no image" in fault(apart)
+    apart = make_tar(tmp_path / "apart.tar", [*plain(0, 2), ("0000.txt", b"caption")])
+    assert "the members of a sample stand together" in fault(apart)
+    adjacent = make_tar(tmp_path / "adjacent.tar", [*plain(0, 1), *plain(0, 1)])
+    assert "member '0000.cls' twice" in fault(adjacent)
+
+
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        ([("a.jpg", IMAGE)], "sample 'a' at byte 0 has no label: members jpg"),
+        ([("a.cls", b"1")], "sample 'a' at byte 0 has no image: members cls"),
+        ([("a.v2.jpg", IMAGE), ("a.cls", b"1")], "WebDataset cuts a name at its first dot"),
+        ([("a.cls", b"1"), ("a.jpg", IMAGE), ("a.png", IMAGE)], "more than one image"),
+        ([], "holds no samples"),
+    ],
+)
+def test_a_sample_that_lacks_a_member_is_refused(tmp_path, members, found, make_tar):
+    assert found in fault(make_tar(tmp_path / "a.tar", members))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "found"),
+    [
+        ("/etc/a.jpg", {}, "absolute names"),
+        ("../a.jpg", {}, "'..'"),
+        ("a/../../b.jpg", {}, "'..'"),
+        ("a\\b.jpg", {}, "backslashes"),
+        ("a\nb.jpg", {}, "control characters"),
+        ("a\udcff.jpg", {}, "not UTF-8"),
+        ("README", {}, "belongs to no sample"),
+        ("./._a.jpg", {}, "belongs to no sample"),
+        ("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "link, device or sparse"),
+        ("a.jpg", {"type": tarfile.LNKTYPE, "linkname": "b.jpg"}, "link, device or sparse"),
+        ("a.jpg", {"type": tarfile.CHRTYPE}, "link, device or sparse"),
+        ("a.jpg", {"type": tarfile.FIFOTYPE}, "link, device or sparse"),
+        ("a.jpg", {"type": b"Z"}, "link, device or sparse"),
+    ],
+)
+def test_a_member_that_is_no_plain_file_of_a_sample_is_refused(tmp_path, name, fields, found, make_tar, plain):
+    path = make_tar(tmp_path / "a.tar", [*plain(0, 1), (name, b"", fields)])
+    assert found in fault(path)
+
+
+def test_a_global_header_that_later_bytes_depend_on_is_refused(tmp_path, make_tar, plain):
+    make_tar(tmp_path / "a.tar", plain(0, 1), format=tarfile.PAX_FORMAT, pax_headers={"path": "b.jpg"})
+    assert "global PAX header sets path" in fault(tmp_path / "a.tar")
+    make_tar(tmp_path / "b.tar", plain(0, 1), format=tarfile.PAX_FORMAT, pax_headers={"comment": "git"})
+    assert scan_shard(str(tmp_path / "b.tar")).entry.offsets.tolist() == [2]
+
+
+def test_what_is_no_plain_tar_is_told_for_what_it_is(tmp_path, make_tar, plain):
+    make_tar(tmp_path / "a.tar", plain(0, 1))
+    with tarfile.open(tmp_path / "b.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    assert "compressed with gzip" in fault(tmp_path / "b.tar")
+    (tmp_path / "c.tar").write_bytes(b"x" * 5000)
+    assert "not a tar archive" in fault(tmp_path / "c.tar")
+    joined = (tmp_path / "a.tar").read_bytes() * 2
+    (tmp_path / "d.tar").write_bytes(joined)
+    assert "which readers never see" in fault(tmp_path / "d.tar")
+
+
+def test_names_are_split_as_webdataset_splits_them():
+    names = [
+        "a.jpg",
+        "a/b.c/d.e.JPG",
+        "./a.cls",
+        "0.5.jpg",
+        "a.b/c",
+        "README",
+        ".hidden",
+        "a b.tar.gz",
+        "x/y.z",
+    ]
+    for name in names:
+        key, suffix = base_plus_ext(name)
+        assert split_name(name) == (None if key is None else (key, suffix.lower()))

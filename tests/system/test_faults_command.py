@@ -1,0 +1,145 @@
+"""Damage met in the middle of a run: every rank ends with one message, or goes on with what is wrong written down."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.stream.index import Index
+
+DEEPSPEED = ("deepspeed", "--quiet", "--num_gpus", 2, "launch/pretrain.py")
+PYTHON = (sys.executable, "launch/pretrain.py")
+STEPS = 30  # of 24 images: 720 of the 1,442, each at most once
+CHANGE = range(16, 17)  # a step in which every lane begins a chunk
+
+
+@pytest.fixture
+def config(digits: Path, tmp_path: Path) -> Path:
+    shutil.copytree(digits / "train", tmp_path / "train")
+    path = tmp_path / "tiny.json"
+    tree = {
+        "name": "tiny",
+        "model": {
+            "patch_size": 4, "layers": 1, "width": 24, "mlp": 24, "heads": 3,
+            "image_size": 8, "channels": 1, "num_classes": 10,
+        },
+        "data": {"train": str(tmp_path / "train"), "workers": 1, "audit": True},
+        "train": {"global_batch": 24, "steps": STEPS},
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"warmup_steps": 5},
+        "checkpoint": {"every": 5, "keep": 9},
+        "logging": {"every": 1, "peak_tflops": 0.1, "tensorboard": False},
+    }  # fmt: skip
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def trained(out: Path) -> list[int]:
+    """The ids of all steps in order, ranks joined."""
+    ranks = [lines(path) for path in sorted((out / "audit").glob("rank_?????.jsonl"))]
+    assert all([line["step"] for line in of_rank] == list(range(STEPS)) for of_rank in ranks)
+    return [u for step in zip(*ranks, strict=True) for line in step for u in line["ids"]]
+
+
+def damage_images(folder: Path, ids: list[int]) -> None:
+    """Overwrite the encoded images: the tar stays whole, the images are none."""
+    index = Index.open(folder)
+    for u in ids:
+        (place,) = index.extents([u])
+        with open(place.url, "r+b") as file:
+            data = file.read()
+            file.seek(data.index(b"\x89PNG", place.begin))
+            file.write(b"no image")
+
+
+def damage_header(folder: Path, u: int) -> None:
+    """Overwrite a sample's first header; the shard keeps its size."""
+    (place,) = Index.open(folder).extents([u])
+    with open(place.url, "r+b") as file:
+        file.seek(place.begin)
+        file.write(b"\xa5" * 512)
+
+
+def ids_of(config: Path, run, steps: range) -> list[list[int]]:
+    order = run(
+        sys.executable, "launch/shards.py", "order", config.parent / "train",
+        "--global-batch", 24, "--seed", 0, "--steps", f"{steps.start}:{steps.stop}",
+    )  # fmt: skip
+    return [json.loads(line)["ids"] for line in order.stdout.splitlines()]
+
+
+def test_a_chunk_that_one_rank_cannot_read_ends_all_ranks_with_one_message(config, run, tmp_path):
+    u = ids_of(config, run, CHANGE)[0][17]
+    damage_header(tmp_path / "train", u)
+    done = run(*DEEPSPEED, "--config", config, "--out", tmp_path / "out")
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert said.count("error:") == 1
+    assert "Traceback" not in said
+    (place,) = Index.open(tmp_path / "train").extents([u])
+    assert "error: step 17: " in said
+    assert place.url in said
+    assert 'data.unreadable_chunks="quarantine"' in said
+    # What was saved is from before, and the step that met the damage left no trace but its quarantine.
+    assert (tmp_path / "out/checkpoints/latest").read_text() == "step_00000015"
+    assert [line["step"] for line in lines(tmp_path / "out/metrics.jsonl")] == list(range(1, 17))
+
+
+def test_its_samples_are_quarantined_where_the_config_says_so(config, run, tmp_path):
+    u = ids_of(config, run, CHANGE)[0][17]
+    damage_header(tmp_path / "train", u)
+    out = tmp_path / "out"
+    done = run(*DEEPSPEED, "--config", config, "--out", out, "data.unreadable_chunks=quarantine")
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = lines(out / "quarantine.jsonl")
+    chunk = range(u // 8 * 8, u // 8 * 8 + 8)
+    seen = trained(out)
+    assert sorted(line["id"] for line in written) == [i for i in chunk if i in seen]
+    assert u in [line["id"] for line in written]
+    assert all(line["key"] is None and line["id"] in seen[24 * line["step"] :][:24] for line in written)
+    assert lines(out / "metrics.jsonl")[-1]["data/unreadable"] == len(written)
+
+
+def test_unreadable_images_are_written_down_once_whatever_happens_to_the_run(config, run, tmp_path):
+    bad = [ids[step] for step, ids in enumerate(ids_of(config, run, range(10, 16)))]
+    damage_images(tmp_path / "train", bad)
+    out = tmp_path / "out"
+    command = (*PYTHON, "--config", config, "--out", out)
+    first = run(*command, "data.max_unreadable=0.0004")  # 4 of the 10,000 that the rate is over at the least
+    assert first.returncode == 2
+    assert "5 of the 360 images since step 0 could not be read, above data.max_unreadable=0.0004" in first.stderr
+    assert len(lines(out / "quarantine.jsonl")) == 5
+    assert (out / "checkpoints/latest").read_text() == "step_00000010"
+
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("cannot be read") == 1
+    index = Index.open(tmp_path / "train")
+    written = lines(out / "quarantine.jsonl")
+    assert [line["id"] for line in written] == bad
+    assert [line["step"] for line in written] == list(range(10, 16))
+    for line in written:
+        (place,) = index.extents([line["id"]])
+        assert (line["url"], line["offset"], line["epoch"]) == (place.url, place.begin, 0)
+        assert line["key"]
+        assert "not JPEG, PNG or WebP" in line["error"]
+    assert len(lines(out / "quarantine.discarded.jsonl")) == 5
+    assert len(trained(out)) == STEPS * 24
+
+
+def test_where_the_time_goes_is_in_every_logged_line(config, run, tmp_path):
+    done = run(*DEEPSPEED, "--config", config, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "out/quarantine.jsonl").exists()
+    for line in lines(tmp_path / "out/metrics.jsonl"):
+        for part in ("read", "starved", "decode", "augment", "collate", "wait"):
+            mean, worst = line[f"data/{part}_ms"], line[f"data/{part}_ms_worst"]
+            assert 0 <= mean <= worst <= 2 * mean * (1 + 1e-9)
+        assert line["data/unreadable"] == 0
+    assert sum(line["data/decode_ms"] > 0 for line in lines(tmp_path / "out/metrics.jsonl")) > STEPS / 2
