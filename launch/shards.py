@@ -2,8 +2,9 @@
 
     python launch/shards.py build mnist5k data/mnist5k        # a data set → shuffled shards and their index
     python launch/shards.py index data/shards                 # shards that exist already → their index
+    python launch/shards.py index s3://bucket/train/ --out train.vfi    # … in an object store (https, s3, gs)
     python launch/shards.py verify data/shards                # read, compare and decode everything
-    python launch/shards.py stats data/shards                 # samples, classes, image sizes
+    python launch/shards.py stats data/shards --html set.html # samples, classes, image sizes; a page of them
     python launch/shards.py order data/shards --global-batch 256 --seed 0 --steps 0:3
     python launch/shards.py locate data/shards 1234           # shard, key, byte and label of one sample
 
@@ -41,7 +42,14 @@ def build(args: argparse.Namespace) -> int:
 def index(args: argparse.Namespace) -> int:
     from pretrain.stream.scan import index_shards
 
-    path = index_shards(args.shards, args.out, num_classes=args.num_classes, digests=args.sha256, workers=args.workers)
+    path = index_shards(
+        args.shards,
+        args.out,
+        base=args.base,
+        num_classes=args.num_classes,
+        digests=args.sha256,
+        workers=args.workers,
+    )
     _summary(path, "indexed:")
     return DONE
 
@@ -60,14 +68,27 @@ def verify(args: argparse.Namespace) -> int:
     found = verify(Index.open(args.index), workers=args.workers)
     print(f"in order: {found.samples:,} samples, {found.bytes:,} bytes; shards: {found.shards:,}")
     if found.without_digest:
-        print(f"no sha256 recorded for {found.without_digest:,} of the shards (index --sha256 records them)")
+        print(f"no sha256 or etag recorded for {found.without_digest:,} of the shards (index --sha256 records sha256)")
     return DONE
 
 
 def stats(args: argparse.Namespace) -> int:
     from pretrain.stream.survey import survey, survey_text
 
-    figures = survey(Index.open(args.index), args.images)
+    wanted = [path for path in (args.html, args.png) if path]
+    if wanted:
+        from pretrain.stream.portrait import check_target, portray, write_page, write_picture
+
+        for path in wanted:
+            check_target(path)  # now, not after minutes of counting
+    found = survey(Index.open(args.index), args.images)
+    if wanted:
+        portrait = portray(found)
+        if args.html:
+            write_page(portrait, args.html)
+        if args.png:
+            write_picture(portrait, args.png)
+    figures = found.figures()
     print(json.dumps(figures) if args.json else survey_text(figures))
     return DONE
 
@@ -168,32 +189,46 @@ def parser() -> argparse.ArgumentParser:
         help="existing shards → their index",
         description="Read the headers and labels of WebDataset tars and write their index. Every sample "
         "needs one image (jpg, jpeg, png, webp) and a label: .cls with one integer, or .json with a list of "
-        "integers. The first fault ends it, named by shard, sample and byte, and no index is written.",
+        "integers. The first fault ends it, named by shard, sample and byte, and no index is written. Shards in "
+        "object stores are read where they are; credentials come from AWS_* and GOOGLE_* variables alone.",
     )
     scan.add_argument(
         "shards",
         nargs="+",
         metavar="SHARDS",
-        help="tars, brace patterns ('shard-{000..009}.tar'), or folders of tars",
+        help="tars, brace patterns ('shard-{000..009}.tar'), or folders of tars; also http(s)://, s3:// and gs:// "
+        "URLs (http folders cannot be listed)",
     )
-    scan.add_argument("--out", metavar="FILE", help="the index (default: index.vfi beside the shards)")
+    scan.add_argument("--out", metavar="FILE", help="the index (default: index.vfi beside local shards)")
+    scan.add_argument(
+        "--base",
+        metavar="URL",
+        help="record the shards as lying in the folder at URL, by their file names: an index for their upload",
+    )
     scan.add_argument("--num-classes", type=positive, metavar="K", help="refuse labels outside 0 … K-1")
-    scan.add_argument("--sha256", action="store_true", help="read the shards whole and record their sha256")
+    scan.add_argument(
+        "--sha256",
+        action="store_true",
+        help="read the shards whole and record their sha256, not the etag of remote ones",
+    )
     scan.add_argument("--workers", type=positive, metavar="N", help="processes (default: by cores and shards)")
     scan.set_defaults(run=index)
 
     check = commands.add_parser(
         "verify",
         help="full check of an index against its shards",
-        description="Read every shard whole and compare size, sha256, members, keys and labels with the "
-        "index; decode every image. Lists the faults and ends with status 2 if there are any.",
+        description="Read every shard whole and compare size, sha256 or etag, members, keys and labels with the "
+        "index; decode every image. Lists the faults and ends with status 2 if there are any. A remote shard is "
+        "copied to TMPDIR for as long as it is looked at.",
     )
     index_argument(check)
     check.add_argument("--workers", type=positive, metavar="N", help="processes (default: by cores and shards)")
     check.set_defaults(run=verify)
 
     figures = commands.add_parser(
-        "stats", help="samples, bytes, classes, image sizes", description="Figures of an index."
+        "stats",
+        help="samples, bytes, classes, image sizes, as figures or as a page to look at",
+        description="Figures of an index; with --html or --png also charts of them and a contact sheet of samples.",
     )
     index_argument(figures)
     figures.add_argument("--json", action="store_true", help="as JSON")
@@ -202,8 +237,10 @@ def parser() -> argparse.ArgumentParser:
         type=positive,
         default=1000,
         metavar="N",
-        help="read the sizes of N images, spread evenly (default: 1000)",
+        help="decode N images, spread evenly, for their sizes (default: 1000)",
     )
+    figures.add_argument("--html", type=Path, metavar="OUT", help="write a page that needs no other file")
+    figures.add_argument("--png", type=Path, metavar="OUT", help="write the same as one picture")
     figures.set_defaults(run=stats)
 
     sequence = commands.add_parser(

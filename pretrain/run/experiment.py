@@ -39,6 +39,8 @@ from pretrain.stream.order import Order
 from pretrain.stream.randaugment import RandAugment
 from pretrain.weights.load import load_weights
 
+_REMOTE_CHECKED = 64  # shards, spread over the index
+
 Fill = Callable[[VisionTransformer], str]  # fills a new network's parameters; says where they come from
 
 
@@ -66,7 +68,7 @@ def run(
     """
     folder = RunFolder(out)
     spec = config.model.spec()
-    index = distributed.together(lambda: _open_index(config.data.train, "data.train", spec.num_classes))
+    index = distributed.together(lambda: _open_index(config.data.train, "data.train", spec.num_classes, world))
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
     schedule = Schedule(lr=config.optimizer.lr, steps=steps, **config.schedule.model_dump())
@@ -250,7 +252,7 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
     """Validation on `data.eval`, if it is set."""
     if config.data.eval is None:
         return []
-    index = distributed.together(lambda: _open_index(config.data.eval, "data.eval", config.model.num_classes))
+    index = distributed.together(lambda: _open_index(config.data.eval, "data.eval", config.model.num_classes, world))
     return [
         Validation(
             index,
@@ -266,7 +268,7 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
     ]
 
 
-def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int) -> Index:
+def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World) -> Index:
     """The index that a config key names, its shards in place and its labels within the network's classes."""
     if paths is None:
         raise InputError(
@@ -274,7 +276,9 @@ def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int)
             f"`python launch/shards.py build SOURCE DIR`, e.g. {key}=DIR"
         )
     index = Index.open(paths)
-    index.check_files()
+    # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks that ask
+    # for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
+    index.check_files(local=None if world.local_rank == 0 else 0, remote=_REMOTE_CHECKED if world.main else 0)
     if index.num_classes > num_classes:
         raise InputError(
             f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up to "

@@ -20,8 +20,9 @@ from pretrain.stream.tar import BLOCK
 GREY = "0.45"
 NAMED_CLASSES = 60  # as bars; more are a curve
 _ONE_COLUMN, _COLUMN = 14, 20  # bars
-_SHARD_BARS, _SHARD_BINS = 60, 400
+_SHARD_BARS = 400
 _BINS = 60
+_FILL = "#5799c7"  # C0, lighter
 _ENDS = 10  # classes in a table
 _FAR_APART = 20  # largest over smallest from which an axis is logarithmic
 _ASPECTS = {"2:1": 2.0, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "1:2": 0.5}
@@ -48,7 +49,7 @@ class Chart:
 def charts(survey: Survey) -> list[Chart]:
     """The charts that have something to show: what is the same for all samples is a `constants` sentence."""
     found: list[Chart] = []
-    if len(survey.class_samples):
+    if len(survey.class_samples) > 1:
         found.append(_class_chart(survey))
     if len(survey.class_samples) > NAMED_CLASSES:
         found.append(_ends_chart(survey))
@@ -64,8 +65,9 @@ def charts(survey: Survey) -> list[Chart]:
 
 
 def constants(survey: Survey) -> list[str]:
-    """Sentences on what needs no chart, because it is the same everywhere."""
-    found = []
+    """Sentences on what needs no chart: the formats, and what is the same everywhere."""
+    formats = ", ".join(f"{name} {count:,}" for name, count in survey.formats.items())
+    found = [f"{len(survey.looks):,} images looked at: {formats or 'none of them decodes'}."]
     sizes = np.unique(survey.sizes, axis=0)
     if len(sizes) == 1:
         width, height = sizes[0].tolist()
@@ -73,7 +75,7 @@ def constants(survey: Survey) -> list[str]:
     if not _varies(survey.blocks):
         found.append(f"Every sample takes {bytes_text(spread_of_counts(survey.blocks)['min'] * BLOCK)} of its shard.")
     if survey.index.multilabel and not _varies(survey.label_counts):
-        found.append(f"Every sample has {survey.index.longest} labels.")
+        found.append(f"Labels per sample: {spread_of_counts(survey.label_counts)['min']:,} throughout.")
     return found
 
 
@@ -109,7 +111,7 @@ def _class_chart(survey: Survey) -> Chart:
     if found["min"] == found["max"]:
         text += f": {found['min']:,} samples each"
     else:
-        text += f": {found['min']:,} … {found['max']:,} samples, median {found['median']:,g}"
+        text += f": {found['min']:,} … {found['max']:,} samples, median {found['median']:,.10g}"
     if len(counts) > NAMED_CLASSES:
         return Chart("classes", text, lambda figure: _ranks(figure.subplots(), counts, text))
     columns = 1 if len(counts) <= _ONE_COLUMN else max(2, -(-len(counts) // _COLUMN))
@@ -128,7 +130,7 @@ def _bars(figure: Figure, survey: Survey, title: str, columns: int, rows: int) -
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for column, axes in enumerate(figure.subplots(1, columns, sharex=True, squeeze=False)[0]):
         labels = range(column * rows, min((column + 1) * rows, len(counts)))
-        bars = axes.barh(range(len(labels)), counts[labels.start : labels.stop], height=0.75)
+        bars = axes.barh(range(len(labels)), counts[labels.start : labels.stop], height=0.65, color=_FILL)
         axes.bar_label(bars, [f"{counts[label]:,}" for label in labels], padding=3, fontsize=7, color=GREY)
         names = [shortened(survey.class_name(label), 28) for label in labels]
         axes.set_yticks(range(len(labels)), names, fontsize=8, **name_style())
@@ -153,7 +155,7 @@ def _ranks(axes: Axes, counts: NDArray[np.int64], title: str) -> None:
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlim(1, len(ordered))
-    axes.axvline(half, color=GREY, linestyle=":")
+    axes.axvline(half, color="0.2", linestyle=":")
     axes.set_xlabel(f"classes by size; the first {half:,} (dotted) hold half of all labels")
     axes.set_ylabel("samples")
     _plain(axes.xaxis, axes.yaxis)
@@ -181,7 +183,7 @@ def _ends_chart(survey: Survey) -> Chart:
 
 
 def _labels_chart(survey: Survey) -> Chart:
-    text = f"Labels per sample: {survey.labels_mean:.3g} on average, at most {survey.index.longest:,}"
+    text = f"Labels per sample: {survey.labels_mean:,.2f} on average, at most {survey.index.longest:,}"
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -203,7 +205,7 @@ def _bytes_chart(survey: Survey) -> Chart:
         _frame(axes, text)
         scale, unit = _byte_unit(found["median"] * BLOCK)
         _distribution(axes, survey.blocks, BLOCK / scale, lambda value: bytes_text(value * scale))
-        axes.axvline(found["median"] * BLOCK / scale, color=GREY, linestyle=":")
+        axes.axvline(found["median"] * BLOCK / scale, color="0.2", linestyle=":")
         axes.set_xlabel(f"{unit}; dotted: the median")
 
     return Chart("bytes per sample", text, draw)
@@ -220,8 +222,8 @@ def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, say: Calla
     width = -(-(shown + 1 - low) // _BINS)
     edges = np.arange(low, shown + 1 + width, width)
     bins = np.diff(below[np.minimum(edges[1:], shown + 1) - 1], prepend=0)
-    axes.stairs(bins, (edges - 0.5) * unit, fill=True)
-    axes.set_xlim((edges[0] - 0.5 - width) * unit, (edges[-1] - 0.5 + width) * unit)
+    axes.stairs(bins, (edges - 0.5) * unit, fill=True, color=_FILL)
+    axes.set_xlim((edges[0] - 0.5 - width / 4) * unit, (edges[-1] - 0.5 + width / 4) * unit)
     axes.set_ylabel("samples")
     _plain(axes.yaxis)
     if shown < high:
@@ -235,7 +237,7 @@ def _sizes_chart(survey: Survey) -> Chart:
     """Width against height, areas by how many images share a size, with lines of equal aspect."""
     unique, count = np.unique(survey.sizes, axis=0, return_counts=True)
     (left, bottom), (right, top) = unique.min(axis=0).tolist(), unique.max(axis=0).tolist()
-    middle = " × ".join(f"{median:,g}" for median in np.median(survey.sizes, axis=0))
+    middle = " × ".join(f"{median:,.10g}" for median in np.median(survey.sizes, axis=0))
     text = f"Image sizes: widths {left:,} … {right:,}, heights {bottom:,} … {top:,}, median {middle}"
 
     def draw(figure: Figure) -> None:
@@ -303,12 +305,12 @@ def _shard_chart(survey: Survey) -> Chart:
 
 def _by_shard(axes: Axes, values: NDArray[Any]) -> None:
     if len(values) <= _SHARD_BARS:
-        axes.bar(range(len(values)), values, width=0.8)
-    else:  # smallest to largest of neighbours
-        starts = np.unique(np.arange(_SHARD_BINS) * len(values) // _SHARD_BINS)
-        low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-        axes.fill_between(starts, low, high, step="post", alpha=0.4, linewidth=0)
-        axes.step(starts, high, where="post", linewidth=1)
+        axes.bar(range(len(values)), values, width=0.7, color=_FILL)
+    else:  # the smallest of neighbours, and above it the largest
+        edges = np.arange(_SHARD_BARS + 1) * len(values) // _SHARD_BARS
+        axes.stairs(np.maximum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=_FILL, alpha=0.4)
+        axes.stairs(np.minimum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=_FILL)
+    axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_ylim(0, 1.08 * values.max())
 
 

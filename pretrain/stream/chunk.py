@@ -8,6 +8,7 @@ bytes are counted before they are parsed, and its keys are compared with the ind
 from __future__ import annotations
 
 import io
+import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,23 +30,35 @@ from pretrain.stream.tar import IMAGE_SUFFIXES, split_name
 
 _SCHEME = "vfrange"
 
+# What ends the waiting of a reading thread; webdataset's openers are given a URL and nothing besides.
+_reading = threading.local()
+
 Images = dict[int, tuple[str, bytes]]  # canonical id -> key, encoded image
 
 
 def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
     """Opener in webdataset's table: `vfrange:BEGIN-END:ETAG:SHARD` -> those bytes of a shard, local or remote.
 
-    Raises ChunkError where they cannot be had.
+    Raises ChunkError where they cannot be had, CancelledError where the thread's `stop` is set before they are.
     """
     _, span, etag, shard = url.split(":", 3)
     begin, end = (int(place) for place in span.split("-"))
     try:
-        return io.BytesIO(read_range(shard, begin, end, unquote(etag)))
+        return io.BytesIO(read_range(shard, begin, end, unquote(etag), stop=getattr(_reading, "stop", None)))
     except InputError as error:
         raise ChunkError(str(error)) from error
 
 
 webdataset.gopen_schemes[_SCHEME] = open_range
+
+
+def reading_threads(count: int, stop: threading.Event) -> ThreadPoolExecutor:
+    """Threads for reading chunks; once `stop` is set they wait for no storage any more."""
+
+    def begin() -> None:
+        _reading.stop = stop
+
+    return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)
 
 
 def read_images(index: Index, extents: Sequence[Extent]) -> Images:

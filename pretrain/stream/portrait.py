@@ -44,24 +44,24 @@ h2 { font-size: 1.1rem; font-weight: 600; margin: 2rem 0 0.5rem; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem; margin: 1.2rem 0; }
 dl div { border-top: 2px solid #1f77b4; padding-top: 0.4rem; }
 dt { color: #666; font-size: 0.8rem; }
-dd { margin: 0; font-size: 1.25rem; }
-.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; }
+dd { margin: 0; font-size: 1.15rem; }
+.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; margin: 1.5rem 0; }
 .charts > * { margin: 0; min-width: 0; }
-.charts img { width: 100%; }
+img { display: block; width: 100%; }
 .wide { grid-column: 1 / -1; }
 .tables { display: flex; gap: 2rem; }
 table { flex: 1; border-collapse: collapse; align-self: start; font-size: 0.85rem; }
 caption, td { text-align: left; padding: 0.25rem 0; overflow-wrap: anywhere; }
 td { border-top: 1px solid #eee; }
-td + td { text-align: right; color: #666; }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: 0.9rem; }
+td + td { text-align: right; color: #666; white-space: nowrap; padding-left: 0.5rem; }
+.sheet { display: grid; grid-template-columns: repeat(8, 1fr); gap: 0.9rem; margin: 0.8rem 0 2rem; }
 .sheet figure { margin: 0; min-width: 0; }
-.sheet img, .sheet .unreadable { width: 100%; aspect-ratio: 1; object-fit: contain; background: #f4f4f4; }
+.sheet img, .sheet .unreadable { aspect-ratio: 1; object-fit: contain; background: #f4f4f4; }
 .sheet .unreadable { display: grid; place-items: center; background: #bbb; }
 .pixels { image-rendering: pixelated; }
-figcaption { font-size: 0.75rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+figcaption { font-size: 0.75rem; margin-top: 0.2rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 figcaption span { display: block; color: #888; }
-@media (max-width: 50rem) { .charts { grid-template-columns: 1fr; } }
+@media (max-width: 50rem) { .charts { grid-template-columns: 1fr; } .sheet { grid-template-columns: repeat(4, 1fr); } }
 """
 
 
@@ -80,20 +80,23 @@ class Portrait:
         more = [f"{len(names) - _FILES_NAMED} more"] if len(names) > _FILES_NAMED else []
         return " + ".join(names[:_FILES_NAMED] + more)
 
+    @property
+    def shown(self) -> str:
+        return f"{len(self.tiles)} of {self.survey.index.samples:,} samples"
+
     def headline(self) -> dict[str, str]:
         """The figures that come first: what they count -> figure."""
         survey = self.survey
         width, height = (spread(axis)["median"] for axis in survey.sizes.T)
         counts = survey.class_samples
         empty = int((counts == 0).sum())
-        formats = " ".join(sorted({look.format.split()[0] for look in survey.looks if not look.fault}))
         return {
             "samples": f"{survey.index.samples:,}",
             "bytes": bytes_text(survey.bytes),
             "shards": f"{len(survey.shard_bytes):,}",
             f"classes, {empty:,} empty" if empty else "classes": f"{len(counts):,}",
-            "labels a sample": f"{survey.labels_mean:.3g}" if survey.index.multilabel else "1",
-            f"median image, {formats}" if formats else "images": f"{width:.0f} × {height:.0f}" if formats else "none",
+            "labels a sample": f"{survey.labels_mean:,.2f}" if survey.index.multilabel else "1",
+            "median image": f"{width:,.10g} × {height:,.10g}" if width else "none",
             "unreadable": f"{len(survey.unreadable):,} of {len(survey.looks):,}",
             "index hash": survey.index.hash[:12],
         }
@@ -160,7 +163,7 @@ def page(portrait: Portrait) -> str:
 <section class="charts">
 {shown}
 </section>
-<h2>{len(portrait.tiles)} samples</h2>
+<h2>{portrait.shown}</h2>
 {_notes([_sentence(_SHEET_NOTE)])}
 <section class="sheet">
 {"".join(map(_tile_html, portrait.tiles))}
@@ -176,7 +179,7 @@ def picture(portrait: Portrait) -> Image.Image:
     bands = [[_header(portrait)]]
     for row in _rows(portrait.survey):
         bands.append([_drawn(chart.draw, width, height) for chart, width, height in row])
-    bands.append([_sheet(portrait.tiles)])
+    bands.append([_sheet(portrait)])
     gap = round(_GAP * _DPI)
     width = round(_WIDTH * _DPI) + 2 * gap
     whole = Image.new("RGB", (width, gap + sum(band[0].height + gap for band in bands)), "white")
@@ -242,20 +245,20 @@ def _header(portrait: Portrait) -> Image.Image:
     return _drawn(draw, _WIDTH, height)
 
 
-def _sheet(tiles: Sequence[Tile]) -> Image.Image:
-    rows, cell = -(-len(tiles) // _COLUMNS), round(_WIDTH * _DPI / _COLUMNS)
+def _sheet(portrait: Portrait) -> Image.Image:
+    rows, cell = -(-len(portrait.tiles) // _COLUMNS), round(_WIDTH * _DPI / _COLUMNS)
     height = _SHEET_TITLE + rows * _SHEET_ROW
 
     def draw(figure: Figure) -> None:
-        figure.text(0.005, 1, f"{len(tiles)} samples, {_SHEET_NOTE}", fontsize=10, va="top")
-        for number, tile in enumerate(tiles):
+        figure.text(0.005, 1, f"{portrait.shown}, {_SHEET_NOTE}", fontsize=10, va="top")
+        for number, tile in enumerate(portrait.tiles):
             left = number % _COLUMNS * cell + (cell - SIDE) // 2
             bottom = height - _SHEET_TITLE - number // _COLUMNS * _SHEET_ROW - SIDE
             figure.figimage(np.asarray(_square(tile.image)), left, bottom)
             middle = left + SIDE / 2
-            words = f"{shortened(tile.caption, 24)}\nid {tile.sample_id}"
             style = {"fontsize": 7.5, "ha": "center", "transform": None, **name_style()}
-            figure.text(middle, bottom - 5, words, va="top", linespacing=1.3, **style)
+            figure.text(middle, bottom - 16, shortened(tile.caption, 24), **style)
+            figure.text(middle, bottom - 30, f"id {tile.sample_id}", **{**style, "color": GREY})
             if tile.image is None:
                 figure.text(middle, bottom + SIDE / 2, "unreadable", va="center", **style)
 

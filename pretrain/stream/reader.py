@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-from pretrain.stream.chunk import Chunk
+from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
 from pretrain.stream.index import Index
 from pretrain.stream.plan import Plan
+from pretrain.stream.store import is_remote
 
 READ_AHEAD = 1 << 30  # bytes, by default
 LOCAL_THREADS, REMOTE_THREADS = 4, 32  # a disk answers in microseconds, an object store in tens of milliseconds
@@ -28,8 +29,9 @@ class Reader:
         self._planned: deque[Plan] = deque()
         self._waiting: deque[Chunk] = deque()  # of the planned, in the order of need
         self._ahead, self._bytes_ahead = 0, 0.0  # samples started and not yet asked for
-        remote = any("://" in file.shard_url(0) for file in index.files)
-        self._threads = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="read")
+        remote = any(is_remote(file.shard_url(0)) for file in index.files)
+        self._stop = threading.Event()
+        self._threads = reading_threads(REMOTE_THREADS if remote else LOCAL_THREADS, self._stop)
 
     def __iter__(self) -> Iterator[Plan]:
         return self
@@ -67,5 +69,6 @@ class Reader:
         self._bytes_ahead += chunk.bytes
 
     def close(self) -> None:
-        """Drop what is queued and wait for the reads under way."""
+        """Drop what is queued and wait for the reads under way, which end soon."""
+        self._stop.set()
         self._threads.shutdown(cancel_futures=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,12 @@ from PIL import Image
 
 from pretrain.stream.decode import UnreadableImage, decode
 from pretrain.stream.index import Index
-from pretrain.stream.survey import class_name, read_image, spread_ids
+from pretrain.stream.survey import AT_ONCE, class_name, read_image, spread_ids
+from pretrain.stream.workers import in_threads
 
 SIDE = 160  # pixels, the longer side of a thumbnail; smaller images stay as they are
 _CANDIDATES = 4096
 _NAMED = 2  # labels of a list that are named
-_AT_ONCE = 4  # images being read and decoded
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Tile:
 def contact_sheet(index: Index, tiles: int = 48) -> list[Tile]:
     """`tiles` samples by class and id. Raises InputError for a shard that cannot be read."""
     ids = choose(index, tiles)
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(lambda sample_id: _tile(index, sample_id), ids.tolist()))
+    return list(in_threads(lambda sample_id, _: _tile(index, sample_id), ids.tolist(), AT_ONCE))
 
 
 def choose(index: Index, tiles: int) -> NDArray[np.int64]:

@@ -31,8 +31,8 @@ _REMOTE = re.compile(r"(https?|s3|gs)://", re.IGNORECASE)
 _HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
 _BUCKET = re.compile(r"[\w.-]+")
 _CREDENTIALS = {
-    "s3": "the AWS_* variables of the environment (AWS_SKIP_SIGNATURE=true for a public bucket)",
-    "gs": "the GOOGLE_* variables of the environment (GOOGLE_SKIP_SIGNATURE=true for a public bucket)",
+    "s3": "the AWS_* variables of the environment or the machine's role (public bucket: AWS_SKIP_SIGNATURE=true)",
+    "gs": "the GOOGLE_* variables of the environment or the machine's role (public bucket: GOOGLE_SKIP_SIGNATURE=true)",
 }
 _LATER = (408, 429)  # like all of 5xx: worth another attempt
 _WORTH_A_WORD = 10.0  # seconds without success
@@ -68,11 +68,6 @@ class Stat:
     size: int
     etag: str
     modified: datetime | None = None
-
-    @property
-    def strong(self) -> bool:
-        """Whether If-Match can be asked of its etag."""
-        return bool(self.etag) and not self.etag.startswith("W/")
 
     def difference(self, other: Stat) -> str | None:
         """What `other` has that this has not; None where they may be one version."""
@@ -139,15 +134,15 @@ def _place(url: str) -> _Place:
         )
     if "?" in rest:
         raise InputError(
-            f"{url.partition('?')[0]}?…: a query string is refused (a signed URL would be stored and would expire); "
-            f"credentials for s3:// and gs:// come from {_CREDENTIALS['s3']} or {_CREDENTIALS['gs']}"
+            f"{url.partition('?')[0]}?…: a query string is refused (a signed URL would be stored, and expires); "
+            "private objects are read as s3:// or gs://, with credentials from the environment"
         )
     if not (_BUCKET if scheme in _CREDENTIALS else _HOST).fullmatch(root):
         what = "bucket" if scheme in _CREDENTIALS else "host, or host:port,"
         raise InputError(f"{scheme}://…: no {what} behind the ://; e.g. s3://bucket/train/shard-000000.tar")
     if scheme not in _CREDENTIALS:
         if "#" in name:
-            raise InputError(f"{url}: a fragment; a # in a name is written %23")
+            raise InputError(f"{url.partition('#')[0]}#…: a fragment; a # in a name is written %23")
         name = unquote(name)
     parts = name.removesuffix("/").split("/")
     odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name)
@@ -207,7 +202,7 @@ def read_range(
             return b"".join(pieces)
         tag = etag or (version.etag if version else "")
         options: Any = {"range": (at, end)}
-        if Stat(0, tag).strong:
+        if tag and not tag.startswith("W/"):  # If-Match compares strongly: a weak one never matches
             options["if_match"] = tag
         try:
             answer = obstore.get(effort.client(), place.name, options=options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from pretrain.stream.index import Index
 from pretrain.stream.indexfile import IndexFile, key_hash
 from pretrain.stream.progress import Progress
 from pretrain.stream.tar import BLOCK, IMAGE_SUFFIXES, read_sample
+from pretrain.stream.workers import in_threads
 
 _ENDS_OF_HISTOGRAM = 5
 _LARGEST_COUNTED = 1 << 20  # blocks: 512 MiB; larger samples are counted as of this size
-_AT_ONCE = 4  # images being read and decoded
+AT_ONCE = 8  # images being read and decoded
 
 
 def locate(index: Index, sample_id: int) -> dict[str, Any]:
@@ -88,6 +89,11 @@ class Survey:
         return np.array([(look.width, look.height) for look in self.looks if not look.fault], np.int64).reshape(-1, 2)
 
     @property
+    def formats(self) -> dict[str, int]:
+        """How many images decode of each format and mode ("JPEG RGB"), the most frequent first."""
+        return dict(Counter(look.format for look in self.looks if not look.fault).most_common())
+
+    @property
     def unreadable(self) -> list[Look]:
         return [look for look in self.looks if look.fault]
 
@@ -140,7 +146,7 @@ class Survey:
             "read": len(self.looks),
             "width": spread(widths),
             "height": spread(heights),
-            "formats": dict(Counter(look.format for look in self.looks if not look.fault).most_common()),
+            "formats": self.formats,
             "unreadable": len(unreadable),
             "first_unreadable": self._place(unreadable[0]) if unreadable else None,
         }
@@ -169,7 +175,7 @@ def survey(index: Index, images: int = 1000) -> Survey:
         blocks=_sum_counts(_blocks(file) for file in index.files),
         shard_samples=np.concatenate([np.diff(file.first) for file in index.files]),
         shard_bytes=np.concatenate([file.shard_bytes for file in index.files]),
-        looks=_look(index, spread_ids(index.samples, images)),
+        looks=tuple(_look(index, spread_ids(index.samples, images))),
     )
 
 
@@ -219,7 +225,7 @@ def class_name(index: Index, label: int) -> str:
 def read_image(index: Index, sample_id: int) -> tuple[str, str, bytes]:
     """(key, suffix, encoded image) of one sample. Raises InputError when its shard holds another one there."""
     [extent] = index.extents([sample_id])
-    key, members = read_sample(extent.url, extent.begin, extent.end)
+    key, members = read_sample(extent.url, extent.begin, extent.end, extent.etag)
     if key_hash(key) != int(index.key_hash([sample_id])[0]):
         raise InputError(
             f"{extent.url}: holds {key!r} at byte {extent.begin}, the index another key; index the shards again"
@@ -287,17 +293,14 @@ def _sum_counts(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     return total
 
 
-def _look(index: Index, ids: NDArray[np.int64]) -> tuple[Look, ...]:
-    looks = []
-    threads = ThreadPoolExecutor(_AT_ONCE)
-    try:
-        with Progress("decoding", "images", len(ids)) as progress:
-            for look in threads.map(lambda sample_id: _look_at(index, sample_id), ids.tolist()):
-                looks.append(look)
-                progress.advance()
-    finally:
-        threads.shutdown(cancel_futures=True)
-    return tuple(looks)
+def _look(index: Index, ids: NDArray[np.int64]) -> Iterator[Look]:
+    with (
+        Progress("decoding", "images", len(ids)) as progress,
+        closing(in_threads(lambda number, _: _look_at(index, number), ids.tolist(), AT_ONCE)) as looks,
+    ):
+        for look in looks:
+            yield look
+            progress.advance()
 
 
 def _look_at(index: Index, sample_id: int) -> Look:

@@ -127,7 +127,9 @@ AUGMENTED = ["data.mixup=0.2", "data.randaugment=[1,1]", "train.label_smoothing=
 
 
 @pytest.mark.parametrize(("count", "micro_batch"), [(1, 16), (2, 2)])
-def test_mixup_and_smoothing_are_the_plain_loop_with_mixed_targets(count, micro_batch, ranks, config_file, plain, tmp_path):
+def test_mixup_and_smoothing_are_the_plain_loop_with_mixed_targets(
+    count, micro_batch, ranks, config_file, plain, tmp_path
+):
     truths = plain_loop(read_config(RunConfig, config_file, AUGMENTED))
     assert max(abs(truth["loss"] - other["loss"]) for truth, other in zip(truths, plain, strict=True)) > 0.02
     changes = [*AUGMENTED, f"train.micro_batch={micro_batch}"]

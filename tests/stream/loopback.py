@@ -43,6 +43,7 @@ class Loopback:
         self.latency = 0.0
         self.requests: list[Request] = []
         self.closing = threading.Event()
+        self._contents: dict[tuple[Path, int, int], tuple[bytes, str]] = {}
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.loopback = self
@@ -73,6 +74,15 @@ class Loopback:
     def ranges(self) -> list[tuple[int, int]]:
         """The byte ranges asked for so far."""
         return [(request.begin, request.end) for request in self.requests if request.method == "GET"]
+
+    def content(self, path: Path) -> tuple[bytes, str]:
+        """The bytes of a file and what its etag says, of the file as it is now."""
+        found = path.stat()
+        version = path, found.st_mtime_ns, found.st_size
+        if version not in self._contents:
+            data = path.read_bytes()
+            self._contents[version] = data, f"{zlib.crc32(data):08x}"
+        return self._contents[version]
 
     def close(self) -> None:
         self.closing.set()
@@ -123,11 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif not (host.folder / name).is_file():
             self._send(404, {}, b"")
         else:
-            self._object((host.folder / name).read_bytes(), fault)
+            self._object(host.folder / name, fault)
 
-    def _object(self, data: bytes, fault: int | str | None) -> None:
+    def _object(self, path: Path, fault: int | str | None) -> None:
         host = self.server.loopback
-        etag = {"strong": f'"{zlib.crc32(data):08x}"', "weak": f'W/"{zlib.crc32(data):08x}"', "none": None}[host.etag]
+        data, tag = host.content(path)
+        etag = {"strong": f'"{tag}"', "weak": f'W/"{tag}"', "none": None}[host.etag]
         wanted = self.headers.get("If-Match")
         size = len(data) + (512 if fault == "grown" else 0)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
