@@ -14,7 +14,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pretrain.stream.survey import Survey, spread, spread_of_counts
+from pretrain.stream.survey import Survey, class_name, spread, spread_of_counts
 from pretrain.stream.tar import BLOCK
 
 GREY = "0.45"
@@ -38,7 +38,6 @@ class Chart:
     takes the whole width of a page, others half of it.
     """
 
-    name: str
     text: str
     draw: Callable[[Figure], None]
     height: float = 3.6
@@ -113,11 +112,10 @@ def _class_chart(survey: Survey) -> Chart:
     else:
         text += f": {found['min']:,} … {found['max']:,} samples, median {found['median']:,.10g}"
     if len(counts) > NAMED_CLASSES:
-        return Chart("classes", text, lambda figure: _ranks(figure.subplots(), counts, text))
+        return Chart(text, lambda figure: _ranks(figure.subplots(), counts, text))
     columns = 1 if len(counts) <= _ONE_COLUMN else max(2, -(-len(counts) // _COLUMN))
     rows = -(-len(counts) // columns)
     return Chart(
-        "classes",
         text,
         lambda figure: _bars(figure, survey, text, columns, rows),
         height=3.6 if columns == 1 else 0.9 + 0.2 * rows,
@@ -132,7 +130,7 @@ def _bars(figure: Figure, survey: Survey, title: str, columns: int, rows: int) -
         labels = range(column * rows, min((column + 1) * rows, len(counts)))
         bars = axes.barh(range(len(labels)), counts[labels.start : labels.stop], height=0.65, color=_FILL)
         axes.bar_label(bars, [f"{counts[label]:,}" for label in labels], padding=3, fontsize=7, color=GREY)
-        names = [shortened(survey.class_name(label), 28) for label in labels]
+        names = [shortened(class_name(survey.index, label), 28) for label in labels]
         axes.set_yticks(range(len(labels)), names, fontsize=8, **name_style())
         axes.set_ylim(rows - 0.4, -0.6)  # the first class on top; a shorter last column has bars as thick
         axes.set_xlim(0, 1.15 * counts.max())
@@ -154,7 +152,7 @@ def _ranks(axes: Axes, counts: NDArray[np.int64], title: str) -> None:
         axes.set_ylim(bottom=max(0.7, 0.7 * ordered[-1]))
     else:
         axes.set_ylim(bottom=0)
-    axes.set_xlim(1, len(ordered))
+    axes.set_xlim(0.5, len(ordered) + 0.5)
     axes.axvline(half, color="0.2", linestyle=":")
     axes.set_xlabel(f"classes by size; the first {half:,} (dotted) hold half of all labels")
     axes.set_ylabel("samples")
@@ -166,7 +164,7 @@ def _ends_chart(survey: Survey) -> Chart:
     counts = survey.class_samples
     order = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label]]
     tables = {
-        heading: [(survey.class_name(label), int(counts[label])) for label in labels]
+        heading: [(class_name(survey.index, label), int(counts[label])) for label in labels]
         for heading, labels in (("most samples", order[:_ENDS]), ("fewest samples", order[: -_ENDS - 1 : -1]))
     }
 
@@ -179,7 +177,7 @@ def _ends_chart(survey: Survey) -> Chart:
                 axes.text(0, place, shortened(name, 26), fontsize=8, va="center", **name_style())
                 axes.text(0.95, place, f"{samples:,}", fontsize=8, va="center", ha="right", color=GREY)
 
-    return Chart("largest and smallest classes", "Classes with the most and the fewest samples", draw, tables=tables)
+    return Chart("Classes with the most and the fewest samples", draw, tables=tables)
 
 
 def _labels_chart(survey: Survey) -> Chart:
@@ -192,7 +190,7 @@ def _labels_chart(survey: Survey) -> Chart:
         axes.set_xlabel("labels")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return Chart("labels per sample", text, draw)
+    return Chart(text, draw)
 
 
 def _bytes_chart(survey: Survey) -> Chart:
@@ -208,7 +206,7 @@ def _bytes_chart(survey: Survey) -> Chart:
         axes.axvline(found["median"] * BLOCK / scale, color="0.2", linestyle=":")
         axes.set_xlabel(f"{unit}; dotted: the median")
 
-    return Chart("bytes per sample", text, draw)
+    return Chart(text, draw)
 
 
 def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, say: Callable[[Any], str]) -> None:
@@ -257,7 +255,7 @@ def _sizes_chart(survey: Survey) -> Chart:
         axes.set_xlabel("width, pixels")
         axes.set_ylabel("height, pixels")
 
-    return Chart("image sizes", text, draw)
+    return Chart(text, draw)
 
 
 def _aspect_lines(axes: Axes) -> None:
@@ -300,7 +298,7 @@ def _shard_chart(survey: Survey) -> Chart:
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(below.xaxis, above.yaxis)
 
-    return Chart("shards", text, draw)
+    return Chart(text, draw)
 
 
 def _by_shard(axes: Axes, values: NDArray[Any]) -> None:

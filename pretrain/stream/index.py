@@ -161,37 +161,24 @@ class Index:
         The ranges are in the order of the runs. Raises IndexError for an id outside [0, N).
         """
         ids = self._checked(ids)
-        if not len(ids):
-            return []
-        part = np.searchsorted(self._first, ids, side="right") - 1
-        changes = np.flatnonzero(np.diff(part)) + 1
-        bounds = [0, *changes.tolist(), len(ids)]
-        found: list[Extent] = []
-        for begin, end in itertools.pairwise(bounds):
-            found += self._extents_of_file(int(part[begin]), ids[begin:end])
-        return found
+        breaks = (np.flatnonzero(np.diff(ids) != 1) + 1).tolist()
+        bounds = [0, *breaks, len(ids)] if len(ids) else []
+        runs = [(int(ids[begin]), int(ids[end - 1])) for begin, end in itertools.pairwise(bounds)]
+        return [extent for first, last in runs for extent in self._run(first, last)]
 
-    def _extents_of_file(self, part: int, ids: np.ndarray) -> list[Extent]:
-        file, origin = self._files[part], int(self._first[part])
-        local = ids - origin
-        shard = np.searchsorted(file.first, local, side="right") - 1
-        breaks = np.flatnonzero((np.diff(local) != 1) | (np.diff(shard) != 0)) + 1
-        heads = np.concatenate([[0], breaks])
-        tails = np.concatenate([breaks, [len(local)]]) - 1
-        first, last, shard = local[heads], local[tails], shard[heads]
-        begins = file.offsets[first].astype(np.int64) * BLOCK
-        next_offset = file.offsets[np.minimum(last + 1, file.samples - 1)].astype(np.int64) * BLOCK
-        ends = np.where(last + 1 == file.first[shard + 1], file.data_end[shard], next_offset)
-        counts = last - first + 1
-        rows = zip(
-            shard.tolist(),
-            begins.tolist(),
-            ends.tolist(),
-            (first + origin).tolist(),
-            counts.tolist(),
-            strict=True,
-        )
-        return [Extent(file.shard_url(s), begin, end, head, count, file.etag(s)) for s, begin, end, head, count in rows]
+    def _run(self, first: int, last: int) -> Iterator[Extent]:
+        """The byte ranges of ids first, first + 1, … last. Plain integers: a run is short, numpy's calls are long."""
+        while first <= last:
+            part = int(np.searchsorted(self._first, first, side="right")) - 1
+            file, origin = self._files[part], int(self._first[part])
+            begin = first - origin
+            shard = int(np.searchsorted(file.first, begin, side="right")) - 1
+            border = int(file.first[shard + 1])
+            end = min(last + 1 - origin, border)
+            until = int(file.data_end[shard]) if end == border else int(file.offsets[end]) * BLOCK
+            start = int(file.offsets[begin]) * BLOCK
+            yield Extent(file.shard_url(shard), start, until, first, end - begin, file.etag(shard))
+            first = origin + end
 
     def histogram(self) -> np.ndarray:
         """How often each class occurs, int64 [num_classes]."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.errors import InputError
+from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.decode import GREY, HOST, Decoder, UnreadableImage
 from pretrain.stream.fault import ChunkError, Fault
@@ -84,7 +85,8 @@ class BatchStream:
         self.counters = Counters()
         self._index, self._transform, self.rows = index, transform, rows
         self._weigh, self._mask_chunks, self._decoder = weigh, mask_chunks, decoder
-        self._pin = pin and decoder.device.type == "cpu"
+        size = transform.image_size
+        self._buffers = Buffers((rows, transform.channels, size, size), decoder.device, pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
@@ -135,12 +137,8 @@ class BatchStream:
 
     def _fill(self) -> None:
         """Hand micro-batches to the decode threads until enough are under way, each in a buffer of its own."""
-        size = self._transform.image_size
-        shape = self.rows, self._transform.channels, size, size
         while len(self._pending) < self._ahead and (plan := next(self._reader, None)) is not None:
-            # Pinned memory comes from torch's pool, which gives a block out again once its copies are done.
-            images = torch.empty(shape, dtype=torch.uint8, device=self._decoder.device, pin_memory=self._pin)
-            pending = _Pending(plan, images, [])
+            pending = _Pending(plan, self._buffers.take(), [])
             for first in range(0, self.rows, self._stripe):
                 rows = range(first, min(first + self._stripe, self.rows))
                 pending.stripes.append(self._threads.submit(self._decode, pending, rows))

@@ -94,9 +94,13 @@ def read_range(
     if is_remote(url):
         return store.read_range(url, begin, end, etag, patience=patience, stop=stop)
     try:
+        # Not by way of a buffered file, which would copy what it reads once more.
         with open_shard(url) as file:
-            file.seek(begin)
-            data = file.read(end - begin)
+            data = os.pread(file.fileno(), end - begin, begin)
+            while len(data) < end - begin and (
+                more := os.pread(file.fileno(), end - begin - len(data), begin + len(data))
+            ):
+                data += more
     except OSError as error:
         raise InputError(f"{url}: bytes {begin}-{end} cannot be read: {error.strerror}") from error
     if len(data) < end - begin:

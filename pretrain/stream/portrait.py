@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from pretrain.errors import InputError
 from pretrain.stream.charts import GREY, Chart, bytes_text, charts, constants, name_style, shortened
 from pretrain.stream.indexfile import INDEX_NAME
-from pretrain.stream.location import local_path, sync_folder
+from pretrain.stream.location import sync_folder
 from pretrain.stream.sheet import SIDE, Tile, contact_sheet
 from pretrain.stream.survey import Survey, spread, unreadable_text
 
@@ -119,13 +119,12 @@ def portray(survey: Survey) -> Portrait:
 
 def check_target(path: Path) -> None:
     """Raises InputError for a file that cannot be written, before any work is done."""
-    target = local_path(path)
-    if target.is_dir():
-        raise InputError(f"{target}: is a folder; the name of a file to write would be right")
-    if not target.parent.is_dir():
-        raise InputError(f"{target}: cannot be written: there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK):
-        raise InputError(f"{target}: cannot be written: no permission to write in {target.parent}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; the name of a file to write would be right")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written: no permission to write in {path.parent}")
 
 
 def write_page(portrait: Portrait, path: Path) -> None:
@@ -287,7 +286,7 @@ def _chart_html(chart: Chart, width: float, height: float) -> str:
             + "</table>"
             for heading, rows in chart.tables.items()
         )
-        return f'<div{kind or ""}><div class="tables">{tables}</div></div>'
+        return f'<div{kind}><div class="tables">{tables}</div></div>'
     image = _drawn(chart.draw, width, height)
     return f'<figure{kind}><img src="{_data_url(image, "png")}" alt="{escape(chart.text)}"></figure>'
 

@@ -58,11 +58,11 @@ def _tile(index: Index, sample_id: int) -> Tile:
     caption = ", ".join(class_name(index, label) for label in labels[:_NAMED]) or "no label"
     if len(labels) > _NAMED:
         caption += f" +{len(labels) - _NAMED}"
-    _, suffix, data = read_image(index, sample_id)
+    _, data = read_image(index, sample_id)
     try:
         image = Image.fromarray(decode(data, 3).permute(1, 2, 0).contiguous().numpy())
     except UnreadableImage as error:
-        return Tile(sample_id, caption, None, f".{suffix}: {error}")
+        return Tile(sample_id, caption, None, str(error))
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return Tile(sample_id, caption, image)

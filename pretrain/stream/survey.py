@@ -35,7 +35,7 @@ def locate(index: Index, sample_id: int) -> dict[str, Any]:
     if not 0 <= sample_id < index.samples:
         raise InputError(f"id {sample_id} is out of range; this index has ids 0 … {index.samples - 1}")
     [extent] = index.extents([sample_id])
-    key, _, _ = read_image(index, sample_id)
+    key, _ = read_image(index, sample_id)
     labels = [label for label in index.labels([sample_id])[0].tolist() if label >= 0]
     return {
         "id": sample_id,
@@ -97,9 +97,6 @@ class Survey:
     def unreadable(self) -> list[Look]:
         return [look for look in self.looks if look.fault]
 
-    def class_name(self, label: int) -> str:
-        return class_name(self.index, label)
-
     def figures(self) -> dict[str, Any]:
         """The survey as JSON."""
         return {
@@ -128,7 +125,8 @@ class Survey:
 
         def rows(labels: list[int]) -> list[dict[str, Any]]:
             return [
-                {"class": self.class_name(label), "label": label, "samples": int(counts[label])} for label in labels
+                {"class": class_name(self.index, label), "label": label, "samples": int(counts[label])}
+                for label in labels
             ]
 
         return {
@@ -222,16 +220,15 @@ def class_name(index: Index, label: int) -> str:
     return index.classes[label] if index.classes else str(label)
 
 
-def read_image(index: Index, sample_id: int) -> tuple[str, str, bytes]:
-    """(key, suffix, encoded image) of one sample. Raises InputError when its shard holds another one there."""
+def read_image(index: Index, sample_id: int) -> tuple[str, bytes]:
+    """(key, encoded image) of one sample. Raises InputError when its shard holds another one there."""
     [extent] = index.extents([sample_id])
     key, members = read_sample(extent.url, extent.begin, extent.end, extent.etag)
     if key_hash(key) != int(index.key_hash([sample_id])[0]):
         raise InputError(
             f"{extent.url}: holds {key!r} at byte {extent.begin}, the index another key; index the shards again"
         )
-    suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in members)
-    return key, suffix, members[suffix]
+    return key, next(members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members)
 
 
 def spread(values: ArrayLike) -> dict[str, Any]:
@@ -307,10 +304,10 @@ def _look_at(index: Index, sample_id: int) -> Look:
     # Here, because it brings torch, two seconds that `locate` can spare.
     from pretrain.stream.decode import UnreadableImage, decode
 
-    key, suffix, data = read_image(index, sample_id)
+    key, data = read_image(index, sample_id)
     try:
         _, height, width = decode(data, 3).shape
         with Image.open(io.BytesIO(data)) as image:
             return Look(sample_id, key, width, height, f"{image.format} {image.mode}")
     except (UnreadableImage, OSError, ValueError, SyntaxError) as error:
-        return Look(sample_id, key, fault=f".{suffix}: {error}")
+        return Look(sample_id, key, fault=str(error))

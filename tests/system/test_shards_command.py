@@ -127,6 +127,32 @@ def test_the_command_runs_from_any_folder_and_light(digits, tmp_path):
     assert done.stdout.splitlines()[-1] == "0 False"
 
 
+def test_stats_draws_a_page_and_a_picture_of_one_or_several_indices(digits, tmp_path):
+    page, picture = tmp_path / "set.html", tmp_path / "set.png"
+    figures = json.loads(shards("stats", digits, digits, "--json", "--html", page, "--png", picture, "--images", 50))
+    assert (figures["samples"], figures["images"]["read"], figures["images"]["unreadable"]) == (710, 50, 0)
+    html = page.read_text()
+    assert html.startswith("<!doctype html>")
+    assert f"Index hash {figures['hash']}" in html
+    assert html.count("data:image/") == 48 + 2  # a tile each, classes and shards
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert set(tmp_path.iterdir()) == {page, picture}
+
+
+def test_stats_keeps_to_what_scripts_read(digits):
+    figures = json.loads(shards("stats", digits, "--json", "--images", 20))
+    keys = {"samples", "hash", "bytes", "bytes_per_sample", "shards", "labels", "classes", "images"}
+    assert keys <= set(figures)
+    assert {"read", "width", "height", "formats", "unreadable"} <= set(figures["images"])
+    assert figures["classes"]["most"][0].keys() == {"class", "label", "samples"}
+    assert figures["sample_bytes"] == {"min": 2048, "median": 2048.0, "max": 2048}
+
+
+def test_a_page_that_cannot_be_written_is_status_2_before_anything_is_counted(digits, tmp_path):
+    error = shards("stats", digits, "--html", tmp_path / "no" / "x.html", status=2)
+    assert error == f"error: {tmp_path}/no/x.html: cannot be written: there is no folder {tmp_path}/no\n"
+
+
 def test_help_names_every_command_and_source():
     text = shards("--help")
     for command in ("build", "index", "verify", "stats", "order", "locate"):

@@ -1,0 +1,47 @@
+"""Memory that is lent: never to two at once, and to the next when it is free."""
+
+import threading
+
+import torch
+
+from pretrain.stream.buffers import Buffers
+
+CPU = torch.device("cpu")
+
+
+def test_memory_comes_back_once_nothing_shares_it_any_more():
+    buffers = Buffers((4, 3, 8, 8), CPU, pin=False)
+    first = buffers.take()
+    place, view = first.data_ptr(), first[2:].flatten()
+    del first
+    second = buffers.take()
+    assert second.data_ptr() != place, "a view still holds the first"
+    view.fill_(7)
+    del view
+    assert buffers.take().data_ptr() == place
+
+
+def test_what_is_held_is_never_lent_again():
+    buffers = Buffers((2, 2), CPU, pin=False)
+    held = [buffers.take().fill_(number) for number in range(50)]
+    assert len({tensor.data_ptr() for tensor in held}) == 50
+    assert [int(tensor[0, 0]) for tensor in held] == list(range(50))
+
+
+def test_holders_may_let_go_in_any_thread_and_after_the_pool_is_gone():
+    buffers = Buffers((16,), CPU, pin=False)
+
+    def hold():
+        for number in range(500):
+            tensor = buffers.take().fill_(number % 256)
+            assert (tensor == number % 256).all()
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(buffers._free) <= 4
+    last = buffers.take().fill_(9)
+    del buffers
+    assert (last == 9).all()
