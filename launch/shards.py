@@ -29,8 +29,8 @@ from pretrain.stream.index import Index
 
 
 def build(args: argparse.Namespace) -> int:
-    from pretrain.stream.sources import open_source
-    from pretrain.stream.write import ShardLayout, write_shards
+    from pretrain.shards.sources import open_source
+    from pretrain.shards.write import ShardLayout, write_shards
 
     layout = ShardLayout(seed=args.seed, bytes=args.shard_bytes, samples=args.shard_samples)
     data = open_source(args.source, args.split, args.cache)
@@ -40,7 +40,7 @@ def build(args: argparse.Namespace) -> int:
 
 
 def index(args: argparse.Namespace) -> int:
-    from pretrain.stream.scan import index_shards
+    from pretrain.shards.scan import index_shards
 
     path = index_shards(
         args.shards,
@@ -63,7 +63,7 @@ def _summary(path: Path, what: str) -> None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from pretrain.stream.verify import verify
+    from pretrain.shards.verify import verify
 
     found = verify(Index.open(args.index), workers=args.workers)
     print(f"in order: {found.samples:,} samples, {found.bytes:,} bytes; shards: {found.shards:,}")
@@ -73,11 +73,11 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def stats(args: argparse.Namespace) -> int:
-    from pretrain.stream.survey import survey, survey_text
+    from pretrain.shards.survey import survey, survey_text
 
     wanted = [path for path in (args.html, args.png) if path]
     if wanted:
-        from pretrain.stream.portrait import check_target, portray, write_page, write_picture
+        from pretrain.shards.portrait import check_target, portray, write_page, write_picture
 
         for path in wanted:
             check_target(path)  # now, not after minutes of counting
@@ -109,7 +109,7 @@ def order(args: argparse.Namespace) -> int:
 
 
 def locate(args: argparse.Namespace) -> int:
-    from pretrain.stream.survey import locate
+    from pretrain.shards.survey import locate
 
     print(json.dumps(locate(Index.open(args.index), args.id)))
     return DONE
@@ -156,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
         "source",
         metavar="SOURCE",
         help="a folder of images (FOLDER/<class>/*.jpg, or FOLDER/<split>/<class>/*.jpg, or with a "
-        "labels.json that lists labels per file; pretrain/stream/folder.py shows all forms), mnist5k, "
+        "labels.json that lists labels per file; pretrain/shards/folder.py shows all forms), mnist5k, "
         "digits, fashion-mnist, cifar10, cifar100, flowers, pets, or imagenet:FOLDER",
     )
     make.add_argument("folder", metavar="DIR", help="where the shards go; made if missing")

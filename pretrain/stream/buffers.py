@@ -25,7 +25,10 @@ class Buffers:
         """A tensor that nobody else writes to for as long as it, or a view of it, is held."""
         if self._pin or self._device.type != "cpu":
             return torch.empty(self._shape, dtype=torch.uint8, device=self._device, pin_memory=self._pin)
-        memory = self._free.pop() if self._free else np.empty(self._shape, np.uint8)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(self._shape, np.uint8)
         # torch holds this one array for all tensors that share its memory, and lets go of it with the last of them.
         lent = memory[:]
         weakref.finalize(lent, self._free.append, memory).atexit = False

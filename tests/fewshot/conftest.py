@@ -13,8 +13,8 @@ from pretrain.engine.distributed import World
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.stream.dataset import array_dataset
-from pretrain.stream.write import ShardLayout, write_shards
+from pretrain.shards.dataset import array_dataset
+from pretrain.shards.write import ShardLayout, write_shards
 
 
 @pytest.fixture(scope="session")

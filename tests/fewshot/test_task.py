@@ -5,8 +5,8 @@ import pytest
 
 from fewshot.task import open_task
 from pretrain.errors import InputError
-from pretrain.stream.dataset import Dataset, png
-from pretrain.stream.write import write_shards
+from pretrain.shards.dataset import Dataset, png
+from pretrain.shards.write import write_shards
 
 IMAGES = np.zeros((12, 8, 8), np.uint8)
 FOUR = np.arange(12) % 4

@@ -31,7 +31,7 @@ def test_what_is_held_is_never_lent_again():
 def test_holders_may_let_go_in_any_thread_and_after_the_pool_is_gone():
     buffers = Buffers((16,), CPU, pin=False)
 
-    def hold():
+    def hold(buffers=buffers):
         for number in range(500):
             tensor = buffers.take().fill_(number % 256)
             assert (tensor == number % 256).all()
@@ -41,7 +41,7 @@ def test_holders_may_let_go_in_any_thread_and_after_the_pool_is_gone():
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(buffers._free) <= 4
+    assert len(buffers._free) <= 8  # a thread takes the next while it holds the last
     last = buffers.take().fill_(9)
-    del buffers
+    del buffers, hold, threads, thread
     assert (last == 9).all()

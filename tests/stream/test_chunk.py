@@ -9,9 +9,9 @@ import pytest
 import webdataset
 
 from pretrain.errors import InputError
+from pretrain.shards.scan import index_shards
 from pretrain.stream.chunk import read_images
 from pretrain.stream.index import Index
-from pretrain.stream.scan import index_shards
 
 
 def images_of(index, ids):

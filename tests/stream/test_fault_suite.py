@@ -13,11 +13,11 @@ import torch
 
 import pretrain.stream.store as store
 from pretrain.errors import InputError
+from pretrain.shards.scan import index_shards
 from pretrain.stream.images import TrainImages
 from pretrain.stream.index import Index
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.order import Order
-from pretrain.stream.scan import index_shards
 
 STEPS, BATCH = 12, 16
 IMAGES = TrainImages(8, 3, seed=2)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
+from pretrain.shards.indexwriter import ShardEntry, write_index
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.indexfile import INDEX_NAME, place_arrays
-from pretrain.stream.indexwriter import ShardEntry, write_index
 
 ROOT = Path(__file__).resolve().parents[2]
 

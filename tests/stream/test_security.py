@@ -14,15 +14,15 @@ import torch
 import webdataset
 
 from pretrain.errors import InputError
+from pretrain.shards.scan import index_shards
+from pretrain.shards.survey import locate, survey
+from pretrain.shards.verify import verify
 from pretrain.stream.chunk import read_images
 from pretrain.stream.images import EvalImages
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.indexfile import key_hash
 from pretrain.stream.loader import evaluation_batches
 from pretrain.stream.location import expand, open_shard, read_range
-from pretrain.stream.scan import index_shards
-from pretrain.stream.survey import locate, survey
-from pretrain.stream.verify import verify
 
 
 class Trap:

@@ -7,7 +7,7 @@ import pytest
 from webdataset.tariterators import base_plus_ext
 
 from pretrain.errors import InputError
-from pretrain.stream.scan import scan_shard
+from pretrain.shards.scan import scan_shard
 from pretrain.stream.tar import split_name
 
 IMAGE = b"not decoded by the scanner" * 60

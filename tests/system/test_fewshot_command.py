@@ -17,8 +17,8 @@ from pretrain.engine import checkpoint
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.stream.dataset import array_dataset
-from pretrain.stream.write import ShardLayout, write_shards
+from pretrain.shards.dataset import array_dataset
+from pretrain.shards.write import ShardLayout, write_shards
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ["launch/fewshot.py"]

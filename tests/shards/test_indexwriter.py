@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.stream import column, keys
-from pretrain.stream.column import Column
+from pretrain.shards import column, keys
+from pretrain.shards.column import Column
+from pretrain.shards.indexwriter import IndexWriter, ShardEntry, write_index
+from pretrain.shards.keys import KeyHashes
 from pretrain.stream.indexfile import INDEX_NAME, IndexFile
-from pretrain.stream.indexwriter import IndexWriter, ShardEntry, write_index
-from pretrain.stream.keys import KeyHashes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,8 +91,8 @@ _PROBE = """
 import sys
 from pathlib import Path
 import numpy as np
-from pretrain.stream import scan
-from pretrain.stream.indexwriter import ShardEntry
+from pretrain.shards import scan
+from pretrain.shards.indexwriter import ShardEntry
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

@@ -13,13 +13,13 @@ import webdataset
 from PIL import Image
 
 from pretrain.errors import InputError
-from pretrain.stream import write
-from pretrain.stream.dataset import Dataset, array_dataset
+from pretrain.shards import write
+from pretrain.shards.dataset import Dataset, array_dataset
+from pretrain.shards.scan import index_shards
+from pretrain.shards.verify import verify
+from pretrain.shards.write import RECIPE_NAME, ShardLayout, shuffled_rows, write_shards
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME
-from pretrain.stream.scan import index_shards
-from pretrain.stream.verify import verify
-from pretrain.stream.write import RECIPE_NAME, ShardLayout, shuffled_rows, write_shards
 
 CLASSES = ("one", "two", "three")
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.stream.dataset import Dataset, png
+from pretrain.shards.dataset import Dataset, png
+from pretrain.shards.keys import KeyHashes
+from pretrain.shards.scan import index_shards
+from pretrain.shards.survey import locate, survey, survey_text
+from pretrain.shards.verify import verify
+from pretrain.shards.write import ShardLayout, write_shards
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME
-from pretrain.stream.keys import KeyHashes
-from pretrain.stream.scan import index_shards
-from pretrain.stream.survey import locate, survey, survey_text
-from pretrain.stream.verify import verify
-from pretrain.stream.write import ShardLayout, write_shards
 
 
 def picture(row):

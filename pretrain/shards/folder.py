@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.dataset import Dataset, as_stored, fingerprint
+from pretrain.shards.dataset import Dataset, as_stored, fingerprint
 
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test", "trainval")
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.column import Column
+from pretrain.shards.column import Column
 from pretrain.stream.location import open_shard
 from pretrain.stream.tar import BLOCK, ShardTar
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from pretrain.errors import InputError
-from pretrain.stream.folder import open_folder, open_imagenet
+from pretrain.shards.folder import open_folder, open_imagenet
+from pretrain.shards.sources import last_fifth, open_source, read_flowers, read_idx, read_pets
+from pretrain.shards.write import write_shards
 from pretrain.stream.index import Index
-from pretrain.stream.sources import last_fifth, open_source, read_flowers, read_idx, read_pets
-from pretrain.stream.write import write_shards
 
 
 def picture(path, number=0, **options):

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.stream import scan, store
-from pretrain.stream.dataset import Dataset, png
+from pretrain.shards import scan
+from pretrain.shards.dataset import Dataset, png
+from pretrain.shards.scan import index_shards
+from pretrain.shards.survey import locate
+from pretrain.shards.verify import verify
+from pretrain.shards.write import ShardLayout, write_shards
+from pretrain.stream import store
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME
 from pretrain.stream.location import expand, read_range
-from pretrain.stream.scan import index_shards
-from pretrain.stream.survey import locate
-from pretrain.stream.verify import verify
-from pretrain.stream.write import ShardLayout, write_shards
 
 KINDS = ("http", "s3", "gs")
 NAMES = "shard-{000000..000004}.tar"

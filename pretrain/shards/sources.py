@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.dataset import Dataset, array_dataset
-from pretrain.stream.folder import file_dataset, open_folder, open_imagenet
+from pretrain.shards.dataset import Dataset, array_dataset
+from pretrain.shards.folder import file_dataset, open_folder, open_imagenet
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

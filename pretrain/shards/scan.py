@@ -18,9 +18,9 @@ from typing import BinaryIO
 import numpy as np
 
 from pretrain.errors import InputError
+from pretrain.shards.indexwriter import IndexWriter, ShardEntry
+from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, key_hash
-from pretrain.stream.indexwriter import IndexWriter, ShardEntry
-from pretrain.stream.keys import KeyHashes, wide_hash
 from pretrain.stream.location import expand, local_path, open_shard, open_whole, stored_path
 from pretrain.stream.remotefile import RemoteFile
 from pretrain.stream.store import is_remote, object_name, url_under

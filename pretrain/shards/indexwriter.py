@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.column import Column
+from pretrain.shards.column import Column
 from pretrain.stream.indexfile import ALIGN, VERSION, Pieces, content_hash, place_arrays
 from pretrain.stream.location import sync_folder
 

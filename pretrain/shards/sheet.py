@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pretrain.shards.survey import AT_ONCE, class_name, read_image, spread_ids
 from pretrain.stream.decode import UnreadableImage, decode
 from pretrain.stream.index import Index
-from pretrain.stream.survey import AT_ONCE, class_name, read_image, spread_ids
 from pretrain.stream.workers import in_threads
 
 SIDE = 160  # pixels, the longer side of a thumbnail; smaller images stay as they are

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from pretrain.errors import InputError
+from pretrain.shards.keys import KeyHashes, wide_hash
+from pretrain.shards.scan import file_digest, read_labels
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import IndexFile, key_hash
-from pretrain.stream.keys import KeyHashes, wide_hash
 from pretrain.stream.location import open_whole
-from pretrain.stream.scan import file_digest, read_labels
 from pretrain.stream.store import is_remote, same_etag, stat
 from pretrain.stream.tar import BLOCK, ShardTar, TarSample
 from pretrain.stream.workers import map_shards

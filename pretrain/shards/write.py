@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.stream.dataset import Dataset
+from pretrain.shards.dataset import Dataset
+from pretrain.shards.indexwriter import ShardEntry, write_index
 from pretrain.stream.hashing import SHARDS, hash_words
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, key_hash
-from pretrain.stream.indexwriter import ShardEntry, write_index
 from pretrain.stream.location import local_path, sync_folder
 from pretrain.stream.progress import Progress
 from pretrain.stream.tar import BLOCK

@@ -14,7 +14,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pretrain.stream.survey import Survey, class_name, spread, spread_of_counts
+from pretrain.shards.survey import Survey, class_name, spread, spread_of_counts
 from pretrain.stream.tar import BLOCK
 
 GREY = "0.45"

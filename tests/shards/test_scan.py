@@ -12,12 +12,12 @@ import pytest
 from webdataset.tariterators import tarfile_samples
 
 from pretrain.errors import InputError
-from pretrain.stream import scan
+from pretrain.shards import scan
+from pretrain.shards.indexwriter import write_index
+from pretrain.shards.scan import index_shards, scan_shard
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, key_hash
-from pretrain.stream.indexwriter import write_index
 from pretrain.stream.location import expand
-from pretrain.stream.scan import index_shards, scan_shard
 
 IMAGE = b"not decoded by the scanner" * 60
 

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from pretrain.errors import InputError
-from pretrain.stream.charts import GREY, Chart, bytes_text, charts, constants, name_style, shortened
+from pretrain.shards.charts import GREY, Chart, bytes_text, charts, constants, name_style, shortened
+from pretrain.shards.sheet import SIDE, Tile, contact_sheet
+from pretrain.shards.survey import Survey, spread, unreadable_text
 from pretrain.stream.indexfile import INDEX_NAME
 from pretrain.stream.location import sync_folder
-from pretrain.stream.sheet import SIDE, Tile, contact_sheet
-from pretrain.stream.survey import Survey, spread, unreadable_text
 
 _DPI = 120
 _WIDTH, _GAP = 12.8, 0.2  # inches of a page, and between its halves

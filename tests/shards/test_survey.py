@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pretrain.errors import InputError
+from pretrain.shards.charts import charts, constants
+from pretrain.shards.dataset import Dataset, png
+from pretrain.shards.portrait import Portrait, check_target, page, picture, portray, write_page, write_picture
+from pretrain.shards.sheet import SIDE, choose
+from pretrain.shards.survey import locate, spread_ids, survey, survey_text
+from pretrain.shards.write import ShardLayout, write_shards
 from pretrain.stream import indexfile
-from pretrain.stream.charts import charts, constants
-from pretrain.stream.dataset import Dataset, png
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, place_arrays
-from pretrain.stream.portrait import Portrait, check_target, page, picture, portray, write_page, write_picture
-from pretrain.stream.sheet import SIDE, choose
-from pretrain.stream.survey import locate, spread_ids, survey, survey_text
-from pretrain.stream.write import ShardLayout, write_shards
 
 NAMES = ("tern <b>", "5$ & 6$", 'a "quoted" name that is far too long to be a label', "고양이")
 
@@ -156,7 +156,7 @@ def sparse_index(path, samples, shards, classes, damage=False):
 
 def test_thirty_million_samples_are_counted_in_pieces(tmp_path, monkeypatch):
     index = sparse_index(tmp_path, 30_000_000, 3_000, 20_000)
-    monkeypatch.setattr("pretrain.stream.survey._look", lambda index, ids: iter(()))
+    monkeypatch.setattr("pretrain.shards.survey._look", lambda index, ids: iter(()))
     tracemalloc.start()
     start = time.perf_counter()
     found = survey(index)

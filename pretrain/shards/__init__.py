@@ -1,0 +1,1 @@
+"""Shards: made from data sets, indexed, checked, and seen at a glance."""
