@@ -32,6 +32,7 @@ test-long: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/loader.py
+	@$(BIN)/python benchmarks/stream.py
 	@$(BIN)/python benchmarks/model.py
 
 lint: $(VENV)/.test

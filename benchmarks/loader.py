@@ -1,9 +1,12 @@
-"""Images per second from shards to uint8 batches: this loader, webdataset's, and the bare work on the same threads.
+"""Images per second from storage to training batches: this loader, its peers, and the bare work on as many threads.
 
-    python benchmarks/loader.py [--threads 1,2] [--images 1500] [--rounds 3]
+    python benchmarks/loader.py [--rounds 5] [--images 4096] [--batches 32] [--quick]
 
-JPEG 500×375, quality 90, cropped to 224 px (inception crop, flip). The contenders take turns within each round; the
-table holds medians and the spread over rounds. JSON beside it: runs/bench/loader.json.
+JPEG 500×375, quality 90, pages cached, cropped to 224 px in batches of 64: as uint8, and as fp32 in [-1, 1]; with one
+and with two decode threads or worker processes. benchmarks/contenders.py tells how each is set up. In a round every
+contender runs once in each setting, the first in turn; the clock starts after 8 batches, when workers and shuffle
+buffers are under way. Ratios are taken within a round; tables hold medians and the spread over rounds,
+runs/bench/loader.json every figure. About ten minutes on two cores.
 """
 
 import sys
@@ -13,116 +16,162 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
 import io
-import json
+import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-import webdataset as wds
 from PIL import Image
-from sklearn.datasets import load_sample_images
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from pretrain.stream.images import TrainImages
-from pretrain.stream.index import Index
-from pretrain.stream.loader import TrainLoader
-from pretrain.stream.order import Order
-from pretrain.stream.scan import index_shards
+from benchmarks.contenders import AREA, ASPECT, BATCH, CONTENDERS, SIZE, Batches, decode_bytes
+from benchmarks.photos import Photos, write_photos
+from benchmarks.table import print_table, save, spread
+from pretrain.stream.decode import decode
+from pretrain.stream.hashing import Draws
+from pretrain.stream.images import EvalImages, TrainImages, to_float
+from pretrain.stream.progress import Progress
 
-SIZE, BATCH = 224, 64
+WARM = 8  # batches before the clock starts: workers begin at different times, and run ahead of one another by some
+KINDS, WORKERS = ("uint8", "float"), (1, 2)
+OURS, BARE, PIL = "vit-foundry", "bare decode + crop", "webdataset + PIL"
 
+AIMS = {f"{kind}, 2": (1.4, 2.0, 0.9) for kind in KINDS}  # of the best peer, webdataset + PIL, the bare loop
 
-def write_shards(folder: Path, images: int) -> list[str]:
-    """JPEG crops of two photographs, 500 to a shard."""
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    draw = np.random.default_rng(0)
-    urls = []
-    for first in range(0, images, 500):
-        urls.append(str(folder / f"{first // 500:04d}.tar"))
-        with wds.TarWriter(urls[-1]) as tar:
-            for number in range(first, min(first + 500, images)):
-                photo = photos[number % len(photos)]
-                left, top = draw.integers(photo.width - 500 + 1), draw.integers(photo.height - 375 + 1)
-                data = io.BytesIO()
-                photo.crop((left, top, left + 500, top + 375)).save(data, "JPEG", quality=90)
-                tar.write({"__key__": f"{number:07d}", "jpg": data.getvalue(), "cls": str(number % 10)})
-    return urls
+Setting = tuple[str, int]  # kind, threads or workers
+Rates = dict[Setting, dict[str, list[float]]]
 
 
-def ours(folder: Path, threads: int) -> float:
-    index = Index.open(folder)
-    order = Order(index.samples, BATCH, seed=0)
-    images = TrainImages(SIZE, 3, seed=0)
-    steps = index.samples // BATCH
+def steady_rate(batches: Batches, count: int) -> float:
+    """Images per second over `count` batches of a stream that is under way."""
+    for _ in range(WARM):
+        next(batches)
     began = time.perf_counter()
-    with TrainLoader(
-        index, order, images, micro_batch=BATCH, rank=0, world=1, workers=threads, stop_step=steps
-    ) as batches:
-        count = sum(len(batch.ids) for batch in batches)
-    return count / (time.perf_counter() - began)
+    images = sum(len(next(batches)) for _ in range(count))
+    return images / (time.perf_counter() - began)
 
 
-def bare(folder: Path, threads: int) -> float:
-    """The same decode and crop on the same number of threads: no order, no batches, the bytes already in memory."""
-    samples = [sample["jpg"] for sample in wds.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)]
-    samples = samples[: len(samples) // BATCH * BATCH]
-    images = TrainImages(SIZE, 3, seed=0)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+def bare_rate(encoded: list[bytes], threads: int, kind: str, count: int) -> float:
+    """The same decode and crop of bytes in memory, image by image: no order, no reading, no batches."""
+    images = TrainImages(SIZE, 3, seed=0, area=AREA, aspect=ASPECT)
+    numbers = iter(range(count * BATCH))  # shared: a thread takes its next image when it is done with one
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        for number in numbers:
+            image = images(decode(encoded[number % len(encoded)], 3), 0, number)
+            if kind == "float":
+                to_float(image, torch.float32)
+
+    with ThreadPoolExecutor(threads) as pool:
         began = time.perf_counter()
-        parts = [range(start, len(samples), threads) for start in range(threads)]
-        list(pool.map(lambda part: [images(samples[number], 0, number) for number in part], parts))
-        return len(samples) / (time.perf_counter() - began)
+        for thread in [pool.submit(work) for _ in range(threads)]:
+            thread.result()
+        return count * BATCH / (time.perf_counter() - began)
 
 
-def webdataset_pil(folder: Path, workers: int) -> float:
-    transform = v2.Compose(
-        [v2.RandomResizedCrop(SIZE, scale=(0.05, 1.0), antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+def measure(photos: Photos, rounds: int, batches: int) -> Rates:
+    """Every contender in every setting once a round, from another contender on in each."""
+    encoded = photos.encoded()
+    runners = {contender.name: contender for contender in CONTENDERS if not contender.missing}
+    names = [*runners, BARE]
+    rates: Rates = {setting: {name: [] for name in names} for setting in itertools.product(KINDS, WORKERS)}
+    with Progress("measuring", "runs", rounds * len(rates) * len(names)) as progress:
+        for number in range(rounds):
+            at = number % len(names)
+            for (kind, workers), found in rates.items():
+                for name in names[at:] + names[:at]:
+                    if name == BARE:
+                        rate = bare_rate(encoded, workers, kind, batches)
+                    else:
+                        stream = runners[name].batches(photos, workers, kind)
+                        rate = steady_rate(stream, batches)
+                        stream.close()
+                    found[name].append(rate)
+                    progress.advance()
+    return rates
+
+
+def ratios(rates: Rates) -> dict[str, dict[str, list[float]]]:
+    """This loader against the best peer (by median), webdataset + PIL and the bare loop, round by round."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (kind, workers), rows in rates.items():
+        peers = {name: statistics.median(values) for name, values in rows.items() if name not in (OURS, BARE)}
+        best = max(peers, key=peers.__getitem__)
+        found[f"{kind}, {workers}"] = {
+            label: [own / other for own, other in zip(rows[OURS], rows[name], strict=True)]
+            for label, name in ((f"best peer ({best})", best), (PIL, PIL), (BARE, BARE))
+        }
+    return found
+
+
+def pixel_differences(encoded: list[bytes]) -> dict[str, float]:
+    """Mean |difference|, in grey levels of 255, between our resizing and the peers' own of the same boxes."""
+    train, evaluate = TrainImages(SIZE, 3, seed=0, area=AREA, aspect=ASPECT, flip=False), EvalImages(SIZE, 3)
+    found: dict[str, list[float]] = {}
+    for number, data in enumerate(encoded):
+        pixels = decode(data, 3)
+        box = train.crop(*pixels.shape[1:], Draws(0, 0, number))
+        for peer, picture in (("Pillow", Image.open(io.BytesIO(data))), ("torchvision.io", decode_bytes(data))):
+            pairs = {
+                "training crop": (train, F.resized_crop(picture, *box, [SIZE, SIZE], antialias=True)),
+                "evaluation": (evaluate, F.center_crop(F.resize(picture, [256], antialias=True), [SIZE, SIZE])),
+            }
+            for what, (transform, theirs) in pairs.items():
+                difference = transform(pixels, 0, number).int() - F.to_image(theirs).int()
+                found.setdefault(f"{what}, {peer}", []).append(difference.abs().double().mean().item())
+    return {name: statistics.mean(values) for name, values in found.items()}
+
+
+def show(rates: Rates, differences: dict[str, float]) -> None:
+    """The tables, and the file with every figure."""
+    for kind in KINDS:
+        header = [f"to {kind} batches, images/s"]
+        for workers in WORKERS:
+            header += [f"{workers} thread or worker" if workers == 1 else f"{workers}", "low – high"]
+        names = rates[kind, WORKERS[0]]
+        rows = [[name, *(cell for workers in WORKERS for cell in spread(rates[kind, workers][name]))] for name in names]
+        rows += [[contender.name, "not installed", "", "", ""] for contender in CONTENDERS if contender.missing]
+        print_table("Loaders", header, rows)
+    compared = ratios(rates)
+    rows = [
+        [at, name, *spread(values, ".2f"), f"≥ {AIMS[at][number]:.1f}" if at in AIMS else ""]
+        for at, found in compared.items()
+        for number, (name, values) in enumerate(found.items())
+    ]
+    header = ["to batches of, threads", "times", "ratio", "low – high", "aim"]
+    print_table("This loader's images/s, as a multiple of another's", header, rows, names=2)
+    rows = [[name, f"{value:.2f}", "≤ 2"] for name, value in differences.items()]
+    print_table("This loader's pixels and the peers' own", ["resize, peer", "mean |difference| of 255", "aim"], rows)
+    save(
+        "loader",
+        {
+            "images_per_second": {f"{kind}, {workers}": found for (kind, workers), found in rates.items()},
+            "ratios": compared,
+            "mean_difference_of_255": differences,
+        },
     )
-    shards = sorted(map(str, folder.glob("*.tar")))
-    data = (
-        wds.WebDataset(shards, shardshuffle=100)
-        .shuffle(1000)
-        .decode("pil")
-        .to_tuple("jpg", "cls")
-        .map_tuple(transform, int)
-        .batched(BATCH, partial=False)
-    )
-    began = time.perf_counter()
-    count = sum(len(labels) for _, labels in DataLoader(data, batch_size=None, num_workers=workers))
-    return count / (time.perf_counter() - began)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--images", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--batches", type=int, default=32, help="timed, in every run")
+    parser.add_argument("--quick", action="store_true", help="does it run? its figures mean little")
     args = parser.parse_args()
-    contenders: dict[str, Callable[[Path, int], float]] = {
-        "vit-foundry": ours,
-        "bare decode + crop": bare,
-        "webdataset + PIL": webdataset_pil,
-    }
-    rates: dict[str, list[float]] = {}
+    if args.quick:
+        args.rounds, args.images, args.batches = 1, 512, 2
+    torch.set_num_threads(1)  # in the process that trains; workers and decode threads have theirs
+    torch.multiprocessing.set_start_method("fork")  # the quickest, and what most peers' users have
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        index_shards(write_shards(folder, args.images), folder / "index.vfi")
-        for _ in range(args.rounds):
-            for threads in map(int, args.threads.split(",")):
-                for name, rate in contenders.items():
-                    rates.setdefault(f"{name}, {threads}", []).append(rate(folder, threads))
-    print(f"{'contender, threads or workers':34} images/s   low – high")
-    for name, found in rates.items():
-        print(f"{name:34} {statistics.median(found):8.0f}   {min(found):.0f} – {max(found):.0f}")
-    out = Path("runs/bench/loader.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"images_per_second": rates, "images": args.images, "batch": BATCH}, indent=1))
-    print(f"\n{out}")
+        tempfile.tempdir = place  # some peers leave locks there
+        photos = write_photos(Path(place), args.images, peers=True)
+        rates = measure(photos, args.rounds, args.batches)
+        differences = pixel_differences(photos.encoded()[:128])
+    show(rates, differences)
 
 
 if __name__ == "__main__":
