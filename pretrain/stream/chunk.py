@@ -1,6 +1,6 @@
 """A chunk: neighbouring samples, read together as byte ranges of shards, each given up once it is used.
 
-webdataset's part is the table of openers, the expansion of tars and the grouping of members. It ends in
+webdataset's part is the table of openers, the grouping of members, and the expansion of unusual tars. It ends in
 silence where a tar is cut, and can join the halves of two samples; so a chunk is a pipeline of its own, its
 bytes are counted before they are parsed, and its keys are compared with the index.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -26,6 +26,7 @@ from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.fault import ChunkError
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.location import read_range
+from pretrain.stream.members import plain_members
 from pretrain.stream.tar import IMAGE_SUFFIXES, split_name
 
 _SCHEME = "vfrange"
@@ -91,13 +92,22 @@ def read_images(index: Index, extents: Sequence[Extent]) -> Images:
 
 
 def _expand(extent: Extent) -> list[tuple[str, bytes]]:
-    """(key, encoded image) of the samples in a byte range, as webdataset expands and groups them."""
+    """(key, encoded image) of the samples in a byte range, as webdataset groups them.
+
+    Members with headers of the usual kinds are found by a walk over them, all others by webdataset's expansion of tars.
+    """
     # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
     opener = webdataset.gopen_schemes[_SCHEME]
     stream = opener(f"{_SCHEME}:{extent.begin}-{extent.end}:{quote(extent.etag, safe='')}:{extent.url}", "rb")
-    source = [{"url": extent.url, "stream": stream}]
+    data = stream.read()
+    files: Iterable[dict[str, Any]]
     try:
-        files = tar_file_expander(source, handler=reraise_exception, select_files=_is_image)
+        plain = plain_members(data)
+        if plain is not None:
+            files = [{"fname": name, "data": image, "__url__": extent.url} for name, image in plain if _is_image(name)]
+        else:
+            source = [{"url": extent.url, "stream": io.BytesIO(data)}]
+            files = tar_file_expander(source, handler=reraise_exception, select_files=_is_image)
         grouped = list(group_by_keys(files, handler=reraise_exception))
     except Exception as error:  # tarfile lets several kinds through from damaged headers
         reason = error.args[0] if error.args else type(error).__name__

@@ -16,8 +16,10 @@ BLOCK = 512
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "json")
 _LONGEST_HEADER = 1 << 20  # bytes of one extended header; the longest path a kernel takes is 4,096
-# Global PAX records reach every later member, also those of a byte range that starts after them.
-_HARMLESS_GLOBALS = {"comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname"}
+# PAX records that leave names and sizes as they are. Global ones reach every later member, also those of a byte range
+# that starts after them.
+_HARMLESS = ("comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname")
+HARMLESS_PAX = frozenset(key.encode() for key in _HARMLESS)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -152,7 +154,7 @@ class ShardTar:
             if info is None:
                 break
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would remember every header
-            foreign = set(tar.pax_headers) - _HARMLESS_GLOBALS
+            foreign = set(tar.pax_headers) - set(_HARMLESS)
             if foreign:
                 raise self._fault(f"global PAX header sets {', '.join(sorted(foreign))}; write plain members")
             if info.size < 0 or info.offset % BLOCK:
