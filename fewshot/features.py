@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pretrain.engine.distributed import World, any_rank, collect, gather_rows
+from pretrain.engine.distributed import World, any_rank, collect, gather_rows, refuse_unlike
 from pretrain.errors import InputError
 from pretrain.stream.images import SquashImages, to_float
 from pretrain.stream.index import Index
@@ -41,6 +41,7 @@ def extract(
     Raises InputError where an image cannot be read, unless `skip_unreadable`, which sees it as grey.
     """
 
+    refuse_unlike(index.hash, f"{doing}: the index")
     found: dict[str, NDArray[np.float32]] = {}
     done = 0
     batches = evaluation_batches(
@@ -52,6 +53,7 @@ def extract(
         workers=workers,
         ids=ids,
         mask_chunks=True,
+        give_up=not skip_unreadable,
         pin=world.device.type != "cpu",
     )
     training = model.training

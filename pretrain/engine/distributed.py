@@ -110,6 +110,16 @@ def collect(values: list[Result]) -> list[Result]:
     return [value for of_rank in lists for value in of_rank]
 
 
+def refuse_unlike(value: str, what: str) -> None:
+    """Raise InputError on every rank where the ranks' `value`s, of `what`, are not all the same."""
+    values = collect([value])
+    for rank, found in enumerate(values):
+        if found != values[0]:
+            raise InputError(
+                f"{what} on rank {rank} is {found[:16]}…, on rank 0 {values[0][:16]}…; give every node the same"
+            )
+
+
 def share(value: Any) -> Any:
     """Rank 0's `value`, on every rank."""
     if _size() == 1:

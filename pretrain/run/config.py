@@ -102,7 +102,7 @@ class DataSection(Section):
     mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # α of Beta(α, α); 0: no mixup
     read_ahead_mib: int = Field(default=1024, gt=0)  # of shards, per rank, beyond what the next batches ask for
     unreadable_chunks: Literal["stop", "quarantine"] = "stop"
-    max_unreadable: float = Field(default=0.01, ge=0, le=1)  # share of images; above it the run ends
+    max_unreadable: float = Field(default=0.01, ge=0, le=1)  # share of about the last 10⁴ images; the run ends above
 
     @field_validator("crop_area", "crop_aspect")
     @classmethod

@@ -11,7 +11,7 @@ from pretrain.engine.distributed import World, all_reduce_sum, collect
 from pretrain.errors import InputError
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
-from pretrain.stream.fault import Fault
+from pretrain.stream.fault import Fault, first_cause
 from pretrain.stream.images import EvalImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
@@ -74,23 +74,25 @@ class Validation:
             world=world.size,
             workers=self._workers,
             mask_chunks=True,
+            give_up=True,
             pin=world.device.type != "cpu",
         )
         faults: list[Fault] = []
-        for batch in batches:
-            faults += batch.faults
-            labels, valid = batch.labels.to(world.device), batch.valid.to(world.device)
-            logits = model(to_float(batch.images.to(world.device, non_blocking=True), self._dtype)).float()
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & valid[:, None]
-            sums += torch.stack(
-                [
-                    self._loss_of(logits, labels, valid) * len(logits),
-                    right[:, 0].sum(),
-                    right.any(dim=1).sum(),
-                    valid.sum(),
-                ]
-            )
+        with batches:
+            for batch in batches:
+                faults += batch.faults
+                labels, valid = batch.labels.to(world.device), batch.valid.to(world.device)
+                logits = model(to_float(batch.images.to(world.device, non_blocking=True), self._dtype)).float()
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+                right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & valid[:, None]
+                sums += torch.stack(
+                    [
+                        self._loss_of(logits, labels, valid) * len(logits),
+                        right[:, 0].sum(),
+                        right.any(dim=1).sum(),
+                        valid.sum(),
+                    ]
+                )
         loss, top1, top5, images = all_reduce_sum(sums).tolist()
         if images < self._index.samples:
             self._report(faults)
@@ -105,7 +107,7 @@ class Validation:
         """Refuse unreadable chunks on all ranks; name the first of the unreadable images. Collective."""
         broken = collect([fault.reason for fault in faults if fault.of_chunk])
         if broken:
-            raise InputError(f"data.eval: {broken[0]}")
+            raise InputError(f"data.eval: {first_cause(broken)}")
         first = collect([fault.describe(self._index) for fault in faults])[0]
         if self._world.main:
             print(f"data.eval: {first}; grey, and counted as a miss", flush=True)

@@ -68,7 +68,7 @@ def run(
     """
     folder = RunFolder(out)
     spec = config.model.spec()
-    index = distributed.together(lambda: _open_index(config.data.train, "data.train", spec.num_classes, world))
+    index = _open_index(config.data.train, "data.train", spec.num_classes, world)
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
     schedule = Schedule(lr=config.optimizer.lr, steps=steps, **config.schedule.model_dump())
@@ -87,10 +87,12 @@ def run(
     )
     if data.mixup:
         check_pairs(layout.micro_batch)
-    if data.decoder == "device" and world.device.type != "cuda":
-        raise InputError(
-            f'data.decoder: "device" decodes JPEGs on a CUDA device, this run is on {world.device.type}; set "host"'
-        )
+    if data.decoder == "device":
+        if world.device.type != "cuda":
+            raise InputError(
+                f'data.decoder: "device" decodes JPEGs on a CUDA device, this run is on {world.device.type}; set "host"'
+            )
+        distributed.together(DeviceDecoder(world.device).check)
     evaluators = [*validation(config, world, layout), *evaluators]
     function = trained_function(config, steps, dtype)
 
@@ -104,7 +106,7 @@ def run(
         )
     if saved is not None:
         refuse_changes(saved, function, extend=extend)
-        start = order.check(saved.state["stream"], index.hash)
+        start = order.check(saved.state["stream"], index.hash)  # the same on every rank, as their indices are
     if start >= steps:
         _say(
             world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
@@ -153,6 +155,7 @@ def run(
                 read_ahead=data.read_ahead_mib << 20,
                 mixup=data.mixup,
                 mask_chunks=True,  # the quarantine ends the run, on all ranks together
+                give_up=data.unreadable_chunks == "stop",
                 pin=world.device.type != "cpu",
                 decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
@@ -164,7 +167,6 @@ def run(
             folder,
             index,
             world,
-            start=start,
             global_batch=layout.global_batch,
             max_unreadable=data.max_unreadable,
             chunks=data.unreadable_chunks == "quarantine",
@@ -252,7 +254,7 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
     """Validation on `data.eval`, if it is set."""
     if config.data.eval is None:
         return []
-    index = distributed.together(lambda: _open_index(config.data.eval, "data.eval", config.model.num_classes, world))
+    index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world)
     return [
         Validation(
             index,
@@ -269,21 +271,30 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
 
 
 def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World) -> Index:
-    """The index that a config key names, its shards in place and its labels within the network's classes."""
+    """The index that a config key names, its shards in place and its labels within the network's classes. Collective.
+
+    Every node has a file of its own, and a stale copy on one would train on other samples: all must hold the same.
+    """
     if paths is None:
         raise InputError(
             f"{key}: not set; give a folder of shards with its index, as made by "
             f"`python launch/shards.py build SOURCE DIR`, e.g. {key}=DIR"
         )
-    index = Index.open(paths)
-    # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks that ask
-    # for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
-    index.check_files(local=None if world.local_rank == 0 else 0, remote=_REMOTE_CHECKED if world.main else 0)
-    if index.num_classes > num_classes:
-        raise InputError(
-            f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up to "
-            f"{num_classes - 1}; set model.num_classes={index.num_classes}"
-        )
+
+    def open_here() -> Index:
+        index = Index.open(paths)
+        # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks that
+        # ask for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
+        index.check_files(local=None if world.local_rank == 0 else 0, remote=_REMOTE_CHECKED if world.main else 0)
+        if index.num_classes > num_classes:
+            raise InputError(
+                f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "
+                f"to {num_classes - 1}; set model.num_classes={index.num_classes}"
+            )
+        return index
+
+    index = distributed.together(open_here)
+    distributed.refuse_unlike(index.hash, f"{key}: the index")
     return index
 
 

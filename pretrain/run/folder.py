@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pretrain.errors import InputError
+from pretrain.stream.location import local_path
 
 CONFIG, METRICS, QUARANTINE = "config.json", "metrics.jsonl", "quarantine.jsonl"
 CHECKPOINTS, AUDIT, TENSORBOARD = "checkpoints", "audit", "tensorboard"
@@ -23,7 +24,7 @@ class RunFolder:
     """Paths of a run, its config record, and its append-only files."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = local_path(path)
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / TENSORBOARD
         self.quarantine = path / QUARANTINE

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
 from pretrain.engine.distributed import World, collect
 from pretrain.errors import InputError
 from pretrain.run.folder import RunFolder
-from pretrain.stream.fault import Fault
+from pretrain.stream.fault import NOT_READ, Fault, first_cause
 from pretrain.stream.index import Index
 from pretrain.stream.loader import Batch
 
-# The rate is that over at least so many images: the first bad image of a run is no rate.
-_LEAST_IMAGES = 10_000
+# The rate is that of about so many images past: the first bad image of a run is no rate, and a storage that fails after
+# months must not be measured by the months.
+_WINDOW_IMAGES, _WINDOW_STEPS = 10_000, 10
 
 
 class Quarantine:
     """`quarantine.jsonl`: a line for each sample that was trained on as grey and masked, in the order of steps.
 
     A chunk that cannot be read ends the run, on every rank and with one message, unless its samples are to be
-    quarantined too; so does a share of unreadable samples above `max_unreadable`. Both before the step is saved.
+    quarantined too; so does a share of unreadable samples above `max_unreadable`, older ones counting ever less. Both
+    before the step is saved, so that the run goes on from a step that saw its samples.
     """
 
     def __init__(
@@ -30,17 +33,17 @@ class Quarantine:
         index: Index,
         world: World,
         *,
-        start: int,
         global_batch: int,
         max_unreadable: float,
         chunks: bool,
     ) -> None:
         """`chunks`: whether the samples of unreadable chunks are quarantined."""
         self._path, self._index, self._world = folder.quarantine, index, world
-        self._start, self._batch = start, global_batch
+        self._batch, self._window = global_batch, max(_WINDOW_IMAGES, _WINDOW_STEPS * global_batch)
         self._most, self._chunks = max_unreadable, chunks
         self._faults: list[Fault] = []
-        self._found = 0
+        self._recent, self._settled = 0.0, 0  # unreadable samples, older ones for less; the step they are counted up to
+        self._told = False
 
     def add(self, batch: Batch) -> None:
         """Note what a micro-batch that has been trained on could not show."""
@@ -57,26 +60,29 @@ class Quarantine:
         Raises:
             InputError: a chunk could not be read, or too many samples; the same on every rank.
         """
-        found = collect([{"step": step, **fault.record(self._index)} for fault in self._faults])
+        faults = [fault for fault in self._faults if fault.reason != NOT_READ]
+        found = collect([{"step": step, **fault.record(self._index)} for fault in faults])
         broken = collect([fault.reason for fault in self._faults if fault.of_chunk and not self._chunks])
-        if self._world.main:
+        if self._world.main and found:
             self._write(found)
         if broken:
             raise InputError(
-                f'step {step + 1}: {broken[0]} (data.unreadable_chunks="quarantine" would go on without its samples)'
+                f'step {step + 1}: {first_cause(broken)} (data.unreadable_chunks="quarantine" would go on without its '
+                "samples)"
             )
         self._faults.clear()
-        self._found += len(found)
-        images = (step + 1 - self._start) * self._batch
-        if self._found > self._most * max(images, _LEAST_IMAGES):
+        self._recent = self._recent * math.exp((self._settled - step) * self._batch / self._window) + len(found)
+        self._settled = step
+        if self._recent > self._most * self._window:
             raise InputError(
-                f"step {step + 1}: {self._found} of the {images:,} images since step {self._start} could not be read, "
-                f"above data.max_unreadable={self._most:g}; {self._path} lists them, the last: {found[-1]['url']}, "
+                f"step {step + 1}: {self._recent:.0f} of the last {self._window:,} images could not be read, above "
+                f"data.max_unreadable={self._most:g}; {self._path} lists them, the last: {found[-1]['url']}, "
                 f"byte {found[-1]['offset']}: {found[-1]['error']}"
             )
 
     def _write(self, records: list[dict[str, Any]]) -> None:
-        if not self._found:
+        if not self._told:
+            self._told = True
             first = records[0]
             print(
                 f"step {first['step'] + 1}: sample {first['id']} ({first['url']}, byte {first['offset']}) cannot be "

@@ -8,7 +8,7 @@ import torch
 
 from pretrain.engine.checkpoint import Saved
 from pretrain.errors import InputError
-from pretrain.run.config import RunConfig, differences
+from pretrain.run.config import DataSection, RunConfig, TrainSection, differences
 
 _DATA = ("chunk", "lanes", "crop_area", "crop_aspect", "flip", "decoder", "randaugment", "mixup")
 
@@ -52,7 +52,7 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
     """
     changed = [
         (key, was, will)
-        for key, was, will in differences(saved.state["function"], now)
+        for key, was, will in differences(_with_defaults(saved.state["function"]), now)
         if not (extend and key.startswith(_EXTENDABLE))
     ]
     if changed:
@@ -66,6 +66,17 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
             f"checkpoint {saved.path}: the run it belongs to was trained with another config: {listed}. "
             f"Restore these keys to resume{hint}, or give another --out to start anew"
         )
+
+
+def _with_defaults(function: dict[str, Any]) -> dict[str, Any]:
+    """With the keys that came after a run was begun as they are left out: what they say was not there to be said."""
+    data = DataSection().model_dump(mode="json")
+    smoothing = TrainSection.model_fields["label_smoothing"].default
+    return {
+        **function,
+        "data": {**{key: data[key] for key in _DATA}, **function["data"]},
+        "train": {"label_smoothing": smoothing, **function["train"]},
+    }
 
 
 def refuse_layout(saved: Saved, ranks: int, zero_stage: int) -> None:

@@ -129,7 +129,7 @@ def check_target(path: Path) -> None:
 
 def write_page(portrait: Portrait, path: Path) -> None:
     """One HTML file that needs no other. Raises InputError when it cannot be written."""
-    _write(path, page(portrait).encode())
+    _write(path, page(portrait).encode(errors="replace"))
 
 
 def write_picture(portrait: Portrait, path: Path) -> None:

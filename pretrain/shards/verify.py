@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pretrain.errors import InputError
 from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.shards.scan import file_digest, read_labels
+from pretrain.stream.decode import UnreadableImage, decode
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import IndexFile, key_hash
 from pretrain.stream.location import open_whole
@@ -140,12 +138,9 @@ def _member(tar: ShardTar, sample: TarSample) -> bytes:
 
 
 def _image_fault(data: bytes) -> str | None:
-    """What decoding says, None for an image that decodes."""
+    """What the decoder that training uses says, None for an image that decodes."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # e.g. of metadata that no reader here uses
-            Image.open(io.BytesIO(data)).load()
-    # Decoders raise what they like for damaged data; every kind is reported.
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        decode(data, 3)
+    except UnreadableImage as error:
+        return str(error)
     return None

@@ -11,7 +11,7 @@ import io
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
@@ -23,7 +23,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pretrain.errors import InputError
 from pretrain.stream.counters import Counters, Laps
-from pretrain.stream.fault import ChunkError
+from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.location import read_range
 from pretrain.stream.members import plain_members
@@ -33,6 +33,8 @@ _SCHEME = "vfrange"
 
 # What ends the waiting of a reading thread; webdataset's openers are given a URL and nothing besides.
 _reading = threading.local()
+_NEVER = threading.Event()
+_LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
 
 Images = dict[int, tuple[str, bytes]]  # canonical id -> key, encoded image
 
@@ -53,11 +55,12 @@ def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
 webdataset.gopen_schemes[_SCHEME] = open_range
 
 
-def reading_threads(count: int, stop: threading.Event) -> ThreadPoolExecutor:
-    """Threads for reading chunks; once `stop` is set they wait for no storage any more."""
+def reading_threads(count: int, stop: threading.Event, members: list[threading.Thread]) -> ThreadPoolExecutor:
+    """Threads for reading chunks, themselves in `members`; once `stop` is set they begin no request any more."""
 
     def begin() -> None:
         _reading.stop = stop
+        members.append(threading.current_thread())
 
     return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)
 
@@ -142,10 +145,13 @@ class Chunk:
         self.bytes = 0  # in the shards; known once the reading is queued
         self._images: Future[Images] | None = None
 
-    def start(self, threads: ThreadPoolExecutor, index: Index, counters: Counters) -> None:
-        """Queue the reading."""
+    def start(
+        self, threads: ThreadPoolExecutor, index: Index, counters: Counters, stop: threading.Event | None = None
+    ) -> None:
+        """Queue the reading; once `stop` is set, nobody waits for it."""
         extents = index.extents(self.ids)
         self.bytes = sum(extent.end - extent.begin for extent in extents)
+        self._stop = stop or threading.Event()
         self._images = threads.submit(_read, index, extents, counters, self.bytes)
 
     @property
@@ -156,12 +162,20 @@ class Chunk:
     def take(self, sample_id: int) -> tuple[str, bytes]:
         """Key and encoded image of one sample, once; waits for the reading and raises its error."""
         assert self._images is not None, "taken before it was started"
-        return self._images.result().pop(sample_id)
+        try:
+            # A read that its storage holds up cannot be ended, only left.
+            while not self._images.done() and not self._stop.is_set():
+                wait([self._images], timeout=_LOOK_UP)
+            return self._images.result(timeout=0).pop(sample_id)
+        except (CancelledError, TimeoutError):
+            raise ChunkError(NOT_READ) from None
 
 
 def _read(index: Index, extents: Sequence[Extent], counters: Counters, size: int) -> Images:
     laps = Laps()
     try:
+        if getattr(_reading, "stop", _NEVER).is_set():
+            raise CancelledError
         return read_images(index, extents)
     finally:
         laps.lap("read_seconds")

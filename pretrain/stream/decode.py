@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import functional as F
+
+from pretrain.errors import InputError
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each decode thread
 GREY = 128  # stands in for an image that cannot be read
@@ -60,18 +63,33 @@ class DeviceDecoder:
 
     def __call__(self, images: Sequence[bytes], channels: int) -> Iterator[Tensor | UnreadableImage]:
         jpegs = [number for number, data in enumerate(images) if self._takes(data)]
-        encoded = [torch.frombuffer(bytearray(images[number]), dtype=torch.uint8) for number in jpegs]
         try:
-            found = torchvision.io.decode_jpeg(encoded, _mode(channels), device=self.device) if encoded else []
-            done = dict(zip(jpegs, found, strict=True))
-        except RuntimeError:  # one of them is damaged, or of a kind the device lacks: the host tells which
+            done = dict(zip(jpegs, self._together([images[number] for number in jpegs], channels), strict=True))
+        except RuntimeError:  # one of them is damaged, or of a kind the device lacks: the others are none the worse
             done = {}
+            for number in jpegs:
+                with contextlib.suppress(RuntimeError):
+                    (done[number],) = self._together([images[number]], channels)
         for number, data in enumerate(images):
             if number in done:
                 yield done[number]
                 continue
             (image,) = HOST([data], channels)
             yield image if isinstance(image, UnreadableImage) else image.to(self.device)
+
+    def _together(self, images: Sequence[bytes], channels: int) -> Sequence[Tensor]:
+        encoded = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in images]
+        return torchvision.io.decode_jpeg(encoded, _mode(channels), device=self.device) if encoded else []
+
+    def check(self) -> None:
+        """Raise InputError where this build of torchvision does not decode on the device."""
+        jpeg = torchvision.io.encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
+        try:
+            self._together([jpeg.numpy().tobytes()], 3)
+        except RuntimeError as error:
+            raise InputError(
+                f'data.decoder: "device": JPEGs cannot be decoded on {self.device}: {_last_clause(error)}; set "host"'
+            ) from None
 
     @staticmethod
     def _takes(data: bytes) -> bool:

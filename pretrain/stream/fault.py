@@ -17,6 +17,14 @@ class ChunkError(InputError):
     only_this_rank = True
 
 
+NOT_READ = "not read: another chunk could not be, or the stream was closed"
+
+
+def first_cause(reasons: list[str]) -> str:
+    """Of the reasons why chunks could not be read, in order, the first that does not merely follow another."""
+    return min(reasons, key=lambda reason: reason == NOT_READ)
+
+
 @dataclass(frozen=True)
 class Fault:
     """One sample of a batch that is grey and masked. `key` is None where its whole chunk could not be read."""

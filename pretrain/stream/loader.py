@@ -77,6 +77,7 @@ class BatchStream:
         read_ahead: int,
         weigh: Callable[[Plan], Tensor] | None = None,
         mask_chunks: bool = False,
+        give_up: bool = False,
         pin: bool = False,
         decoder: Decoder = HOST,
     ) -> None:
@@ -84,7 +85,7 @@ class BatchStream:
             raise InputError(f"data.workers is {workers}; at least 1 decode thread would be right")
         self.counters = Counters()
         self._index, self._transform, self.rows = index, transform, rows
-        self._weigh, self._mask_chunks, self._decoder = weigh, mask_chunks, decoder
+        self._weigh, self._mask_chunks, self._give_up, self._decoder = weigh, mask_chunks, give_up, decoder
         size = transform.image_size
         self._buffers = Buffers((rows, transform.channels, size, size), decoder.device, pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
@@ -181,6 +182,8 @@ class BatchStream:
                 keys[row], data = chunk.take(sample_id)
                 encoded.append(data)
             except ChunkError as error:
+                if self._give_up:
+                    self._reader.give_up()
                 if not self._mask_chunks:
                     raise
                 faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, str(error))))
@@ -202,7 +205,8 @@ class TrainLoader(BatchStream):
 
     read_ahead: bytes of shards read beyond what is asked for · mixup: its alpha; 0 for none · mask_chunks: hand
     over the samples of a chunk that cannot be read as grey and masked, with their faults, instead of raising
-    ChunkError · pin: page-locked images, for copies that do not wait · decoder: images come on its device.
+    ChunkError · give_up: read nothing after the first such chunk, as a run that will end anyway should not wait
+    for more of them · pin: page-locked images, for copies that do not wait · decoder: images come on its device.
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 
@@ -221,6 +225,7 @@ class TrainLoader(BatchStream):
         read_ahead: int = READ_AHEAD,
         mixup: float = 0.0,
         mask_chunks: bool = False,
+        give_up: bool = False,
         pin: bool = False,
         decoder: Decoder = HOST,
     ) -> None:
@@ -250,6 +255,7 @@ class TrainLoader(BatchStream):
             read_ahead=read_ahead,
             weigh=(lambda plan: mix_weights(mixup, order.seed, plan.epochs, plan.ids)) if mixup else None,
             mask_chunks=mask_chunks,
+            give_up=give_up,
             pin=pin,
             decoder=decoder,
         )
@@ -265,13 +271,15 @@ def evaluation_batches(
     workers: int,
     ids: Sequence[int] | NDArray[np.int64] | None = None,
     mask_chunks: bool = False,
+    give_up: bool = False,
     pin: bool = False,
 ) -> BatchStream:
     """Every sample of `ids` (default: of the index) once over all ranks, in the order given.
 
     Step t of rank r holds run t·world + r of `batch` ids: the batches, by step and then by rank, are `ids`.
     Every rank gets the same number of batches; rows beyond the end are padding, valid False. Transforms are
-    called with epoch 0. `mask_chunks` and `pin` as for training. Raises InputError for an id outside the index.
+    called with epoch 0. `mask_chunks`, `give_up` and `pin` as for training. Raises InputError for an id outside the
+    index.
     """
     _check_rank(rank, world)
     if batch < 1:
@@ -289,6 +297,7 @@ def evaluation_batches(
         workers=workers,
         read_ahead=READ_AHEAD,
         mask_chunks=mask_chunks,
+        give_up=give_up,
         pin=pin,
     )
 

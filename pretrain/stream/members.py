@@ -28,7 +28,9 @@ def plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
         kind = header[156:157]
         if kind in (b"0", b"\0"):
             name = _text(header[:100])
-            if magic == _POSIX and header[345]:
+            if header[345]:
+                if magic == _GNU:  # times of an incremental archive, which tarfile takes for part of the name
+                    return None
                 name = _text(header[345:500]) + b"/" + name
             if name.endswith(b"/") or name.startswith(b"__"):  # a folder; what webdataset keeps for itself
                 return None

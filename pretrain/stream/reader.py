@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from pretrain.stream.index import Index
 from pretrain.stream.plan import Plan
 from pretrain.stream.store import is_remote
 
+_LAST_WORDS = 2.0  # seconds that reads under way are waited for in the end
 READ_AHEAD = 1 << 30  # bytes, by default
 LOCAL_THREADS, REMOTE_THREADS = 4, 32  # a disk answers in microseconds, an object store in tens of milliseconds
 
@@ -31,7 +33,8 @@ class Reader:
         self._ahead, self._bytes_ahead = 0, 0.0  # samples started and not yet asked for
         remote = any(is_remote(file.shard_url(0)) for file in index.files)
         self._stop = threading.Event()
-        self._threads = reading_threads(REMOTE_THREADS if remote else LOCAL_THREADS, self._stop)
+        self._members: list[threading.Thread] = []
+        self._threads = reading_threads(REMOTE_THREADS if remote else LOCAL_THREADS, self._stop, self._members)
 
     def __iter__(self) -> Iterator[Plan]:
         return self
@@ -64,11 +67,18 @@ class Reader:
 
     def _start(self) -> None:
         chunk = self._waiting.popleft()
-        chunk.start(self._threads, self._index, self._counters)
+        chunk.start(self._threads, self._index, self._counters, self._stop)
         self._ahead += len(chunk.ids)
         self._bytes_ahead += chunk.bytes
 
-    def close(self) -> None:
-        """Drop what is queued and wait for the reads under way, which end soon."""
+    def give_up(self) -> None:
+        """Read nothing more: every chunk that is not here yet is refused, soon."""
         self._stop.set()
-        self._threads.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """Drop what is queued; wait a little for the reads under way. One that its storage holds up ends by itself."""
+        self.give_up()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + _LAST_WORDS
+        for thread in self._members:
+            thread.join(max(0.0, deadline - time.monotonic()))

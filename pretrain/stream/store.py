@@ -38,6 +38,7 @@ _LATER = (408, 429)  # like all of 5xx: worth another attempt
 _WORTH_A_WORD = 10.0  # seconds without success
 
 _log = logging.getLogger(__name__)
+_seen: dict[str, Stat] = {}  # by URL: objects whose etag no index tells
 _jitter = random.Random()  # its own: a run's seed would give all ranks the same pauses
 
 Result = TypeVar("Result")
@@ -188,18 +189,25 @@ def read_range(
 ) -> bytes:
     """Bytes [begin, end) of an object: all of them, of one version, or an error.
 
-    `etag` and `version` are what is expected, where that is known. Raises InputError where the object is
-    missing, changed or too short, and once `patience` is at an end; CancelledError soon after `stop` is set.
+    `etag` and `version` are what is expected, where that is known; where nothing is, what this process saw of the
+    object first. A broken transfer goes on from the byte it reached if a strong etag tells that it is of one version,
+    and begins anew if none does. Raises InputError where the object is missing, changed or too short, and once
+    `patience` is at an end; CancelledError soon after `stop` is set.
     """
     place = _object(url)
     effort = _Effort(url, place, f"bytes {begin}-{end}", patience or PATIENCE, stop)
     pieces: list[bytes] = []
     at = begin
+    if not etag and version is None:
+        version = _seen.get(url)
 
     def attempt() -> bytes:
         nonlocal at, version
         if at == end:
             return b"".join(pieces)
+        if pieces and version is not None and (not version.etag or version.etag.startswith("W/")):
+            pieces.clear()
+            at = begin
         tag = etag or (version.etag if version else "")
         options: Any = {"range": (at, end)}
         if tag and not tag.startswith("W/"):  # If-Match compares strongly: a weak one never matches
@@ -215,6 +223,8 @@ def read_range(
         if difference:
             raise _changed(url, difference, indexed=False)
         version = found
+        if not etag:
+            _seen.setdefault(url, found)
         if answer.range != (at, end):
             raise InputError(
                 f"{url}: truncated: bytes {begin}-{end} are asked for, it has {found.size}; copy or write the shard "

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from pretrain.engine import distributed
 from pretrain.errors import InputError
 
@@ -22,4 +24,7 @@ except InputError as error:
 assert distributed.together(lambda: world.rank) == world.rank
 assert distributed.any_rank(world.device, world.rank == 1, False) == [True, False]
 assert distributed.collect([world.rank] * 2) == [0, 0, 1, 1]
+distributed.refuse_unlike("abc", "the index")
+with pytest.raises(InputError, match=r"^data\.train: the index on rank 1 is other"):
+    distributed.refuse_unlike("other" * world.rank, "data.train: the index")
 distributed.stop()

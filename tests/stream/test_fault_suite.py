@@ -162,10 +162,11 @@ def test_a_damaged_or_giant_image_is_masked_alone(write_shards, encoded, kind):
     assert not any(fault.of_chunk for batch in found for fault in batch.faults)
 
 
-def test_closing_does_not_wait_for_a_server_that_is_silent(remote, monkeypatch):
+@pytest.mark.parametrize("silence", [503, "stall first", "stall"])
+def test_closing_does_not_wait_for_a_server_that_is_silent(remote, monkeypatch, silence):
     server, index, _ = remote
     monkeypatch.setattr(store, "PATIENCE", store.Patience(connect=1, stall=20, deadline=60))
-    server.usual = 503
+    server.usual = silence
     order = Order(index.samples, BATCH, seed=2)
     loader = TrainLoader(index, order, IMAGES, micro_batch=BATCH, rank=0, world=1, workers=2)
     assert in_time(lambda: loader.close() or True, seconds=5)

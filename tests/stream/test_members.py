@@ -77,6 +77,14 @@ def test_the_unusual_is_left_to_tarfile(names, form, fields):
     assert plain_members(tar_of(names, FORMS[form], **fields)) is None
 
 
+def test_the_times_of_an_incremental_archive_are_left_to_tarfile():
+    header = bytearray(tar_of(["a.jpg"], tarfile.GNU_FORMAT)[:512])
+    header[345:357] = b"14000000000\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    assert plain_members(bytes(header)) is None
+
+
 def test_a_range_that_is_cut_or_ends_in_zeros_is_left_to_tarfile():
     data = tar_of(NAMES, tarfile.GNU_FORMAT)
     assert all(plain_members(data[:cut]) is None for cut in range(1, len(data), 300) if cut % 512)
