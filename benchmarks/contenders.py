@@ -54,11 +54,13 @@ class Contender:
         return (self.floats or partial(_as_floats, self.uint8))(photos, workers)
 
 
-def ours(photos: Photos, threads: int) -> Batches:
+def ours(photos: Photos, threads: int, floats: bool = False) -> Batches:
     index = Index.open(photos.shards)
     order = Order(index.samples, BATCH, seed=0)
     images = TrainImages(SIZE, 3, seed=0, area=AREA, aspect=ASPECT)
-    with TrainLoader(index, order, images, micro_batch=BATCH, rank=0, world=1, workers=threads) as loader:
+    with TrainLoader(
+        index, order, images, micro_batch=BATCH, rank=0, world=1, workers=threads, floats=floats
+    ) as loader:
         for batch in loader:
             yield batch.images
 
@@ -143,7 +145,7 @@ def mosaic(photos: Photos, workers: int) -> Batches:
 
 
 CONTENDERS = (
-    Contender("vit-foundry", ours),
+    Contender("vit-foundry", ours, partial(ours, floats=True)),
     Contender("webdataset + PIL", webdataset_pil),
     Contender("webdataset + torchvision.io", webdataset_torchvision),
     Contender("timm, wds reader", timm_uint8, timm_floats, needs="timm"),

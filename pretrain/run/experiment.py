@@ -157,6 +157,7 @@ def run(
                 mask_chunks=True,  # the quarantine ends the run, on all ranks together
                 give_up=data.unreadable_chunks == "stop",
                 pin=world.device.type != "cpu",
+                floats=world.device.type == "cpu",  # an accelerator is sent bytes, a quarter of them
                 decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
         )

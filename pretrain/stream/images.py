@@ -145,7 +145,9 @@ class SquashImages:
 
 
 def to_float(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 0…255 -> `dtype` in [-1, 1], on the device the images are on; same shape."""
+    """uint8 0…255 -> `dtype` in [-1, 1], on the device the images are on; same shape. Floats are in [-1, 1] already."""
+    if images.is_floating_point():
+        return images.to(dtype)
     return images.float().div_(127.5).sub_(1).to(dtype)
 
 

@@ -22,7 +22,7 @@ from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.decode import GREY, HOST, Decoder, UnreadableImage
 from pretrain.stream.fault import ChunkError, Fault
-from pretrain.stream.images import Transform
+from pretrain.stream.images import Transform, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.mixup import check_pairs, keep_whole, mix_weights
 from pretrain.stream.order import Order
@@ -37,10 +37,10 @@ _STRIPE = 8  # images a decode thread takes at a time, at the most
 class Batch:
     """A micro-batch. It is the caller's: nothing writes to it again.
 
-    images: uint8 [m, c, h, w], on the decoder's device · labels: int64 [m, L], padded with -1 · ids: np.int64 [m]
-    valid: bool [m], False for a sample that could not be read (grey; its id and labels stand) and for a row that
-    pads an evaluation (grey; id and labels -1) · weight: fp32 [m], each row's own share under mixup; None without ·
-    faults: one for each sample that could not be read.
+    images: uint8 [m, c, h, w], or as `floats` fp32 in [-1, 1], on the decoder's device · labels: int64 [m, L],
+    padded with -1 · ids: np.int64 [m] · valid: bool [m], False for a sample that could not be read (grey; its id and
+    labels stand) and for a row that pads an evaluation (grey; id and labels -1) · weight: fp32 [m], each row's own
+    share under mixup; None without · faults: one for each sample that could not be read.
     """
 
     images: Tensor
@@ -79,6 +79,7 @@ class BatchStream:
         mask_chunks: bool = False,
         give_up: bool = False,
         pin: bool = False,
+        floats: bool = False,
         decoder: Decoder = HOST,
     ) -> None:
         if workers < 1:
@@ -87,7 +88,10 @@ class BatchStream:
         self._index, self._transform, self.rows = index, transform, rows
         self._weigh, self._mask_chunks, self._give_up, self._decoder = weigh, mask_chunks, give_up, decoder
         size = transform.image_size
-        self._buffers = Buffers((rows, transform.channels, size, size), decoder.device, pin)
+        self._dtype = torch.float32 if floats else torch.uint8
+        grey = torch.tensor(GREY, dtype=torch.uint8)
+        self._grey = to_float(grey, torch.float32) if floats else grey
+        self._buffers = Buffers((rows, transform.channels, size, size), self._dtype, decoder.device, pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
@@ -160,11 +164,11 @@ class BatchStream:
                 continue
             image = self._transform(image, epoch, sample_id)
             laps.lap("augment_seconds")
-            buffer[row] = image
+            buffer[row] = image if self._dtype == torch.uint8 else to_float(image, self._dtype)
             laps.lap("collate_seconds")
         # A faulty sample keeps its place: to skip it would shift the order of all that follows.
         for row in {*rows} - {*keys} | {row for row, _ in faults}:
-            buffer[row] = GREY
+            buffer[row] = self._grey
         padding = sum(plan.chunks[row] is None for row in rows)
         self.counters.add(images=len(rows) - padding, unreadable=len(faults), **laps.spent)
         return sorted(faults, key=lambda fault: fault[0])
@@ -206,7 +210,9 @@ class TrainLoader(BatchStream):
     read_ahead: bytes of shards read beyond what is asked for · mixup: its alpha; 0 for none · mask_chunks: hand
     over the samples of a chunk that cannot be read as grey and masked, with their faults, instead of raising
     ChunkError · give_up: read nothing after the first such chunk, as a run that will end anyway should not wait
-    for more of them · pin: page-locked images, for copies that do not wait · decoder: images come on its device.
+    for more of them · pin: page-locked images, for copies that do not wait
+    floats: images in [-1, 1], for a host that trains: made while a row is in the cache · decoder: images come on its
+    device.
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 
@@ -227,6 +233,7 @@ class TrainLoader(BatchStream):
         mask_chunks: bool = False,
         give_up: bool = False,
         pin: bool = False,
+        floats: bool = False,
         decoder: Decoder = HOST,
     ) -> None:
         _check_rank(rank, world)
@@ -257,6 +264,7 @@ class TrainLoader(BatchStream):
             mask_chunks=mask_chunks,
             give_up=give_up,
             pin=pin,
+            floats=floats,
             decoder=decoder,
         )
 

@@ -11,7 +11,7 @@ import torch
 
 from pretrain.errors import InputError
 from pretrain.stream.decode import decode
-from pretrain.stream.images import EvalImages, SquashImages, TrainImages
+from pretrain.stream.images import EvalImages, SquashImages, TrainImages, to_float
 from pretrain.stream.loader import TrainLoader, evaluation_batches
 from pretrain.stream.order import Order
 
@@ -146,6 +146,16 @@ def test_a_batch_handed_out_is_never_written_again(shards):
             copies.append(batch.images.clone())
     assert all(torch.equal(batch.images, copy) for batch, copy in zip(batches, copies, strict=True))
     assert len({batch.images.data_ptr() for batch in batches}) == 20
+
+
+def test_floats_are_the_same_images_to_the_last_bit(write_shards):
+    index = write_shards("some", [40], replace={7: b"no image"}).index
+    order = Order(40, 8, SEED)
+    with train(index, order, stop_step=6) as plain, train(index, order, stop_step=6, floats=True) as floats:
+        for batch, other in zip(plain, floats, strict=True):
+            assert other.images.dtype == torch.float32
+            assert torch.equal(other.images, to_float(batch.images, torch.float32))
+            assert torch.equal(other.valid, batch.valid)
 
 
 # Evaluation
