@@ -62,6 +62,6 @@ def _says_nothing(records: bytes) -> bool:
         if not (space and length.isdigit() and len(length) < int(length) <= len(records)):
             return False
         record, records = records[: int(length)], records[int(length) :]
-        if record[len(length) + 1 :].partition(b"=")[0] not in HARMLESS_PAX:
+        if record[len(length) + 1 :].partition(b"=")[0] not in HARMLESS_PAX or not record.endswith(b"\n"):
             return False
     return True
