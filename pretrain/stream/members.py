@@ -35,7 +35,7 @@ def plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
             if name.endswith(b"/") or name.startswith(b"__"):  # a folder; what webdataset keeps for itself
                 return None
             found.append((name.decode("utf-8", "surrogateescape"), data[begin : begin + size]))
-        elif kind != b"x" or not _says_nothing(data[begin : begin + size]):
+        elif kind != b"x" or data[begin + size : at].strip(b"\0") or not _says_nothing(data[begin : begin + size]):
             return None
     return found
 
