@@ -20,11 +20,11 @@ _WINDOW_IMAGES, _WINDOW_STEPS = 10_000, 10
 
 
 class Quarantine:
-    """`quarantine.jsonl`: a line for each sample that was trained on as grey and masked, in the order of steps.
+    """`quarantine.jsonl`: a line for each sample that came grey and masked, in the order of steps.
 
     A chunk that cannot be read ends the run, on every rank and with one message, unless its samples are to be
     quarantined too; so does a share of unreadable samples above `max_unreadable`, older ones counting ever less. Both
-    before the step is saved, so that the run goes on from a step that saw its samples.
+    before the step is saved: the run goes on from the checkpoint before it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Quarantine:
         Raises:
             InputError: a chunk could not be read, or too many samples; the same on every rank.
         """
-        faults = [fault for fault in self._faults if fault.reason != NOT_READ]
+        faults = [fault for fault in self._faults if not fault.reason.startswith(NOT_READ)]
         found = collect([{"step": step, **fault.record(self._index)} for fault in faults])
         broken = collect([fault.reason for fault in self._faults if fault.of_chunk and not self._chunks])
         if self._world.main and found:

@@ -22,7 +22,7 @@ NOT_READ = "not read: another chunk could not be, or the stream was closed"
 
 def first_cause(reasons: list[str]) -> str:
     """Of the reasons why chunks could not be read, in order, the first that does not merely follow another."""
-    return min(reasons, key=lambda reason: reason == NOT_READ)
+    return min(reasons, key=lambda reason: reason.startswith(NOT_READ))
 
 
 @dataclass(frozen=True)

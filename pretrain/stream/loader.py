@@ -21,7 +21,7 @@ from pretrain.errors import InputError
 from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.decode import GREY, HOST, Decoder, UnreadableImage
-from pretrain.stream.fault import ChunkError, Fault
+from pretrain.stream.fault import NOT_READ, ChunkError, Fault
 from pretrain.stream.images import Transform, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.mixup import check_pairs, keep_whole, mix_weights
@@ -95,7 +95,7 @@ class BatchStream:
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
-        self._closed = False
+        self._closed, self._cause = False, ""
         self._error: BaseException | None = None
         self._reader = Reader(index, plans, window, read_ahead, self.counters)
         self._threads = _decode_threads(workers)
@@ -186,11 +186,15 @@ class BatchStream:
                 keys[row], data = chunk.take(sample_id)
                 encoded.append(data)
             except ChunkError as error:
-                if self._give_up:
+                reason = str(error)
+                if reason == NOT_READ and self._cause:  # the chunk at fault may belong to a batch still to come
+                    reason = f"{NOT_READ}: {self._cause}"
+                elif self._give_up:
+                    self._cause = self._cause or reason
                     self._reader.give_up()
                 if not self._mask_chunks:
                     raise
-                faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, str(error))))
+                faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, reason)))
         return keys, encoded, faults
 
     def _labels(self, ids: NDArray[np.int64]) -> Tensor:
