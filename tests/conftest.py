@@ -10,7 +10,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pretrain.engine import checkpoint
 from pretrain.shards.scan import index_shards
 from pretrain.stream.index import Index
 
@@ -216,3 +217,20 @@ def serve(monkeypatch):
     yield serve
     for server in servers:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def run_folder():
+    """run_folder(path, model, step=3): `path` as a run folder with one checkpoint of the model's weights."""
+
+    def write(path, model, step=3):
+        named = [(name, parameter.detach().flatten()) for name, parameter in model.named_parameters()]
+        pieces = [(name, 0, len(values)) for name, values in named]
+        places = {name: 0 for name, _ in named}  # of no weight here: nothing resumes
+        folder = path / "checkpoints"
+        values = {"weight": [values for _, values in named]}
+        record = checkpoint.write_share(checkpoint.partial(folder, step), 0, pieces, values, places)
+        checkpoint.commit(folder, step, [record], {"zero_stage": 0, "model": asdict(model.spec)})
+        return path
+
+    return write

@@ -1,10 +1,16 @@
-"""Checkpoints: written aside, flushed, renamed; `latest` last. What is half-written is never taken for whole.
+"""Checkpoints: written aside, flushed, renamed; `latest` last. A damaged one is never taken for whole.
 
 checkpoints/
-  latest                     the name of the newest, a text file
+  latest                            the name of the newest, a text file
   step_00001000/
-    state.json               step, stream position, config, network; names and sizes of the files beside it
-    mp_rank_00_model_states.pt, …   DeepSpeed's files: parameters, optimizer
+    state.json                      step, stream position, config, network; sizes and hashes of the files beside it
+    layout.json                     which piece of which parameter each rank's files hold
+    weights.00000.safetensors       of rank 0: its pieces of the fp32 weights
+    average.00000.safetensors       … of their Polyak average, where one is kept
+    optimizer.00000.safetensors     … of the optimizer's states
+
+The pieces bear the names of the network's parameters and know nothing of ZeRO: any number of ranks reads them, under
+any stage.
 """
 
 from __future__ import annotations
@@ -12,19 +18,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.engine.distributed import World, barrier
-from pretrain.engine.quiet import quiet
+from torch import Tensor
+
+from pretrain.engine import archive
+from pretrain.engine.fragments import WEIGHT, fingerprint
+from pretrain.engine.optimizer import AVERAGE
 from pretrain.errors import InputError
 
-FORMAT = 1
-LATEST = "latest"
-STATE = "state.json"
+FORMAT = 2
+LATEST, STATE, LAYOUT = "latest", "state.json", "layout.json"
 _PREFIX, _PARTIAL, _DAMAGED = "step_", "partial_", "damaged_"
+_FILES = {WEIGHT: "weights", AVERAGE: "average"}  # the file a kind of values is in; all others are the optimizer's
+
+Piece = tuple[str, int, int]  # parameter, first value, number of values
 
 
 @dataclass(frozen=True)
@@ -35,65 +46,100 @@ class Saved:
     step: int
     state: dict[str, Any]
 
+    @property
+    def bytes(self) -> int:
+        """Of all its files."""
+        return sum(file["bytes"] for file in self.state["files"].values())
 
-def save(engine: Any, folder: Path, step: int, state: dict[str, Any], world: World) -> Path:
-    """Write a checkpoint of `engine` after `step` steps. Collective.
+
+@dataclass(frozen=True)
+class Record:
+    """What one rank has written of a checkpoint."""
+
+    rank: int
+    pieces: list[Piece]
+    files: dict[str, dict[str, Any]]  # name → bytes, sha256
+    fingerprints: dict[str, int]  # of its share of each kind
+
+
+def partial(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is written before it is whole."""
+    return folder / f"{_PARTIAL}{step:08d}"
+
+
+def file_name(kind: str, rank: int) -> str:
+    """The file that holds a rank's pieces of `kind`."""
+    return f"{_FILES.get(kind, 'optimizer')}.{rank:05d}.safetensors"
+
+
+def tensor_name(kind: str, name: str, begin: int) -> str:
+    """The name, in its file, of the piece of the parameter `name` that starts at `begin`."""
+    return f"{kind}:{name}:{begin}"
+
+
+def write_share(
+    path: Path, rank: int, pieces: Sequence[Piece], values: dict[str, Sequence[Tensor]], places: dict[str, int]
+) -> Record:
+    """Write one rank's share of a checkpoint into the folder `path`. Not collective: ranks write side by side.
 
     Args:
-        folder: the run's `checkpoints/`, seen by every rank.
-        state: what `state.json` holds beside the step and the list of files.
+        values: by kind, the fp32 values of each of `pieces`, on the host.
+        places: where each parameter begins in the row of all.
     """
-    final, partial = folder / f"{_PREFIX}{step:08d}", folder / f"{_PARTIAL}{step:08d}"
-    if world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-    barrier()
-    with quiet():
-        engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    if world.local_rank == 0:  # on each node, what its ranks have written
-        for file in sorted(partial.iterdir()):
-            _flush(file)
-    barrier()
-    if world.main:
-        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        record = {"format": FORMAT, "step": step, "ranks": world.size, "zero_stage": engine.zero_optimization_stage()}
-        _write(partial / STATE, json.dumps({**record, **state, "files": files}, indent=1))
-        os.replace(partial, final)
-        _flush(folder)
-        _write(folder / LATEST, final.name)
-    barrier()
+    path.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, list[tuple[str, Tensor]]] = {}
+    for kind, tensors in values.items():
+        named = [(tensor_name(kind, name, begin), v) for (name, begin, _), v in zip(pieces, tensors, strict=True)]
+        contents.setdefault(file_name(kind, rank), []).extend(named)
+    files = {name: archive.write(path / name, tensors) for name, tensors in contents.items()}
+    flush(path)
+    prints = {
+        kind: sum(fingerprint(v, places[name] + begin) for (name, begin, _), v in zip(pieces, tensors, strict=True))
+        for kind, tensors in values.items()
+    }
+    return Record(rank, list(pieces), files, prints)
+
+
+def commit(folder: Path, step: int, records: Sequence[Record], state: dict[str, Any]) -> Path:
+    """Make whole what the ranks have written aside: for one rank, when all have.
+
+    Args:
+        records: every rank's.
+        state: what `state.json` holds beside the step and the files.
+    """
+    aside, final = partial(folder, step), folder / f"{_PREFIX}{step:08d}"
+    layout = json.dumps({record.rank: record.pieces for record in records}, separators=(",", ":"))
+    write_text(aside / LAYOUT, layout)
+    files = {LAYOUT: {"bytes": len(layout.encode()), "sha256": archive.sha256(aside / LAYOUT)}}
+    for record in records:
+        files |= record.files
+    prints = {
+        kind: f"{sum(record.fingerprints[kind] for record in records) % 2**64:016x}" for kind in records[0].fingerprints
+    }
+    known = {"format": FORMAT, "step": step, "ranks": len(records), **state, "fingerprints": prints, "files": files}
+    write_text(aside / STATE, json.dumps(known, indent=1))
+    if final.exists():  # of a run that was rolled back behind it
+        set_aside([final])
+    os.replace(aside, final)
+    flush(folder)
+    write_text(folder / LATEST, final.name)
     return final
 
 
-def load(engine: Any, saved: Saved) -> None:
-    """Put a checkpoint's parameters and optimizer state into `engine`. Collective.
-
-    Raises:
-        InputError: DeepSpeed finds nothing to load in it.
-    """
-    with quiet():
-        found, _ = engine.load_checkpoint(str(saved.path.parent), tag=saved.path.name, load_lr_scheduler_states=False)
-    if found is None:
-        raise InputError(f"checkpoint {saved.path}: DeepSpeed could not load it; remove it to use the one before")
+def candidates(folder: Path) -> list[Path]:
+    """What looks like a checkpoint under `folder`, newest first."""
+    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True)
 
 
 def newest(folder: Path) -> tuple[Saved | None, dict[Path, str]]:
-    """The newest whole checkpoint under `folder`, and the newer ones passed over, with what is wrong with each."""
+    """The newest checkpoint under `folder` whose files have their sizes, and what is wrong with each newer one."""
     passed_over: dict[Path, str] = {}
-    for path in sorted(folder.glob(f"{_PREFIX}*"), reverse=True):
+    for path in candidates(folder):
         try:
             return read(path), passed_over
         except InputError as error:
             passed_over[path] = str(error)
     return None, passed_over
-
-
-def set_aside(paths: Iterable[Path]) -> None:
-    """Rename damaged checkpoints, so that they neither count among those kept nor stand where a new one goes."""
-    for path in paths:
-        aside = path.with_name(f"{_DAMAGED}{path.name.removeprefix(_PREFIX)}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
 
 
 def read(path: Path) -> Saved:
@@ -108,38 +154,72 @@ def read(path: Path) -> Saved:
         raise InputError(f"checkpoint {path}: no {STATE}, so it is no whole checkpoint") from None
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {path}: {STATE} cannot be read: {error}") from None
-    if state.get("format") != FORMAT:
-        raise InputError(f"checkpoint {path}: format {state.get('format')!r}, this version reads {FORMAT}")
-    for name, size in state["files"].items():
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else state
+        raise InputError(f"checkpoint {path}: format {found!r}, this version reads {FORMAT}")
+    for name, written in state["files"].items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
-        if found != size:
+        if found != written["bytes"]:
             what = "is missing" if found is None else f"has {found} bytes"
-            raise InputError(f"checkpoint {path}: damaged: {name} {what}, {size} bytes were written")
+            raise InputError(f"checkpoint {path}: damaged: {name} {what}, {written['bytes']} bytes were written")
     return Saved(path, state["step"], state)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what an interrupted save left behind. For one rank."""
+def verify(saved: Saved, names: Iterable[str] | None = None) -> None:
+    """Compare the files (all, or those of `names`) with the hashes taken when they were written.
+
+    Raises:
+        InputError: naming the first file that differs.
+    """
+    for name in saved.state["files"] if names is None else names:
+        written = saved.state["files"][name]["sha256"]
+        try:
+            found = archive.sha256(saved.path / name)
+        except OSError as error:
+            raise InputError(f"checkpoint {saved.path}: {name} cannot be read: {error.strerror}") from None
+        if found != written:
+            raise InputError(
+                f"checkpoint {saved.path}: damaged: {name} has sha256 {found[:12]}…, {written[:12]}… was written"
+            )
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename damaged checkpoints, so that they neither count among those kept nor stand where a new one goes."""
+    for path in paths:
+        aside = path.with_name(f"{_DAMAGED}{path.name.removeprefix(_PREFIX)}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what interrupted saves and removals left behind. For one rank, while none saves."""
     for leftover in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for path in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
-        # Renamed first: a half-removed checkpoint must not look like one.
-        doomed = path.with_name(f"{_PARTIAL}{path.name.removeprefix(_PREFIX)}")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _write(path: Path, text: str) -> None:
+def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and those of every `keep_every`-th step. For one rank."""
+    for path in candidates(folder)[keep:]:
+        step = int(path.name.removeprefix(_PREFIX))
+        if keep_every is None or step % keep_every:
+            # Renamed first: a half-removed checkpoint must not look like one.
+            doomed = path.with_name(f"{_PARTIAL}{path.name.removeprefix(_PREFIX)}.removed")
+            os.replace(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
-    _flush(aside)
+    flush(aside)
     os.replace(aside, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -7,9 +7,7 @@ it says otherwise, and is a no-op for one rank.
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -18,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.engine.ops import compile_ops
+from pretrain.engine.place import place
 from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
 
@@ -41,9 +40,9 @@ class World:
 
 def start(timeout_minutes: float = 30.0) -> World:
     """Join the process group that the launcher described in the environment; without a launcher, be the only rank."""
-    place = _place(os.environ)
-    os.environ.update(place)
-    local_rank = int(place["LOCAL_RANK"])
+    mine = place(os.environ)
+    os.environ.update(mine)
+    local_rank = int(mine["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local_rank)
@@ -61,7 +60,7 @@ def start(timeout_minutes: float = 30.0) -> World:
         torch.set_num_threads(
             max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
         )
-    return World(rank=int(place["RANK"]), size=int(place["WORLD_SIZE"]), local_rank=local_rank, device=device)
+    return World(rank=int(mine["RANK"]), size=int(mine["WORLD_SIZE"]), local_rank=local_rank, device=device)
 
 
 def stop() -> None:
@@ -108,6 +107,15 @@ def collect(values: list[Result]) -> list[Result]:
     lists: list[list[Result]] = [[] for _ in range(_size())]
     dist.all_gather_object(lists, values)
     return [value for of_rank in lists for value in of_rank]
+
+
+def gather(value: Result) -> list[Result] | None:
+    """The ranks' values, in rank order: on rank 0, else None."""
+    if _size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * _size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
 
 
 def refuse_unlike(value: str, what: str) -> None:
@@ -159,54 +167,5 @@ def _size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _place(env: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, from whichever launcher set the environment."""
-    if "RANK" in env and "WORLD_SIZE" in env:  # deepspeed, torchrun
-        return {
-            "RANK": env["RANK"],
-            "WORLD_SIZE": env["WORLD_SIZE"],
-            "LOCAL_RANK": env.get("LOCAL_RANK", "0"),
-            "MASTER_ADDR": env.get("MASTER_ADDR", "127.0.0.1"),
-            "MASTER_PORT": env.get("MASTER_PORT", "29500"),
-        }
-    # SLURM_NTASKS also stands in an interactive allocation, where plain python is one rank; the step's count does not.
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return {
-            "RANK": env["SLURM_PROCID"],
-            "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": env["SLURM_LOCALID"],
-            "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
-            # All tasks must agree on it and two jobs on one node must not: the job's number does both.
-            "MASTER_PORT": env.get("MASTER_PORT") or str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000),
-        }
-    return {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-    }
-
-
-def _first_host(node_list: str) -> str:
-    if not any(mark in node_list for mark in "[,"):
-        return node_list
-    try:
-        answer = subprocess.run(
-            ["scontrol", "show", "hostnames", node_list], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(
-            f"srun: scontrol could not expand the node list {node_list!r} ({error}); set MASTER_ADDR to the first node"
-        ) from None
-    return answer.stdout.split()[0]
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,9 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pretrain.engine.distributed import World
+from pretrain.engine.fragments import allocate
 from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
+from pretrain.model.vit import Block
+
+_BLOCK = f"{Block.__module__}.{Block.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,24 @@ def precision(section: dict[str, Any]) -> torch.dtype:
     """The type a `deepspeed` section makes the network compute in.
 
     `bf16.enabled` may be "auto": true on an accelerator that has bf16, false on the CPU, where it is slower than fp32.
+
+    Raises:
+        InputError: the device of this run does not have it.
     """
-    enabled = section.get("bf16", {}).get("enabled", False)
-    if enabled == "auto":
-        accelerator = get_accelerator()
-        enabled = accelerator.device_name() != "cpu" and accelerator.is_bf16_supported()
-    return torch.bfloat16 if enabled else torch.float32
+    accelerator = get_accelerator()
+    device = accelerator.device_name()
+    bf16, fp16 = (section.get(name, {}).get("enabled", False) for name in ("bf16", "fp16"))
+    if bf16 == "auto":
+        bf16 = device != "cpu" and accelerator.is_bf16_supported()
+    if bf16 and not accelerator.is_bf16_supported():
+        raise InputError(
+            f"deepspeed.bf16.enabled: this {device} device has no bf16; set deepspeed.fp16.enabled, or neither for fp32"
+        )
+    if fp16 and not accelerator.is_fp16_supported():
+        raise InputError(
+            f"deepspeed.fp16.enabled: this {device} device has no fp16; set deepspeed.bf16.enabled, or neither for fp32"
+        )
+    return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
 
 
 def zero_stage(section: dict[str, Any]) -> int:
@@ -66,10 +81,11 @@ def zero_stage(section: dict[str, Any]) -> int:
 
 
 def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) -> dict[str, Any]:
-    """The `deepspeed` section as it stands, plus what our other keys say."""
+    """The `deepspeed` section as it stands, plus what our other keys say and what must hold in every run."""
     dtype = precision(section)
     config = {
         "zero_allow_untested_optimizer": True,  # SGD
+        "zero_force_ds_cpu_optimizer": False,  # offloaded, torch's fused optimizers update on the CPU as fast
         "steps_per_print": 2**31 - 1,  # the progress line is ours
         **section,
         "train_batch_size": layout.global_batch,
@@ -77,12 +93,20 @@ def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) 
         "gradient_accumulation_steps": layout.accumulation,
         "gradient_clipping": clip_norm,  # always said: left out, DeepSpeed 0.19.8 clips at 1
     }
+    if zero_stage(section) == 3:
+        # A block's parameters come and go together: within it there are no hooks, so it can be compiled or computed
+        # again as a whole.
+        config["zero_optimization"] = {"leaf_module": {"classes": [_BLOCK]}, **section["zero_optimization"]}
     if "bf16" in section:
         config["bf16"] = {**section["bf16"], "enabled": dtype is torch.bfloat16}
     if dtype is torch.bfloat16:
-        # DeepSpeed would add up micro-batches in bf16, and the result would hang on how a batch is cut. Also without
-        # accumulation: the choice decides the optimizer's state, and a resumed run may cut its batch another way.
-        config["data_types"] = {"grad_accum_dtype": "fp32", **section.get("data_types", {})}
+        config["bf16"]["check_grad_overflow"] = True  # a gradient that is not finite must not reach the weights
+    if dtype is not torch.float32:
+        # DeepSpeed would add up micro-batches and ranks in half precision, and the result would hang on how a batch is
+        # cut. Also without accumulation: the choice decides the optimizer's state, and a resumed run may cut its batch
+        # another way.
+        config["data_types"] = {**section.get("data_types", {}), "grad_accum_dtype": "fp32"}
+        config.setdefault("communication_data_type", "fp32")
     return config
 
 
@@ -100,26 +124,5 @@ def build_engine(
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     except (ValidationError, DeepSpeedConfigError) as error:
         raise InputError(f"deepspeed: DeepSpeed refuses this section of the config: {error}") from None
+    allocate(engine)
     return engine
-
-
-def seed_step(seed: int, step: int, world: World) -> None:
-    """Make what torch draws in a step (dropout masks) a function of (seed, step, rank): no random state to save."""
-    # Distinct for every step and rank of a run, and 64 bits wide as torch wants it.
-    torch.manual_seed((seed * 1_000_003 + step) * 100_003 + world.rank & (2**63 - 1))
-
-
-def take_step(engine: Any) -> float | None:
-    """Let the engine count the micro-batch and, with the last of a step, update the parameters.
-
-    Returns the global gradient norm before clipping where an update was made, else None.
-    """
-    updates = engine.is_gradient_accumulation_boundary()
-    norm = None
-    if updates and engine.zero_optimization_stage() == 0:
-        # DeepSpeed does not tell the norm in this mode; after backward the gradients are whole and averaged.
-        norm = nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-    engine.step()
-    if not updates:
-        return None
-    return float(engine.get_global_grad_norm() if norm is None else norm)

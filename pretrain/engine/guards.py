@@ -1,12 +1,34 @@
-"""What ends a run rather than let it go on wrong."""
+"""What keeps a run from going on wrong: updates that are skipped, and when too many are.
+
+Every rank holds the same `Guard` and gives it the same numbers, so that all decide alike without a word between them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
+from typing import Any, Literal
+
+# A spike is told from the spread of about so many losses; fewer than the second number say little of it.
+_WINDOW, _ENOUGH = 100, 50
+# On a plateau the losses hardly differ, and everything would be a spike: the deviation counts as at least this share of
+# the mean.
+_LEAST_DEVIATION = 0.01
 
 
 class DivergedError(RuntimeError):
-    """The gradients are no longer numbers: nothing trained from here on is worth keeping."""
+    """The losses or gradients are no longer of use: nothing trained from here on is worth keeping."""
+
+
+class RollBack(Exception):
+    """Go back to the newest checkpoint of at most `first` steps (the oldest, if there is none) and train on from there.
+
+    The updates of the steps `first` to `last`, counted from 0, are then skipped while their data are consumed.
+    """
+
+    def __init__(self, first: int, last: int, why: str) -> None:
+        super().__init__(why)
+        self.first, self.last = first, last
 
 
 def check_finite(step: int, grad_norm: float | None) -> None:
@@ -19,3 +41,104 @@ def check_finite(step: int, grad_norm: float | None) -> None:
             f"step {step + 1}: the gradient norm is {grad_norm}. The checkpoints are of earlier steps and are whole; "
             "a lower optimizer.lr, a longer schedule.warmup_steps or optimizer.clip_norm=1 may help"
         )
+
+
+class Guard:
+    """Says which updates to skip, and ends the run or sends it back when that does not help.
+
+    An update is refused where the loss is not finite, where it spikes (if `spike` is set), and where a roll-back has
+    told to avoid the step. A spike is a loss above mean + spike · deviation of the last 100 losses that were trained
+    on, from the 50th on; refused losses stay out of the window, so that they do not widen what is allowed. Steps are
+    counted from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        skips: int = 3,
+        then: Literal["stop", "rollback"] = "stop",
+        spike: float | None = None,
+        margin: int = 100,
+        rollbacks: int = 3,
+    ) -> None:
+        """
+        Args:
+            skips: this many skipped updates in a row end the patience.
+            then: what follows: the run ends, or goes back (`RollBack`).
+            spike: deviations above the mean that make a spike; None: no loss that is a number is refused.
+            margin: steps before the first of the skipped ones that are avoided with them.
+            rollbacks: a run goes back at most so often.
+        """
+        self._skips, self._then, self._spike, self._margin, self._most = skips, then, spike, margin, rollbacks
+        self._losses: deque[float] = deque(maxlen=_WINDOW)
+        self._streak: list[int] = []  # the steps skipped in a row up to now
+        self.skipped = 0  # updates, in the whole run
+        self.avoided: list[tuple[int, int]] = []  # first and last step, one pair for each roll-back
+
+    def refuses(self, step: int, loss: float) -> str | None:
+        """Why the update of `step` must be skipped, given the step's loss over the global batch; None: it is fine."""
+        if self._avoids(step):
+            return "avoided since a roll-back"
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if self._spike is None or len(self._losses) < _ENOUGH:
+            return None
+        # fsum and sqrt are exactly rounded: the same bits on every machine.
+        mean = math.fsum(self._losses) / len(self._losses)
+        deviation = math.sqrt(math.fsum((seen - mean) ** 2 for seen in self._losses) / len(self._losses))
+        limit = mean + self._spike * max(deviation, _LEAST_DEVIATION * abs(mean))
+        return f"the loss is {loss:.6g}, a spike above {limit:.6g}" if loss > limit else None
+
+    def note(self, step: int, loss: float, grad_norm: float | None, reason: str | None) -> None:
+        """Count the step after its update was made (`reason` None) or skipped (why).
+
+        Raises:
+            DivergedError: too many were skipped in a row, and the run is to end or has gone back too often.
+            RollBack: too many were skipped in a row, and the run is to go back.
+        """
+        if reason is None:
+            self._losses.append(loss)
+            self._streak.clear()
+            return
+        self.skipped += 1
+        if self._avoids(step):
+            return  # says nothing of the parameters
+        self._streak.append(step)
+        if len(self._streak) < self._skips:
+            return
+        since = self._streak[0]
+        norm = "" if grad_norm is None else f", gradient norm {grad_norm:.6g}"
+        what = (
+            f"step {step + 1}: {reason} (loss {loss:.6g}{norm}); {len(self._streak)} updates in a row were skipped, "
+            f"from step {since + 1} on"
+        )
+        if self._then == "rollback" and len(self.avoided) < self._most:
+            first = max(0, since - self._margin)
+            self.avoided.append((first, step))
+            raise RollBack(first, step, f"{what}; going back, steps {first + 1} to {step + 1} will not be trained on")
+        spent = f", after {len(self.avoided)} roll-backs" if self.avoided else ""
+        advice = "" if self._then == "rollback" else ', train.guard.then="rollback"'
+        raise DivergedError(
+            f"{what}{spent}. No skipped update is in a checkpoint: they are whole. A lower optimizer.lr, a longer "
+            f"schedule.warmup_steps, optimizer.clip_norm=1{advice} may help"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the run that goes on from it to decide as this one. Plain JSON."""
+        return {
+            "losses": list(self._losses),
+            "streak": list(self._streak),
+            "skipped": self.skipped,
+            "avoided": [list(steps) for steps in self.avoided],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be as the guard whose `state()` this is, but keep avoiding what this one has learnt to avoid since."""
+        self._losses = deque(state["losses"], maxlen=_WINDOW)
+        saved = [(first, last) for first, last in state["avoided"]]
+        self.avoided = saved + [steps for steps in self.avoided if steps not in saved]
+        self._streak = [step for step in state["streak"] if not self._avoids(step)]
+        self.skipped = state["skipped"]
+
+    def _avoids(self, step: int) -> bool:
+        return any(first <= step <= last for first, last in self.avoided)

@@ -1,11 +1,14 @@
-"""AdamW and SGD over the network's parameters, with the weight-decay mask."""
+"""AdamW and SGD over the network's parameters: the weight-decay mask, updates held back, the weights' average."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+AVERAGE = "average"  # the Polyak average, a state beside the moments
 
 # Two axes or more, but no matrices of a linear map: never decayed under "matrices".
 _TOKENS = ("class_token", "position_embedding")
@@ -27,6 +30,80 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: Literal["matr
     return [group for group in groups if group["params"]]  # DeepSpeed drops an empty group, which shifts the others
 
 
+class _Foundry:
+    """What this project's optimizers do beside torch's update. DeepSpeed sees a torch optimizer.
+
+    hold: the next steps leave weights and state as they are.
+    decay: of the Polyak average, average ← decay · average + (1 − decay) · weights after each update, in fp32; None
+        where no average is kept. It is a state of the optimizer like the moments, so it is partitioned as they are.
+    updates: those made since the run began; the caller counts, as DeepSpeed steps once for every part of the weights.
+    """
+
+    hold = False
+    decay: float | None = None
+    updates = 0
+    moments: tuple[str, ...] = ()
+    averages = False
+    state: Any
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The states that are tensors like the weights."""
+        return (*self.moments, AVERAGE) if self.averages else self.moments
+
+    def allocate(self, weights: Tensor) -> None:
+        """Make the states of `weights` now, while there is still nothing to lose if memory is short."""
+        state = self.state[weights]
+        for moment in self.moments:
+            state.setdefault(moment, torch.zeros_like(weights))
+        if self.averages:
+            state.setdefault(AVERAGE, weights.detach().clone())
+
+    def set_updates(self, updates: int) -> None:
+        """Go on as after so many updates."""
+        self.updates = updates
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for group in self.param_groups:
+            for weights in group["params"]:
+                if self.averages and weights.grad is not None:
+                    assert self.decay is not None
+                    self.state[weights][AVERAGE].lerp_(weights, 1.0 - self.decay)
+
+
+class AdamW(_Foundry, torch.optim.AdamW):
+    """torch's fused AdamW: one pass over memory, no temporaries the size of the model, no compiler."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def allocate(self, weights: Tensor) -> None:
+        self.state[weights].setdefault("step", torch.zeros((), dtype=torch.float32, device=weights.device))
+        super().allocate(weights)
+
+    def set_updates(self, updates: int) -> None:
+        super().set_updates(updates)
+        for state in self.state.values():
+            state["step"].fill_(updates)
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if not self.hold:
+            torch.optim.AdamW.step(self, closure)
+            self._average()
+
+
+class SGD(_Foundry, torch.optim.SGD):
+    """torch's SGD with momentum."""
+
+    moments: tuple[str, ...] = ("momentum_buffer",)
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if not self.hold:
+            torch.optim.SGD.step(self, closure)
+            self._average()
+
+
 def build_optimizer(
     model: nn.Module,
     *,
@@ -37,13 +114,19 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     decay: Literal["matrices", "all"],
-) -> torch.optim.Optimizer:
-    """torch's own AdamW (pre-training, Table 3) or SGD with momentum (fine-tuning, Table 4)."""
+    averages: bool = False,
+) -> AdamW | SGD:
+    """AdamW (pre-training, Table 3) or SGD with momentum (fine-tuning, Table 4); `averages`: keep a Polyak average."""
     groups = parameter_groups(model, weight_decay, decay)
+    optimizer: AdamW | SGD
     if name == "adamw":
-        # Fused: one pass over memory and no temporaries the size of the model; needs no compiler.
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    else:
+        optimizer = SGD(groups, lr=lr, momentum=momentum)
+        if not momentum:
+            optimizer.moments = ()
+    optimizer.averages = averages
+    return optimizer
 
 
 def set_learning_rate(optimizer: Any, lr: float) -> None:

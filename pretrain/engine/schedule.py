@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: nothing to save, nothing to restore."""
+"""The learning rate and the averaging as functions of the step: nothing to save, nothing to restore."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain.errors import InputError
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """The decay of the weights' Polyak average as a function of the step: 0 before `start_step`, then `decay`."""
+
+    decay: float = 0.0
+    start_step: int = 0
+
+    def __call__(self, step: int) -> float:
+        """The decay with the update that takes step `step` (from 0) to step + 1; with 0 the average is the weights."""
+        return self.decay if step >= self.start_step else 0.0
 
 
 @dataclass(frozen=True)

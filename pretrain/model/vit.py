@@ -6,12 +6,14 @@ Axes: b images, c channels, h rows, w columns (of pixels or patches), n tokens, 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from pretrain.errors import InputError
 from pretrain.model.positions import sincos2d
@@ -19,6 +21,26 @@ from pretrain.model.spec import ViTSpec
 
 # Where parameters are partitioned (ZeRO-3): a context manager inside which these are whole and writable.
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
+
+# What of a block is computed again in the backward pass: nothing, all but its input, all but the products of matrices
+# and the attention, or everything in every k-th block.
+Checkpointing = Literal["none", "full", "selective"] | int
+
+# The dear operations, whose results selective checkpointing keeps; torch chooses among the kernels for attention.
+_aten = torch.ops.aten
+_KEPT = [
+    op.default
+    for op in (
+        _aten.mm,
+        _aten.addmm,
+        _aten.bmm,
+        _aten.baddbmm,
+        _aten._scaled_dot_product_flash_attention,
+        _aten._scaled_dot_product_flash_attention_for_cpu,
+        _aten._scaled_dot_product_efficient_attention,
+        _aten._scaled_dot_product_cudnn_attention,
+    )
+]
 
 
 class Linear(nn.Linear):
@@ -64,18 +86,44 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm encoder block, [b, n, d] → [b, n, d]."""
+    """One pre-norm encoder block, [b, n, d] → [b, n, d].
 
-    def __init__(self, spec: ViTSpec) -> None:
+    What is checkpointed or compiled lies within `forward`, so that hooks on a block see neither.
+    """
+
+    def __init__(self, spec: ViTSpec, trained: "Encode | None" = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(spec.width, eps=1e-6)
         self.attention = Attention(spec)
         self.norm2 = nn.LayerNorm(spec.width, eps=1e-6)
         self.mlp = MLP(spec)
+        self.trained = trained or Block.encode
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.trained(self, x) if torch.is_grad_enabled() else self.encode(x)
+
+    def encode(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+Encode = Callable[[Block, Tensor], Tensor]
+
+
+def _encoders(spec: ViTSpec, checkpointing: Checkpointing, compiled: bool) -> list[Encode]:
+    """How each block of the network runs where gradients are wanted; blocks that run alike share one function."""
+    every = checkpointing if isinstance(checkpointing, int) else 1
+    if not 0 < every <= spec.layers:
+        raise InputError(
+            f"train.activation_checkpointing: {every} stands for every {every}-th block; this model has {spec.layers}"
+        )
+    again = partial(checkpoint, Block.encode, use_reentrant=False, preserve_rng_state=spec.dropout > 0)
+    if checkpointing == "selective":
+        again.keywords["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT)
+    chosen: list[Encode] = [Block.encode, Block.encode if checkpointing == "none" else again]
+    if compiled:
+        chosen = [torch.compile(encode, fullgraph=True, dynamic=False) for encode in chosen]
+    return [chosen[number % every == 0] for number in range(spec.layers)]
 
 
 class VisionTransformer(nn.Module):
@@ -84,19 +132,23 @@ class VisionTransformer(nn.Module):
     Fixed sine-cosine positions are computed in forward (a few small kernels): they are then neither parameter
     nor buffer: nothing to save, load, resize, partition or, after building on the meta device, fill.
 
-    checkpoint_blocks: keep only each block's input for the backward pass and compute the block again there.
+    Args:
+        checkpointing: what of each block is computed again in the backward pass rather than kept; k: every k-th block.
+        compiled: torch.compile the blocks for training: one graph, which all of them share.
+
+    Raises:
+        InputError: checkpointing every k-th block of fewer than k.
     """
 
-    def __init__(self, spec: ViTSpec, checkpoint_blocks: bool = False) -> None:
+    def __init__(self, spec: ViTSpec, checkpointing: Checkpointing = "none", compiled: bool = False) -> None:
         super().__init__()
         self.spec = spec
-        self.checkpoint_blocks = checkpoint_blocks
         learned, class_token = spec.positions == "learned", spec.pool == "cls"
         self.patch_embedding = nn.Conv2d(spec.channels, spec.width, kernel_size=spec.patch_size, stride=spec.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, spec.width)) if class_token else None
         self.position_embedding = nn.Parameter(torch.empty(1, spec.tokens, spec.width)) if learned else None
         self.dropout = nn.Dropout(spec.dropout)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.blocks = nn.ModuleList(Block(spec, encode) for encode in _encoders(spec, checkpointing, compiled))
         self.norm = nn.LayerNorm(spec.width, eps=1e-6)
         size = spec.representation_size
         self.representation = Linear(spec.width, size) if size else None
@@ -113,10 +165,7 @@ class VisionTransformer(nn.Module):
         """
         x = self.embed(images)
         for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.spec.dropout > 0)
-            else:
-                x = block(x)
+            x = block(x)
         if features:
             return self.features(self.norm(x))
         # The norm works on each token by itself, so the class token's needs no other token's.

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from pretrain.engine.place import rank
 from pretrain.errors import InputError
 
 DONE, INPUT_AT_FAULT, STOPPED = 0, 2, 75
@@ -22,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 def main_rank() -> bool:
     """Whether this process is the one that speaks; true before any launcher has set a rank."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+    return rank(os.environ) == 0
 
 
 def run_command(command: Callable[[], int]) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pretrain.engine.offered import check_offered
 from pretrain.errors import InputError
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
 
@@ -121,7 +122,10 @@ class TrainSection(Section):
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     loss: Literal["sigmoid", "softmax"] = "softmax"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    activation_checkpointing: Literal["none", "full"] = "none"
+    # What the backward pass computes again: nothing, all of a block, all but its matrix products and attention, or all
+    # of every k-th block.
+    activation_checkpointing: Literal["none", "full", "selective"] | Layers = "none"
+    compile: bool = False  # torch.compile of the blocks
     eval_every: int | None = Field(default=None, gt=0)  # steps between validations; null: once, at the end
     time_limit_minutes: float | None = Field(default=None, gt=0)
 
@@ -135,6 +139,13 @@ class TrainSection(Section):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class AveragingSection(Section):
+    """The Polyak average of the weights, average ← decay · average + (1 − decay) · weights after each update."""
+
+    decay: float = Field(default=0.9999, ge=0, lt=1)
+    start_step: int = Field(default=0, ge=0)  # steps before which the average is the weights themselves
+
+
 class OptimizerSection(Section):
     """AdamW (pre-training, Table 3) or SGD with momentum (fine-tuning, Table 4)."""
 
@@ -146,6 +157,7 @@ class OptimizerSection(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     decay: Literal["matrices", "all"] = "matrices"
     clip_norm: float = Field(default=1.0, ge=0)  # global gradient norm; 0: no clipping
+    averaging: AveragingSection | None = None
 
 
 class ScheduleSection(Section):
@@ -173,6 +185,8 @@ class CheckpointSection(Section):
     every: int | None = Field(default=None, gt=0)  # steps
     every_minutes: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, gt=0)  # newest checkpoints held
+    keep_every: int | None = Field(default=None, gt=0)  # steps; checkpoints of its multiples are never removed
+    background: bool = True  # write while training goes on, from a copy in the host's memory
 
 
 class LoggingSection(Section):
@@ -213,21 +227,7 @@ class Recipe(Section):
         for key, ours in _SAID_ELSEWHERE.items():
             if key in section:
                 raise ValueError(f"{key} follows from {ours}: set that and leave deepspeed.{key} out")
-        for key in ("zero_optimization", "bf16", "fp16"):
-            if not isinstance(section.get(key, {}), dict):
-                raise ValueError(f"{key} must be an object, as in DeepSpeed's documentation, found {section[key]!r}")
-        stage = section.get("zero_optimization", {}).get("stage", 0)
-        if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}")
-        enabled = section.get("bf16", {}).get("enabled", False)
-        if enabled not in (True, False, "auto"):
-            raise ValueError(f'bf16.enabled must be true, false or "auto", found {enabled!r}')
-        if enabled and stage == 0:
-            raise ValueError(
-                "bf16 keeps its fp32 weights in ZeRO's partitions: set zero_optimization.stage to 1, 2 or 3"
-            )
-        if section.get("fp16", {}).get("enabled", False):
-            raise ValueError("fp16 is not offered; set bf16.enabled, or neither for fp32")
+        check_offered(section)
         return section
 
 
@@ -368,7 +368,7 @@ def _explain(schema: type[Section], path: Path, entry: Any) -> str:
 
 def _is_branch(part: str) -> bool:
     """Whether pydantic put the name of a union's member into the location, where no key of ours stands."""
-    return part == "str" or part.startswith("tuple[")
+    return part in ("str", "constrained-int") or part.startswith(("tuple[", "literal["))
 
 
 def _nearest(schema: type[Section], location: list[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from pretrain.engine.distributed import World, all_reduce_sum, collect
+from pretrain.engine.fragments import averaged
 from pretrain.errors import InputError
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
@@ -28,13 +29,20 @@ class Evaluator(Protocol):
 
 
 def evaluate(evaluators: Sequence[Evaluator], engine: Any, done: int, meters: Meters, *, last: bool) -> None:
-    """Run the evaluators that are due after `done` steps, on the engine's network in evaluation mode."""
+    """Run the evaluators that are due after `done` steps, on the engine's network in evaluation mode.
+
+    Where an average of the weights is kept they run on it too; its values are named averaged/….
+    """
     due = [evaluator for evaluator in evaluators if last or (evaluator.every and done % evaluator.every == 0)]
     if not due:
         return
     engine.eval()
     with torch.no_grad():
         values = {name: value for evaluator in due for name, value in evaluator.run(engine.module, done)}
+        if engine.basic_optimizer.averages:
+            with averaged(engine):
+                for evaluator in due:
+                    values |= {f"averaged/{name}": value for name, value in evaluator.run(engine.module, done)}
     meters.evaluated(done, values)
 
 

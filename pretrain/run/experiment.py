@@ -12,7 +12,8 @@ from pretrain.engine import checkpoint, distributed
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Layout, batch_layout, build_engine, precision, zero_stage
 from pretrain.engine.optimizer import build_optimizer
-from pretrain.engine.schedule import Schedule
+from pretrain.engine.restore import newest_whole, restore
+from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.engine.stop import Stop
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
@@ -27,7 +28,7 @@ from pretrain.run.folder import RunFolder
 from pretrain.run.loss import choose_loss
 from pretrain.run.meters import Meters
 from pretrain.run.quarantine import Quarantine
-from pretrain.run.resume import refuse_changes, refuse_layout, trained_function
+from pretrain.run.resume import refuse_changes, trained_function
 from pretrain.run.saver import Saver
 from pretrain.run.trainer import train
 from pretrain.stream.decode import HOST, DeviceDecoder
@@ -96,8 +97,7 @@ def run(
     evaluators = [*validation(config, world, layout), *evaluators]
     function = trained_function(config, steps, dtype)
 
-    # Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one.
-    saved, passed_over = distributed.share(checkpoint.newest(folder.checkpoints) if world.main else None)
+    saved, passed_over = newest_whole(folder.checkpoints, world)
     start = 0
     if saved is None and passed_over:
         raise InputError(
@@ -112,21 +112,22 @@ def run(
             world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
         )
         return DONE
-    if saved is not None:
-        refuse_layout(saved, world.size, zero_stage(config.deepspeed))
 
     distributed.together(folder.create)
 
     with ExitStack() as stack:
         stop = Stop(out, world, config.train.time_limit_minutes)
-        model = VisionTransformer(spec, checkpoint_blocks=config.train.activation_checkpointing == "full")
+        model = VisionTransformer(spec, config.train.activation_checkpointing, config.train.compile)
         origin = distributed.together(lambda: fill(model)) if saved is None else f"resumed from {saved.path}"
         optimizer = build_optimizer(
-            model, lr=config.optimizer.lr, **config.optimizer.model_dump(exclude={"lr", "clip_norm"})
+            model,
+            lr=config.optimizer.lr,
+            **config.optimizer.model_dump(exclude={"lr", "clip_norm", "averaging"}),
+            averages=config.optimizer.averaging is not None,
         )
         engine = build_engine(model, optimizer, config.deepspeed, layout, config.optimizer.clip_norm)
         if saved is not None:
-            checkpoint.load(engine, saved)
+            restore(engine, saved)
         if world.main:
             folder.write_config(
                 {
@@ -136,6 +137,7 @@ def run(
             )
             folder.rewind(start)
             checkpoint.set_aside(passed_over)
+            checkpoint.clear_partial(folder.checkpoints)
         distributed.barrier()
 
         for fault in passed_over.values():
@@ -192,12 +194,14 @@ def run(
             world,
             lambda done: {"stream": order.state(index.hash, done), "model": asdict(spec), "function": function},
             **config.checkpoint.model_dump(),
+            flush=lambda: folder.sync(world.rank),
         )
         finished = train(
             engine,
             iter(loader),
             loss_of,
             schedule,
+            Averaging(**config.optimizer.averaging.model_dump()) if config.optimizer.averaging else Averaging(),
             layout,
             start=start,
             seed=config.seed,

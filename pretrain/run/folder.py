@@ -13,11 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from pretrain.engine.checkpoint import flush
 from pretrain.errors import InputError
 from pretrain.stream.location import local_path
 
 CONFIG, METRICS, QUARANTINE = "config.json", "metrics.jsonl", "quarantine.jsonl"
-CHECKPOINTS, AUDIT, TENSORBOARD = "checkpoints", "audit", "tensorboard"
+CHECKPOINTS, AUDIT, TENSORBOARD, INSPECTION = "checkpoints", "audit", "tensorboard", "inspection"
 
 
 class RunFolder:
@@ -28,6 +29,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / TENSORBOARD
         self.quarantine = path / QUARANTINE
+        self.inspection = path / INSPECTION
 
     def create(self) -> None:
         """Make the folder, if it is not there.
@@ -60,6 +62,13 @@ class RunFolder:
             if not file.name.endswith(".discarded.jsonl"):
                 _rewind(file, lambda line: line["step"] < step)
 
+    def sync(self, rank: int) -> None:
+        """Put on the disk what the files say up to now, rank 0 the common ones."""
+        files = [self.path / METRICS, self.quarantine] if rank == 0 else []
+        for file in (*files, self._audit(rank)):
+            if file.is_file():
+                flush(file)
+
     def open_metrics(self) -> TextIO:
         """`metrics.jsonl`, for appending."""
         return (self.path / METRICS).open("a", encoding="utf-8")
@@ -67,7 +76,10 @@ class RunFolder:
     def open_audit(self, rank: int) -> TextIO:
         """This rank's audit of the samples it trained on, for appending."""
         (self.path / AUDIT).mkdir(parents=True, exist_ok=True)
-        return (self.path / AUDIT / f"rank_{rank:05d}.jsonl").open("a", encoding="utf-8")
+        return self._audit(rank).open("a", encoding="utf-8")
+
+    def _audit(self, rank: int) -> Path:
+        return self.path / AUDIT / f"rank_{rank:05d}.jsonl"
 
 
 def append(file: TextIO, line: dict[str, Any]) -> None:

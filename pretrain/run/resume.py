@@ -22,8 +22,8 @@ _EXTENDABLE = ("train.steps", "schedule.")
 def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[str, Any]:
     """The part of a config that the trained parameters are a function of.
 
-    Ranks, micro-batch, workers, ZeRO stage, logging, checkpoint cadence and evaluation are not in it; the data are, by
-    the index's hash in the stream's state rather than by their path.
+    Ranks, micro-batch, workers, ZeRO stage, averaging, logging, checkpoint cadence and evaluation are not in it; the
+    data are, by the index's hash in the stream's state rather than by their path.
     """
     tree = config.model_dump(mode="json")
     return {
@@ -36,7 +36,7 @@ def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[
             "loss": config.train.loss,
             "label_smoothing": config.train.label_smoothing,
         },
-        "optimizer": tree["optimizer"],
+        "optimizer": {key: value for key, value in tree["optimizer"].items() if key != "averaging"},
         "schedule": tree["schedule"],
         "precision": str(dtype).removeprefix("torch."),
         # Whatever else DeepSpeed is told may change what is computed (autocast, quantised communication).
@@ -77,19 +77,3 @@ def _with_defaults(function: dict[str, Any]) -> dict[str, Any]:
         "data": {**{key: data[key] for key in _DATA}, **function["data"]},
         "train": {"label_smoothing": smoothing, **function["train"]},
     }
-
-
-def refuse_layout(saved: Saved, ranks: int, zero_stage: int) -> None:
-    """Refuse to resume `saved` on another number of ranks or under another ZeRO stage than wrote it.
-
-    Without ZeRO every rank holds all of the optimizer, and any number of ranks goes on from it.
-
-    Raises:
-        InputError: with both layouts.
-    """
-    was = saved.state["ranks"], saved.state["zero_stage"]
-    if was != (ranks, zero_stage) and not was[1] == zero_stage == 0:
-        raise InputError(
-            f"checkpoint {saved.path}: written by {was[0]} ranks under ZeRO stage {was[1]}, this run has {ranks} and "
-            f"stage {zero_stage}; resume with the former, or start anew from its weights: --init RUN and another --out"
-        )

@@ -1,18 +1,30 @@
-"""When a run saves."""
+"""When a run saves, and that training waits for the copy only."""
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pretrain.engine import checkpoint
-from pretrain.engine.distributed import World
+from pretrain.engine.checkpoint import Record
+from pretrain.engine.distributed import World, gather, share
+from pretrain.engine.fragments import kinds
+from pretrain.engine.snapshot import Snapshot
+from pretrain.engine.step import loss_scale
+from pretrain.errors import InputError
 from pretrain.run.folder import RunFolder
 
 
 class Saver:
-    """Saves every so many steps, every so many minutes, and whenever it is told to."""
+    """Saves every so many steps, every so many minutes, and whenever it is told to.
+
+    A save copies the state to the host; a thread writes it while training goes on. When every rank's thread is done,
+    rank 0 makes the checkpoint whole. One save is under way at a time: the next waits for it.
+    """
 
     def __init__(
         self,
@@ -24,12 +36,32 @@ class Saver:
         every: int | None,
         every_minutes: float | None,
         keep: int,
+        keep_every: int | None,
+        background: bool,
+        flush: Callable[[], None],
     ) -> None:
-        """`state`: what a checkpoint after so many steps must hold besides parameters and optimizer."""
-        self._engine, self._folder, self._world, self._state = engine, folder, world, state
-        self._every, self._keep = every, keep
+        """
+        Args:
+            state: what a checkpoint after so many steps must hold besides parameters and optimizer.
+            keep_every: checkpoints of its multiples are never removed.
+            background: whether to keep a buffer for the copy, as large as what this rank writes.
+            flush: puts on the disk what the run's other files say up to now; they must not end before a checkpoint.
+
+        Raises:
+            InputError: the disk has no room for a checkpoint.
+        """
+        self._engine, self._folder, self._world, self._state = engine, folder.checkpoints, world, state
+        self._every, self._keep, self._keep_every, self._flush = every, keep, keep_every, flush
         self._seconds = every_minutes * 60 if every_minutes else float("inf")
         self._saved_at = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._result: Record | Exception | None = None
+        self._under_way: tuple[Path, int, float, float] | None = None  # folder, step, when begun, seconds waited
+        self._snapshot = Snapshot(engine, copies=background)
+        self._background = background
+        self._bytes = 4 * len(kinds(engine)) * _values(engine)
+        if missing := share(self._missing() if world.main else None):
+            raise InputError(f"--out: {missing}")
 
     def due(self, done: int) -> bool:
         """Whether one is due after `done` steps by this rank's clock, which may differ from the others'."""
@@ -37,11 +69,98 @@ class Saver:
             return True
         return time.monotonic() - self._saved_at >= self._seconds
 
-    def save(self, done: int) -> None:
-        """Save after `done` steps. Collective."""
-        began = time.monotonic()
-        path = checkpoint.save(self._engine, self._folder.checkpoints, done, self._state(done), self._world)
+    @property
+    def writing(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, done: int, *, wait: bool = False, folder: Path | None = None) -> None:
+        """Save after `done` steps, and `wait` until it is whole. Collective.
+
+        Args:
+            folder: where to, if not among the run's checkpoints.
+
+        Raises:
+            InputError: with `wait`, it could not be written.
+        """
+        self.settle(final=wait)
+        began, into = time.monotonic(), folder or self._folder
+        self._saved_at = began
+        if short := share(self._missing() if self._world.main else None):
+            return self._failed(done, short, wait)
+        values, target = self._snapshot.take(), checkpoint.partial(into, done)
+
+        def write() -> None:
+            try:
+                self._flush()
+                self._result = checkpoint.write_share(
+                    target, self._world.rank, self._snapshot.pieces, values, self._snapshot.places
+                )
+            except Exception as error:  # told by rank 0, for all
+                self._result = error
+
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self._thread.start()
+        self._under_way = into, done, began, time.monotonic() - began
+        # Taken now: what it tells of belongs to this step.
+        self._known = {
+            "updates": self._engine.basic_optimizer.updates,
+            "zero_stage": self._engine.zero_optimization_stage(),
+            "loss_scale": loss_scale(self._engine),
+            **self._state(done),
+        }
+        if wait or not self._background:
+            self.settle(final=wait)
+
+    def settle(self, *, final: bool = False) -> None:
+        """Make whole the save that is under way, if there is one, waiting for its files. Collective.
+
+        Raises:
+            InputError: it is the `final` one and could not be written.
+        """
+        if self._thread is None or self._under_way is None:
+            return
+        self._thread.join()
+        self._thread, (into, done, began, waited), self._under_way = None, self._under_way, None
+        assert self._result is not None
+        results = gather(self._result)
+        failure = None
+        if results is not None:  # rank 0
+            records = [result for result in results if isinstance(result, Record)]
+            try:
+                for rank, result in enumerate(results):
+                    if not isinstance(result, Record):
+                        raise OSError(f"rank {rank}: {result}") from result
+                path = checkpoint.commit(into, done, records, self._known)
+            except OSError as error:
+                failure = str(error)
+                shutil.rmtree(checkpoint.partial(into, done), ignore_errors=True)
+            else:
+                if into == self._folder:
+                    checkpoint.prune(into, self._keep, self._keep_every)
+                took = time.monotonic() - began
+                aside = "" if final or not self._background else f", training waited {waited:.1f} s"
+                print(f"saved {path} in {took:.1f} s{aside}", flush=True)
+        if failure := share(failure):
+            self._failed(done, failure, final)
+
+    def _failed(self, done: int, why: str, final: bool) -> None:
+        if final:
+            raise InputError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
         if self._world.main:
-            checkpoint.prune(self._folder.checkpoints, self._keep)
-            print(f"saved {path} in {time.monotonic() - began:.1f} s", flush=True)
-        self._saved_at = time.monotonic()
+            print(f"step {done} could not be saved: {why}; training goes on from memory", flush=True)
+
+    def _missing(self) -> str | None:
+        """What the disk lacks for a checkpoint, if it does."""
+        place = self._folder
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if free >= self._bytes:
+            return None
+        return f"{place} has {free / 2**30:.1f} GiB free, a checkpoint takes {self._bytes / 2**30:.1f}; make room"
+
+
+def _values(engine: Any) -> int:
+    """How many values the network's parameters have."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())

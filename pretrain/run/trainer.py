@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pretrain.engine.distributed import World, any_rank
-from pretrain.engine.engine import Layout, seed_step, take_step
+from pretrain.engine.distributed import World
+from pretrain.engine.engine import Layout
 from pretrain.engine.guards import check_finite
-from pretrain.engine.optimizer import set_learning_rate
-from pretrain.engine.schedule import Schedule
+from pretrain.engine.schedule import Averaging, Schedule
+from pretrain.engine.step import accumulate, agree, seed_step, update
 from pretrain.engine.stop import Stop
 from pretrain.run.audit import Audit
 from pretrain.run.evaluation import Evaluator, evaluate
@@ -30,6 +30,7 @@ def train(
     batches: Iterator[Batch],
     loss_of: Loss,
     schedule: Schedule,
+    averaging: Averaging,
     layout: Layout,
     *,
     start: int,
@@ -47,7 +48,6 @@ def train(
     for step in range(start, schedule.steps):
         engine.train()
         seed_step(seed, step, world)
-        set_learning_rate(engine.optimizer, schedule(step))
 
         step_loss = torch.zeros((), device=world.device)
         for batch in meters.waiting(islice(batches, layout.accumulation)):
@@ -58,23 +58,26 @@ def train(
                 weight = batch.weight.to(world.device)
                 images = mix_images(images, weight)
             loss = loss_of(engine(images), labels, valid, weight)
-            engine.backward(loss)
-            grad_norm = take_step(engine)
+            accumulate(engine, loss)
             step_loss += loss.detach() / layout.accumulation
             audit.add(batch.ids)
             quarantine.add(batch)
 
         done, last = step + 1, step + 1 == schedule.steps
-        stopping, faulty, saving = any_rank(world.device, stop.asked(), quarantine.pending, saver.due(done))
+        word = agree(world, step_loss, stop.asked(), quarantine.pending, saver.due(done), saver.writing)
+        stopping, faulty, saving, writing = word.flags
         if faulty:
             quarantine.settle(step)
+        grad_norm, _ = update(engine, lr=schedule(step), decay=averaging(step))
         check_finite(step, grad_norm)
         audit.step(step)
         meters.step(done, step_loss, schedule(step), grad_norm)
         stopping &= not last
         with meters.pause():
+            if not writing:
+                saver.settle()
             if saving or stopping or last:
-                saver.save(done)  # before the evaluation: what that may fail on must not cost the step
+                saver.save(done, wait=stopping or last)  # before the evaluation, which may fail
             if not stopping:  # the grace period is for the checkpoint
                 evaluate(evaluators, engine, done, meters, last=last)
         if stopping:

@@ -1,63 +1,120 @@
-"""Which checkpoints are found, passed over, kept and removed."""
+"""Which checkpoints are found, passed over, kept and removed; what is damaged is never taken for whole."""
 
-import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.engine import checkpoint
-from pretrain.engine.guards import DivergedError, check_finite
+from pretrain.engine.restore import read_whole
 from pretrain.errors import InputError
 
+RANKS = 2
+SHAPE = (3, 5)
 
-def place(folder: Path, step: int, *, whole: bool = True) -> Path:
-    path = folder / f"step_{step:08d}"
-    path.mkdir(parents=True)
-    (path / "states.pt").write_bytes(b"0" * (10 if whole else 9))
-    state = {"format": checkpoint.FORMAT, "step": step, "files": {"states.pt": 10}}
-    (path / checkpoint.STATE).write_text(json.dumps(state))
-    return path
+
+def values() -> torch.Tensor:
+    return torch.arange(15, dtype=torch.float32)
+
+
+def place(folder: Path, step: int) -> Path:
+    """A checkpoint of one parameter, of which rank 0 holds the first seven values, and its moments."""
+    records = []
+    for rank, (begin, end) in enumerate([(0, 7), (7, 15)]):
+        tensors = {kind: [values()[begin:end] + 100 * number] for number, kind in enumerate(("weight", "exp_avg"))}
+        aside = checkpoint.partial(folder, step)
+        records.append(checkpoint.write_share(aside, rank, [("w", begin, end - begin)], tensors, {"w": 0}))
+    return checkpoint.commit(folder, step, records, {"zero_stage": 1})
+
+
+def cut(path: Path) -> None:
+    file = path / "weights.00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    file = path / "optimizer.00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def test_the_newest_whole_one_is_taken_and_newer_damaged_ones_are_named(tmp_path):
     place(tmp_path, 50)
     place(tmp_path, 55)
-    damaged = place(tmp_path, 60, whole=False)
+    damaged = place(tmp_path, 60)
+    cut(damaged)
     found, passed_over = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.step == 55
+    assert (tmp_path / checkpoint.LATEST).read_text() == "step_00000060"
     assert list(passed_over) == [damaged]
-    assert "states.pt has 9 bytes, 10 bytes were written" in passed_over[damaged]
+    assert "weights.00001.safetensors has " in passed_over[damaged]
 
 
 def test_nothing_there_is_no_fault(tmp_path):
     assert checkpoint.newest(tmp_path / "checkpoints") == (None, {})
 
 
+def test_what_two_ranks_wrote_is_read_as_one(tmp_path):
+    saved = checkpoint.read(place(tmp_path, 10))
+    assert saved.step == 10
+    assert torch.equal(read_whole(saved, {"w": SHAPE})["w"], values().view(SHAPE))
+    checkpoint.verify(saved)
+    with pytest.raises(InputError, match="keeps no averaged weights"):
+        read_whole(saved, {"w": SHAPE}, averaged=True)
+    with pytest.raises(InputError, match="holds no weight of w from value 15 on"):
+        read_whole(saved, {"w": (4, 5)})
+
+
+def test_a_flipped_bit_shows_in_the_hash(tmp_path):
+    saved = checkpoint.read(place(tmp_path, 10))
+    flip(saved.path)
+    with pytest.raises(InputError, match=r"damaged: optimizer\.00000\.safetensors has sha256"):
+        checkpoint.verify(checkpoint.read(saved.path))
+
+
+def test_an_interrupted_save_is_no_checkpoint_and_is_cleared(tmp_path):
+    whole = place(tmp_path, 10)
+    tensors = {"weight": [values()]}
+    checkpoint.write_share(checkpoint.partial(tmp_path, 20), 0, [("w", 0, 15)], tensors, {"w": 0})
+    found, passed_over = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert (found.path, passed_over) == (whole, {})
+    checkpoint.clear_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000010"]
+
+
 def test_a_damaged_one_set_aside_does_not_count_among_those_kept(tmp_path):
     for step in (50, 55):
         place(tmp_path, step)
-    checkpoint.set_aside([place(tmp_path, 60, whole=False)])
+    checkpoint.set_aside([place(tmp_path, 60)])
     checkpoint.prune(tmp_path, keep=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged_00000060", "step_00000055"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged_00000060", "latest", "step_00000055"]
 
 
-def test_pruning_clears_what_an_interrupted_save_left(tmp_path):
-    for step in (10, 20, 30):
+def test_the_newest_and_every_nth_are_kept(tmp_path):
+    for step in (10, 20, 30, 40, 50):
         place(tmp_path, step)
-    (tmp_path / "partial_00000010").mkdir()
-    (tmp_path / "partial_00000010" / "half.pt").touch()
-    checkpoint.prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000020", "step_00000030"]
+    checkpoint.prune(tmp_path, keep=2, keep_every=20)
+    assert [path.name for path in reversed(checkpoint.candidates(tmp_path))] == [
+        "step_00000020",
+        "step_00000040",
+        "step_00000050",
+    ]
+    assert not list(tmp_path.glob("partial_*"))
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: (path / "states.pt").unlink(), "states.pt is missing"),
+        (lambda path: (path / "weights.00000.safetensors").unlink(), "weights.00000.safetensors is missing"),
+        (lambda path: (path / checkpoint.LAYOUT).unlink(), "layout.json is missing"),
         (lambda path: (path / checkpoint.STATE).unlink(), "no state.json"),
         (lambda path: (path / checkpoint.STATE).write_text("{"), "state.json cannot be read"),
         (lambda path: (path / checkpoint.STATE).write_text('{"format": 99}'), "format 99"),
+        (lambda path: (path / checkpoint.STATE).write_text("[]"), r"format \[\]"),
+        (cut, r"weights\.00001\.safetensors has \d+ bytes"),
     ],
 )
 def test_what_is_not_whole_is_refused_with_the_file(damage, words, tmp_path):
@@ -65,10 +122,3 @@ def test_what_is_not_whole_is_refused_with_the_file(damage, words, tmp_path):
     damage(path)
     with pytest.raises(InputError, match=words):
         checkpoint.read(path)
-
-
-def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved():
-    check_finite(3, 1.5)
-    for norm in (float("nan"), float("inf"), -1.0):
-        with pytest.raises(DivergedError, match="step 4: the gradient norm is"):
-            check_finite(3, norm)

@@ -58,10 +58,6 @@ def test_every_stage_and_bf16_goes_on_bit_for_bit_and_evaluates(config_file, ran
         weights = {kind: load_weights(tmp_path / name / kind) for kind in told}
         assert weights["halted"].sha256 == weights["through"].sha256, name
         assert weights["through"].step == STEPS
-        if name == "zero1_bf16":  # whose checkpoint also holds the network's own bf16 parameters, whole
-            file = weights["through"].source / "mp_rank_00_model_states.pt"
-            for key, rounded in torch.load(file, weights_only=False)["module"].items():
-                assert torch.equal(weights["through"].tensors[key].bfloat16(), rounded), key
         low_bits = weights["through"].tensors["blocks.0.mlp.fc1.weight"].view(torch.int32) & 0xFFFF
         assert (low_bits != 0).any(), f"{name}: the fp32 weights, not their rounding to bf16"
         assert len({values["loss"] for _, values in told["through"] if "loss" in values}) == STEPS, "it trains"

@@ -1,14 +1,10 @@
 """What the few-shot tests share: real digits as features and as shards, and a small checkpoint."""
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pretrain.engine import checkpoint
 from pretrain.engine.distributed import World
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -80,29 +76,6 @@ def drawn():
         return model
 
     return make
-
-
-@pytest.fixture(scope="session")
-def run_folder():
-    """run_folder(path, model, step=3): `path` as a run folder with one checkpoint, as ZeRO stage 0 has it."""
-
-    def write(path, model, step=3):
-        saved = path / "checkpoints" / f"step_{step:08d}"
-        saved.mkdir(parents=True)
-        states = saved / "mp_rank_00_model_states.pt"
-        torch.save({"module": model.state_dict()}, states)
-        state = {
-            "format": checkpoint.FORMAT,
-            "step": step,
-            "ranks": 1,
-            "zero_stage": 0,
-            "model": asdict(model.spec),
-            "files": {states.name: states.stat().st_size},
-        }
-        (saved / checkpoint.STATE).write_text(json.dumps(state))
-        return path
-
-    return write
 
 
 @pytest.fixture(scope="session")

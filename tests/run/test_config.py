@@ -144,7 +144,7 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"deepspeed": {"zero_optimization": 1}}, ("zero_optimization must be an object", "1")),
         ({"deepspeed": {"bf16": {"enabled": "False"}}}, ("bf16.enabled", "'False'")),
         ({"deepspeed": {"bf16": {"enabled": True}}}, ("bf16", "zero_optimization.stage to 1, 2 or 3")),
-        ({"deepspeed": {"fp16": {"enabled": True}}}, ("fp16 is not offered",)),
+        ({"deepspeed": {"fp16": {"enabled": True}}}, ("fp16 keeps its fp32 weights in ZeRO's partitions",)),
         ({"optimizer": {"lr": 0.1, "betas": [2, 2]}}, ("optimizer.betas", "less than 1")),
         ({"data": {"crop_area": [1, 0.5]}}, ("data.crop_area", "low <= high")),
         ({"data": {"randaugment": [2, 31]}}, ("data.randaugment.1", "31", "less than or equal to 30")),

@@ -5,15 +5,12 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_digits
 
-from pretrain.engine import checkpoint
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
@@ -75,8 +72,8 @@ def digit_config(digits, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Two run folders, each with a checkpoint as ZeRO stage 0 writes it: with and without representation."""
+def checkpoints(tmp_path_factory, run_folder):
+    """Two run folders, each with a checkpoint: with and without representation."""
     folder = tmp_path_factory.mktemp("runs")
     for name, size in (("first", 24), ("second", None)):
         spec = ViTSpec(
@@ -85,13 +82,7 @@ def checkpoints(tmp_path_factory):
         )  # fmt: skip
         model = VisionTransformer(spec)
         initialize(model, 5)
-        saved = folder / name / "checkpoints" / "step_00000003"
-        saved.mkdir(parents=True)
-        file = saved / "mp_rank_00_model_states.pt"
-        torch.save({"module": model.state_dict()}, file)
-        state = {"format": checkpoint.FORMAT, "step": 3, "ranks": 1, "zero_stage": 0, "model": asdict(spec)}
-        state["files"] = {file.name: file.stat().st_size}
-        (saved / checkpoint.STATE).write_text(json.dumps(state))
+        run_folder(folder / name, model)
     return folder
 
 

@@ -1,0 +1,161 @@
+"""What of the training state a rank holds: pieces of the parameters, by name and place, wherever DeepSpeed keeps them.
+
+Every ZeRO stage cuts the fp32 weights and the optimizer's states its own way. Seen as fragments they are all alike: a
+run of values of a named, flattened parameter, in a flat tensor of the optimizer. Checkpoints, the averaged weights and
+fingerprints know fragments only, so that none of them depends on stage, ranks or precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.engine.optimizer import AVERAGE
+
+WEIGHT = "weight"
+_CHUNK = 1 << 20  # values fingerprinted at a time
+_MIX = (-7046029254386353131, -4658895280553007687)  # odd constants of splitmix64, as signed 64-bit integers
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The values [begin, begin + numel) of a flattened parameter: in `flat`, the optimizer's tensor, from `offset`."""
+
+    name: str
+    begin: int
+    numel: int
+    flat: Tensor
+    offset: int
+
+    def view(self, optimizer: Any, kind: str) -> Tensor:
+        """These values of the fp32 weights, or of a state of the optimizer [numel]: the memory itself."""
+        whole = self.flat.detach() if kind == WEIGHT else optimizer.state[self.flat][kind]
+        return whole.view(-1).narrow(0, self.offset, self.numel)
+
+
+def kinds(engine: Any) -> tuple[str, ...]:
+    """The weights and the optimizer's states, by name."""
+    return (WEIGHT, *engine.basic_optimizer.kinds)
+
+
+def held(engine: Any) -> list[Fragment]:
+    """All that this rank holds, in the order of the network's parameters. Without ZeRO every rank holds everything."""
+    zero = engine.optimizer
+    found = []
+    for name, parameter in engine.module.named_parameters():
+        if engine.zero_optimization_stage() == 3:  # ZeRO 3: equal parts of each parameter, the last one padded
+            group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+            begin = engine.global_rank * size
+            numel = min(size, parameter.ds_numel - begin)
+            if numel > 0:
+                found.append(Fragment(name, begin, numel, zero.fp32_partitioned_groups_flat[group], offset))
+        elif hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2: equal parts of all parameters in a row
+            part = parameter._hp_mapping
+            if part is not None:
+                here, there = part.lp_fragment_address, part.hp_fragment_address
+                flat = _flat_partitions(zero)[part.param_group_index]
+                found.append(Fragment(name, here.start, here.numel, flat, there.start))
+        else:
+            found.append(Fragment(name, 0, parameter.numel(), parameter, 0))
+    return found
+
+
+def share(engine: Any) -> list[Fragment]:
+    """What this rank writes: each value on exactly one rank."""
+    fragments = held(engine)
+    if engine.zero_optimization_stage() > 0 or engine.world_size == 1:
+        return fragments
+    total = sum(fragment.numel for fragment in fragments)
+    low, high = (total * rank // engine.world_size for rank in (engine.global_rank, engine.global_rank + 1))
+    mine, start = [], 0
+    for fragment in fragments:
+        first, last = max(low - start, 0), min(high - start, fragment.numel)
+        if first < last:
+            mine.append(replace(fragment, begin=first, offset=first, numel=last - first))
+        start += fragment.numel
+    return mine
+
+
+def allocate(engine: Any) -> None:
+    """Make the optimizer's states, as they are before the first update."""
+    for flat in _flats(engine):
+        engine.basic_optimizer.allocate(flat)
+
+
+@torch.no_grad()
+def refresh(engine: Any) -> None:
+    """Make the network compute with the fp32 weights as they are now. Collective."""
+    zero, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 3:
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+    elif stage > 0:
+        zero.update_lp_params()
+
+
+@contextmanager
+def averaged(engine: Any) -> Iterator[None]:
+    """Inside, the network computes with the averaged weights. Collective."""
+    _exchange(engine)
+    try:
+        yield
+    finally:
+        _exchange(engine)
+
+
+def fingerprint(values: Tensor, place: int) -> int:
+    """An integer of fp32 `values` [n], that stand at `place`, `place` + 1, … of the row of all parameters.
+
+    The sum modulo 2⁶⁴ over the values of a hash of (bits, place): of two parts it is the sum of theirs, so it does not
+    depend on how the values were cut.
+    """
+    total = 0
+    for start in range(0, len(values), _CHUNK):
+        part = values[start : start + _CHUNK]
+        bits = part.contiguous().view(torch.int32).to(torch.int64)
+        places = torch.arange(place + start, place + start + len(part), device=bits.device)
+        mixed = (bits + places * _MIX[0]).mul_(_MIX[1])
+        mixed ^= mixed >> 31
+        total += int(mixed.mul_(_MIX[0]).sum().item())
+    return total % 2**64
+
+
+def places(engine: Any) -> dict[str, int]:
+    """Where each parameter begins in the row of all parameters."""
+    begins, place = {}, 0
+    for name, parameter in engine.module.named_parameters():
+        begins[name] = place
+        place += getattr(parameter, "ds_numel", parameter.numel())
+    return begins
+
+
+def _flat_partitions(zero: Any) -> list[Tensor]:
+    """This rank's part of each parameter group: under ZeRO 1 and 2, or DeepSpeed's separate optimizer for bf16."""
+    flat = getattr(zero, "single_partition_of_fp32_groups", None)
+    return zero.fp32_groups_flat_partition if flat is None else flat
+
+
+def _flats(engine: Any) -> list[Tensor]:
+    zero, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 3:
+        return list(zero.fp32_partitioned_groups_flat)
+    return _flat_partitions(zero) if stage > 0 else list(engine.module.parameters())
+
+
+@torch.no_grad()
+def _exchange(engine: Any) -> None:
+    optimizer = engine.basic_optimizer
+    for flat in _flats(engine):
+        parts = (tensor.view(-1).split(_CHUNK) for tensor in (flat.detach(), optimizer.state[flat][AVERAGE]))
+        for weights, average in zip(*parts, strict=True):
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+    refresh(engine)

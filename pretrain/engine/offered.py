@@ -1,0 +1,101 @@
+"""What of a `deepspeed` section this project offers. What DeepSpeed cannot do, or would do otherwise, has a name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_OBJECTS = ("zero_optimization", "bf16", "fp16", "data_types")
+
+# Keys of zero_optimization that are not offered, and why.
+_REFUSED = {
+    "cpu_offload": 'say offload_optimizer: {"device": "cpu"}',
+    "cpu_offload_param": 'say offload_param: {"device": "cpu"}',
+    "zenflow": "it updates the weights by another rule than the optimizer of this config; leave it out",
+    "legacy_stage1": "DeepSpeed has removed it; leave it out",
+    "elastic_checkpoint": "checkpoints go on at any number of ranks as they are; leave it out",
+}
+# Keys of offload_optimizer and offload_param that have other optimizers or files behind them.
+_OFFLOAD = ("device", "pin_memory")
+_HALF_MASTERS = ("bf16_master_weights_and_grads", "bf16_optimizer_states", "fp16_master_weights_and_grads")
+
+
+def check_offered(section: dict[str, Any]) -> None:
+    """Refuse what cannot be, before anything is built.
+
+    Raises:
+        ValueError: naming the key below `deepspeed`, what was found and what would be right.
+    """
+    for key in _OBJECTS:
+        if not isinstance(section.get(key, {}), dict):
+            raise ValueError(f"{key} must be an object, as in DeepSpeed's documentation, found {section[key]!r}")
+    zero = section.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise ValueError(f"zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}")
+    for key, instead in _REFUSED.items():
+        if zero.get(key):
+            raise ValueError(f"zero_optimization.{key} is not offered: {instead}")
+    _check_precision(section, stage)
+    _check_offload(zero, stage)
+
+
+def _check_precision(section: dict[str, Any], stage: int) -> None:
+    chosen = []
+    for name, choices in (("bf16", 'true, false or "auto"'), ("fp16", "true or false")):
+        said = section.get(name, {})
+        enabled = said.get("enabled", False)
+        if not (isinstance(enabled, bool) or (name == "bf16" and enabled == "auto")):
+            raise ValueError(f"{name}.enabled must be {choices}, found {enabled!r}")
+        if not enabled:
+            continue
+        chosen.append(name)
+        if stage == 0:
+            raise ValueError(
+                f"{name} keeps its fp32 weights in ZeRO's partitions: set zero_optimization.stage to 1, 2 or 3"
+            )
+        for key in _HALF_MASTERS:
+            if said.get(key):
+                raise ValueError(f"{name}.{key} is not offered: weights and optimizer are kept in fp32; leave it out")
+        if said.get("check_grad_overflow", True) is not True:
+            raise ValueError(
+                f"{name}.check_grad_overflow must be true: an update with a gradient that is not finite must be skipped"
+            )
+    if len(chosen) > 1:
+        raise ValueError("bf16 and fp16 are both enabled: keep bf16 where the device has it, fp16 on an older one")
+    accumulated = section.get("data_types", {}).get("grad_accum_dtype", "fp32")
+    if accumulated not in ("fp32", "float32", "float"):
+        raise ValueError(f'data_types.grad_accum_dtype must be "fp32", or left out, found {accumulated!r}')
+
+
+def _check_offload(zero: dict[str, Any], stage: int) -> None:
+    least = {"offload_optimizer": 1, "offload_param": 3}
+    offloaded = {}
+    for name, lowest in least.items():
+        said = zero.get(name)
+        if said is None:
+            continue
+        if not isinstance(said, dict):
+            raise ValueError(f'zero_optimization.{name} must be an object, as in {{"device": "cpu"}}, found {said!r}')
+        device = said.get("device", "none")
+        if device == "nvme":
+            raise ValueError(
+                f"zero_optimization.{name}.device: nvme is not offered: checkpoints, averaged weights and fingerprints "
+                'are taken from memory; set "cpu"'
+            )
+        if device not in ("cpu", "none"):
+            raise ValueError(f'zero_optimization.{name}.device must be "cpu" or "none", found {device!r}')
+        for key in said:
+            if key not in _OFFLOAD:
+                raise ValueError(f"zero_optimization.{name}.{key} is not offered: leave all but {', '.join(_OFFLOAD)}")
+        offloaded[name] = device == "cpu"
+        if offloaded[name] and stage < lowest:
+            stages = "1, 2 or 3" if lowest == 1 else "3"
+            raise ValueError(
+                f"zero_optimization.{name} needs the {'optimizer' if lowest == 1 else 'parameters'} partitioned: set "
+                f"zero_optimization.stage to {stages}, found {stage}"
+            )
+    if offloaded.get("offload_param") and not offloaded.get("offload_optimizer"):
+        raise ValueError(
+            "zero_optimization.offload_param goes with the optimizer: set zero_optimization.offload_optimizer to "
+            '{"device": "cpu"} too'
+        )

@@ -1,0 +1,113 @@
+"""A rank's place among the ranks, as whichever launcher started it tells in the environment."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pretrain.errors import InputError
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """The variables in which an MPI launcher tells a rank its place; `give` is its option that sets one more."""
+
+    rank: str
+    size: str
+    local_rank: str
+    local_size: str
+    give: str
+
+    def master(self, env: Mapping[str, str]) -> str:
+        """Where rank 0 is. MPI tells that to programs that speak MPI; on a single node it needs no telling."""
+        if env[self.size] == env[self.local_size]:
+            return "127.0.0.1"
+        raise InputError(
+            f"mpirun: {env[self.size]} ranks, {env[self.local_size]} of them on the first node, and MASTER_ADDR is not "
+            f"set; name the host of rank 0, the first of the hostfile: mpirun {self.give} …"
+        )
+
+
+OPEN_MPI = Mpi(
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "-x MASTER_ADDR=HOST",
+)
+# MPICH and Intel MPI. srun --mpi=pmi2 sets the first two as well, not the others.
+HYDRA = Mpi("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "-genv MASTER_ADDR HOST")
+
+
+def place(env: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and LOCAL_SIZE where the launcher tells it.
+
+    Raises:
+        InputError: the launcher tells the ranks, but not where the first of them is.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:  # deepspeed, torchrun
+        return {
+            "RANK": env["RANK"],
+            "WORLD_SIZE": env["WORLD_SIZE"],
+            "LOCAL_RANK": env.get("LOCAL_RANK", "0"),
+            "MASTER_ADDR": env.get("MASTER_ADDR", "127.0.0.1"),
+            "MASTER_PORT": env.get("MASTER_PORT", "29500"),
+        }
+    # Before Slurm: in an allocation mpirun starts its daemons through srun, and the ranks inherit the daemons' place.
+    for mpi in (OPEN_MPI, HYDRA):
+        if mpi.rank in env and mpi.local_rank in env:
+            return {
+                "RANK": env[mpi.rank],
+                "WORLD_SIZE": env[mpi.size],
+                "LOCAL_RANK": env[mpi.local_rank],
+                "LOCAL_SIZE": env[mpi.local_size],
+                "MASTER_ADDR": env.get("MASTER_ADDR") or mpi.master(env),
+                "MASTER_PORT": env.get("MASTER_PORT") or "29500",
+            }
+    # SLURM_NTASKS also stands in an interactive allocation, where plain python is one rank; the step's count does not.
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return {
+            "RANK": env["SLURM_PROCID"],
+            "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": env["SLURM_LOCALID"],
+            "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
+            # All tasks must agree on it and two jobs on one node must not: the job's number does both.
+            "MASTER_PORT": env.get("MASTER_PORT") or str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000),
+        }
+    return {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+
+
+def rank(env: Mapping[str, str]) -> int:
+    """This rank's number, also where the rest of its place is not told; 0 without a launcher."""
+    for name in ("RANK", OPEN_MPI.rank, HYDRA.rank, "SLURM_PROCID"):
+        if name in env:
+            return int(env[name])
+    return 0
+
+
+def _first_host(node_list: str) -> str:
+    if not any(mark in node_list for mark in "[,"):
+        return node_list
+    try:
+        answer = subprocess.run(
+            ["scontrol", "show", "hostnames", node_list], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"srun: scontrol could not expand the node list {node_list!r} ({error}); set MASTER_ADDR to the first node"
+        ) from None
+    return answer.stdout.split()[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

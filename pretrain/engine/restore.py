@@ -1,0 +1,146 @@
+"""A checkpoint's values, put wherever they are wanted: into an engine on any ranks and ZeRO stage, or whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.engine import checkpoint
+from pretrain.engine.archive import Archive
+from pretrain.engine.checkpoint import Saved, file_name, tensor_name
+from pretrain.engine.distributed import World, collect, share, together
+from pretrain.engine.fragments import AVERAGE, WEIGHT, fingerprint, held, kinds, places, refresh
+from pretrain.engine.fragments import share as own
+from pretrain.engine.step import set_loss_scale
+from pretrain.errors import InputError
+
+
+class Pieces:
+    """The values in a checkpoint, by kind, parameter and place, whatever ranks wrote them."""
+
+    def __init__(self, saved: Saved) -> None:
+        self._saved = saved
+        self._files: dict[str, Archive] = {}
+        self._pieces: dict[str, list[tuple[int, int, int]]] = {}  # parameter → (begin, numel, rank)
+        layout = json.loads((saved.path / checkpoint.LAYOUT).read_text(encoding="utf-8"))
+        for rank, pieces in layout.items():
+            for name, begin, numel in pieces:
+                self._pieces.setdefault(name, []).append((begin, numel, int(rank)))
+        for found in self._pieces.values():
+            found.sort()
+
+    def read(self, kind: str, name: str, into: Tensor, begin: int) -> None:
+        """Fill `into` [n] with the values of parameter `name` from `begin` on.
+
+        Raises:
+            InputError: the checkpoint does not hold all of them.
+        """
+        at, end = begin, begin + len(into)
+        for first, numel, rank in self._pieces.get(name, ()):
+            if first <= at < first + numel and at < end:
+                upto = min(first + numel, end)
+                values = self._archive(kind, rank).read(tensor_name(kind, name, first), at - first, upto - at)
+                into[at - begin : upto - begin].copy_(values)
+                at = upto
+        if at < end:
+            raise InputError(f"checkpoint {self._saved.path}: holds no {kind} of {name} from value {at} on")
+
+    def _archive(self, kind: str, rank: int) -> Archive:
+        name = file_name(kind, rank)
+        if name not in self._files:
+            self._files[name] = Archive(self._saved.path / name)
+        return self._files[name]
+
+
+def newest_whole(folder: Path, world: World) -> tuple[Saved | None, dict[Path, str]]:
+    """The newest checkpoint whose files are what was written, and what is wrong with each newer one. Collective.
+
+    Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one. The ranks
+    divide the reading of the files among them.
+    """
+    passed_over: dict[Path, str] = {}
+    for path in share(checkpoint.candidates(folder) if world.main else None):
+        try:
+            saved = together(lambda path=path: checkpoint.read(path))  # type: ignore[misc]
+            names = sorted(saved.state["files"])[world.rank :: world.size]
+            together(lambda saved=saved, names=names: checkpoint.verify(saved, names))  # type: ignore[misc]
+            return saved, passed_over
+        except InputError as error:
+            passed_over[path] = str(error)
+    return None, passed_over
+
+
+@torch.no_grad()
+def restore(engine: Any, saved: Saved) -> None:
+    """Put a checkpoint's weights, optimizer states and counts into `engine`. Collective.
+
+    Every value is then read back out of the engine: what it holds must have the fingerprints that were saved.
+
+    Raises:
+        InputError: the checkpoint does not hold what this optimizer needs, or the engine does not hold what was loaded.
+    """
+    optimizer, state = engine.basic_optimizer, saved.state
+    missing = [kind for kind in kinds(engine) if kind not in (*state["fingerprints"], AVERAGE)]
+    if missing:
+        raise InputError(f"checkpoint {saved.path}: holds no {', '.join(missing)}; it is of another optimizer")
+
+    def fill() -> None:
+        pieces = Pieces(saved)
+        for fragment in held(engine):
+            for kind in kinds(engine):
+                # An average that begins now begins as the weights.
+                source = kind if kind in state["fingerprints"] else WEIGHT
+                view = fragment.view(optimizer, kind)
+                if view.device.type == "cpu":
+                    pieces.read(source, fragment.name, view, fragment.begin)
+                else:
+                    host = torch.empty(fragment.numel)
+                    pieces.read(source, fragment.name, host, fragment.begin)
+                    view.copy_(host)
+
+    together(fill)
+    optimizer.set_updates(state["updates"])
+    set_loss_scale(engine, state["loss_scale"])
+    engine.global_steps = saved.step
+    refresh(engine)
+    for kind, written in state["fingerprints"].items():
+        if kind in kinds(engine) and (found := fingerprint_of(engine, kind)) != written:
+            raise InputError(
+                f"checkpoint {saved.path}: after loading, the fingerprint of {kind} is {found}, {written} was saved; "
+                "the engine does not hold what the checkpoint does"
+            )
+
+
+def fingerprint_of(engine: Any, kind: str) -> str:
+    """The fingerprint of all values of `kind`, as the ranks hold them. Collective."""
+    optimizer, place = engine.basic_optimizer, places(engine)
+    mine = sum(fingerprint(part.view(optimizer, kind), place[part.name] + part.begin) for part in own(engine))
+    return f"{sum(collect([mine])) % 2**64:016x}"
+
+
+def read_whole(saved: Saved, shapes: Mapping[str, tuple[int, ...]], *, averaged: bool = False) -> dict[str, Tensor]:
+    """A checkpoint's weights, or their Polyak average, as whole fp32 tensors on the CPU; hashes are checked first.
+
+    Raises:
+        InputError: it keeps no average, is damaged, or is of a network of other parameters.
+    """
+    kind = AVERAGE if averaged else WEIGHT
+    if kind not in saved.state["fingerprints"]:
+        raise InputError(
+            f"checkpoint {saved.path}: keeps no averaged weights (optimizer.averaging was not set); take the raw ones"
+        )
+    checkpoint.verify(saved, [checkpoint.LAYOUT, *(file_name(kind, rank) for rank in range(saved.state["ranks"]))])
+    return dict(_whole(Pieces(saved), kind, shapes))
+
+
+def _whole(pieces: Pieces, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    for name, shape in shapes.items():
+        values = torch.empty(math.prod(shape))
+        pieces.read(kind, name, values, 0)
+        yield name, values.view(shape)

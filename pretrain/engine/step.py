@@ -1,0 +1,94 @@
+"""A training step as the trainer takes it: gradients added up, the ranks agreed, an update made or held back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.engine.distributed import World
+
+_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class Word:
+    """What the ranks know together between the last backward pass of a step and its update. The same on every rank."""
+
+    loss: float  # mean over the global batch
+    flags: tuple[bool, ...]  # each: whether it holds on at least one rank
+
+
+def seed_step(seed: int, step: int, world: World) -> None:
+    """Make what torch draws in a step (dropout masks) a function of (seed, step, rank): no random state to save."""
+    # Distinct for every step and rank of a run, and 64 bits wide as torch wants it.
+    torch.manual_seed((seed * 1_000_003 + step) * 100_003 + world.rank & (2**63 - 1))
+
+
+def accumulate(engine: Any, loss: Tensor) -> None:
+    """Add the gradients of a micro-batch; `update` must follow the last of a step."""
+    engine.backward(loss)
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()  # counts the micro-batch, no more
+
+
+def agree(world: World, loss: Tensor, *flags: bool) -> Word:
+    """The mean of the ranks' losses, with the same bits on all, and which flags any rank raises. One collective."""
+    row = torch.tensor([0.0, *flags], dtype=torch.float64)
+    if world.size == 1:
+        return Word(float(loss), flags)
+    row = row.to(world.device)
+    row[0] = loss.detach()
+    rows = torch.empty(world.size * len(row), dtype=row.dtype, device=row.device)
+    dist.all_gather_into_tensor(rows, row)
+    table = rows.view(world.size, -1).tolist()
+    return Word(
+        sum(said[0] for said in table) / world.size,
+        tuple(any(said[column] for said in table) for column in range(1, len(row))),
+    )
+
+
+def update(engine: Any, *, lr: float, decay: float | None = None, hold: bool = False) -> tuple[float, bool]:
+    """Clip the gradients added up and update the weights with them, unless the update is held or they are not finite.
+
+    Args:
+        lr: the learning rate.
+        decay: of the averaged weights, where there are any.
+        hold: leave weights and optimizer as they are.
+
+    Returns:
+        the global gradient norm before clipping, and whether an update was made; the same on every rank.
+    """
+    optimizer = engine.basic_optimizer
+    norm = None
+    if engine.zero_optimization_stage() == 0:
+        # DeepSpeed does not tell the norm in this mode; after backward the gradients are whole and averaged.
+        norm = nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]).item()
+        hold = hold or not math.isfinite(norm)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.hold, optimizer.decay = hold, decay
+    engine.step()
+    made = not hold and engine.was_step_applied()
+    optimizer.hold = False
+    if made:
+        optimizer.updates += 1
+    return float(engine.get_global_grad_norm() if norm is None else norm), made
+
+
+def loss_scale(engine: Any) -> dict[str, float]:
+    """Where dynamic loss scaling stands; empty where there is none."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if not getattr(scaler, "dynamic", False):
+        return {}
+    return {name: getattr(scaler, name) for name in _SCALE}
+
+
+def set_loss_scale(engine: Any, state: dict[str, float]) -> None:
+    """Go on from what `loss_scale` told, where this run scales its loss."""
+    for name, value in state.items() if loss_scale(engine) else ():
+        setattr(engine.optimizer.loss_scaler, name, value)

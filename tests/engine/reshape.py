@@ -1,0 +1,23 @@
+"""Continue one run on this many ranks, under each of the given variants: one process group.
+
+argv: the config, the run to go on from (a folder), where to put the copies, variants {name: changes} as JSON.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from pretrain.engine import distributed
+from pretrain.run.config import RunConfig, read_config
+from pretrain.run.experiment import fresh, run
+
+config_file, begun, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+world = distributed.start()
+for name, changes in variants.items():
+    config = read_config(RunConfig, config_file, changes)
+    if world.main and begun.exists():
+        shutil.copytree(begun, out / name)
+    distributed.barrier()
+    assert run(config, out / name, world, fill=fresh(config)) == 0
+distributed.stop()
