@@ -67,6 +67,11 @@ def partial(folder: Path, step: int) -> Path:
     return folder / f"{_PARTIAL}{step:08d}"
 
 
+def whole(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps stands when it is."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
 def file_name(kind: str, rank: int) -> str:
     """The file that holds a rank's pieces of `kind`."""
     return f"{_FILES.get(kind, 'optimizer')}.{rank:05d}.safetensors"
@@ -107,7 +112,7 @@ def commit(folder: Path, step: int, records: Sequence[Record], state: dict[str, 
         records: every rank's.
         state: what `state.json` holds beside the step and the files.
     """
-    aside, final = partial(folder, step), folder / f"{_PREFIX}{step:08d}"
+    aside, final = partial(folder, step), whole(folder, step)
     layout = json.dumps({record.rank: record.pieces for record in records}, separators=(",", ":"))
     write_text(aside / LAYOUT, layout)
     files = {LAYOUT: {"bytes": len(layout.encode()), "sha256": archive.sha256(aside / LAYOUT)}}
@@ -118,7 +123,7 @@ def commit(folder: Path, step: int, records: Sequence[Record], state: dict[str, 
     }
     known = {"format": FORMAT, "step": step, "ranks": len(records), **state, "fingerprints": prints, "files": files}
     write_text(aside / STATE, json.dumps(known, indent=1))
-    if final.exists():  # of a run that was rolled back behind it
+    if final.exists():
         set_aside([final])
     os.replace(aside, final)
     flush(folder)
@@ -198,15 +203,19 @@ def clear_partial(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def remove_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of more than `step` steps, newest first. For one rank."""
+    for path in candidates(folder):
+        if path > whole(folder, step):
+            _remove(path)
+
+
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
     """Remove all but the newest `keep` checkpoints and those of every `keep_every`-th step. For one rank."""
     for path in candidates(folder)[keep:]:
         step = int(path.name.removeprefix(_PREFIX))
         if keep_every is None or step % keep_every:
-            # Renamed first: a half-removed checkpoint must not look like one.
-            doomed = path.with_name(f"{_PARTIAL}{path.name.removeprefix(_PREFIX)}.removed")
-            os.replace(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            _remove(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -225,3 +234,10 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a half-removed checkpoint must not look like one.
+    doomed = path.with_name(f"{_PARTIAL}{path.name.removeprefix(_PREFIX)}.removed")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pretrain.engine.fragments import allocate
+from pretrain.engine.fragments import WEIGHT, allocate, held
 from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
 from pretrain.model.vit import Block
@@ -119,10 +119,15 @@ def build_engine(
 ) -> Any:
     """A DeepSpeedEngine that trains `model`, whose parameters are filled and the same on every rank."""
     config = deepspeed_config(section, layout, clip_norm)
+    given = {}
+    if precision(section) is not torch.float32:  # DeepSpeed would make its fp32 weights from rounded ones
+        given = {name: parameter.detach().clone().view(-1) for name, parameter in model.named_parameters()}
     try:
         with quiet():
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     except (ValidationError, DeepSpeedConfigError) as error:
         raise InputError(f"deepspeed: DeepSpeed refuses this section of the config: {error}") from None
+    for part in held(engine) if given else ():
+        part.view(engine.basic_optimizer, WEIGHT).copy_(given[part.name][part.begin : part.begin + part.numel])
     allocate(engine)
     return engine

@@ -31,18 +31,6 @@ class RollBack(Exception):
         self.first, self.last = first, last
 
 
-def check_finite(step: int, grad_norm: float | None) -> None:
-    """Raise where the global gradient norm of step `step` (from 0), the same on every rank, is not finite.
-
-    A loss that is not finite has such a gradient. Raised before the step is saved, so that no checkpoint holds it.
-    """
-    if grad_norm is not None and (not math.isfinite(grad_norm) or grad_norm < 0):
-        raise DivergedError(
-            f"step {step + 1}: the gradient norm is {grad_norm}. The checkpoints are of earlier steps and are whole; "
-            "a lower optimizer.lr, a longer schedule.warmup_steps or optimizer.clip_norm=1 may help"
-        )
-
-
 class Guard:
     """Says which updates to skip, and ends the run or sends it back when that does not help.
 
@@ -75,9 +63,14 @@ class Guard:
         self.skipped = 0  # updates, in the whole run
         self.avoided: list[tuple[int, int]] = []  # first and last step, one pair for each roll-back
 
+    @property
+    def calm(self) -> bool:
+        """Whether the last step's update was made."""
+        return not self._streak
+
     def refuses(self, step: int, loss: float) -> str | None:
         """Why the update of `step` must be skipped, given the step's loss over the global batch; None: it is fine."""
-        if self._avoids(step):
+        if self.avoids(step):
             return "avoided since a roll-back"
         if not math.isfinite(loss):
             return f"the loss is {loss}"
@@ -101,7 +94,7 @@ class Guard:
             self._streak.clear()
             return
         self.skipped += 1
-        if self._avoids(step):
+        if self.avoids(step):
             return  # says nothing of the parameters
         self._streak.append(step)
         if len(self._streak) < self._skips:
@@ -137,8 +130,9 @@ class Guard:
         self._losses = deque(state["losses"], maxlen=_WINDOW)
         saved = [(first, last) for first, last in state["avoided"]]
         self.avoided = saved + [steps for steps in self.avoided if steps not in saved]
-        self._streak = [step for step in state["streak"] if not self._avoids(step)]
+        self._streak = [step for step in state["streak"] if not self.avoids(step)]
         self.skipped = state["skipped"]
 
-    def _avoids(self, step: int) -> bool:
+    def avoids(self, step: int) -> bool:
+        """Whether a roll-back has told not to train on `step`."""
         return any(first <= step <= last for first, last in self.avoided)

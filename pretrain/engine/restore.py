@@ -58,14 +58,18 @@ class Pieces:
         return self._files[name]
 
 
-def newest_whole(folder: Path, world: World) -> tuple[Saved | None, dict[Path, str]]:
+def newest_whole(folder: Path, world: World, upto: str | None = None) -> tuple[Saved | None, dict[Path, str]]:
     """The newest checkpoint whose files are what was written, and what is wrong with each newer one. Collective.
+
+    upto: the name of the newest one that will do; None: any.
 
     Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one. The ranks
     divide the reading of the files among them.
     """
     passed_over: dict[Path, str] = {}
     for path in share(checkpoint.candidates(folder) if world.main else None):
+        if upto is not None and path.name > upto:
+            continue
         try:
             saved = together(lambda path=path: checkpoint.read(path))  # type: ignore[misc]
             names = sorted(saved.state["files"])[world.rank :: world.size]

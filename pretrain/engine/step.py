@@ -52,32 +52,51 @@ def agree(world: World, loss: Tensor, *flags: bool) -> Word:
     )
 
 
-def update(engine: Any, *, lr: float, decay: float | None = None, hold: bool = False) -> tuple[float, bool]:
-    """Clip the gradients added up and update the weights with them, unless the update is held or they are not finite.
+def update(
+    engine: Any, *, lr: float, decay: float | None = None, refused: str | None = None
+) -> tuple[float, str | None]:
+    """Clip the gradients added up and update the weights with them, unless they are not finite or it is refused.
 
     Args:
         lr: the learning rate.
         decay: of the averaged weights, where there are any.
-        hold: leave weights and optimizer as they are.
+        refused: why weights and optimizer must stay as they are; None: they need not.
 
     Returns:
-        the global gradient norm before clipping, and whether an update was made; the same on every rank.
+        the global gradient norm before clipping, and why no update was made, if none was; the same on every rank.
+        Dynamic loss scaling skips updates as its way of finding the scale: that is no reason.
     """
     optimizer = engine.basic_optimizer
     norm = None
     if engine.zero_optimization_stage() == 0:
         # DeepSpeed does not tell the norm in this mode; after backward the gradients are whole and averaged.
         norm = nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]).item()
-        hold = hold or not math.isfinite(norm)
+        if refused is None and not math.isfinite(norm):
+            refused = _not_finite(norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.hold, optimizer.decay = hold, decay
+    optimizer.hold, optimizer.decay = refused is not None, decay
     engine.step()
-    made = not hold and engine.was_step_applied()
     optimizer.hold = False
-    if made:
+    if not engine.was_step_applied():
+        _drop_gradients(engine)
+    norm = float(engine.get_global_grad_norm() if norm is None else norm)
+    if refused is None and engine.was_step_applied():
         optimizer.updates += 1
-    return float(engine.get_global_grad_norm() if norm is None else norm), made
+    elif refused is None and not loss_scale(engine):
+        refused = _not_finite(norm)
+    return norm, refused
+
+
+def _drop_gradients(engine: Any) -> None:
+    """Forget the gradients of an update that DeepSpeed skipped.
+
+    It does so itself, but for half precision under ZeRO 1 and 2 with the optimizer on the CPU (0.19.8): what is not
+    finite would stay in the sum and no update would be made again.
+    """
+    if engine.zero_optimization_stage() in (1, 2):
+        partitions = getattr(engine.optimizer, "averaged_gradients", {})
+        partitions.update(dict.fromkeys(partitions))
 
 
 def loss_scale(engine: Any) -> dict[str, float]:
@@ -92,3 +111,7 @@ def set_loss_scale(engine: Any, state: dict[str, float]) -> None:
     """Go on from what `loss_scale` told, where this run scales its loss."""
     for name, value in state.items() if loss_scale(engine) else ():
         setattr(engine.optimizer.loss_scaler, name, value)
+
+
+def _not_finite(norm: float) -> str:
+    return f"the gradient norm is {norm}"

@@ -13,18 +13,17 @@ class Audit:
 
     def __init__(self, folder: RunFolder, rank: int, enabled: bool) -> None:
         self._file = folder.open_audit(rank) if enabled else None
-        self._ids: list[int] = []
+        self.ids: list[int] = []  # of the step under way
 
     def add(self, ids: NDArray[np.int64]) -> None:
         """Note a micro-batch that has been trained on."""
-        if self._file is not None:
-            self._ids += ids.tolist()
+        self.ids += ids.tolist()
 
     def step(self, step: int) -> None:
         """Write the line of step `step`, counted from 0 as in `shards.py order`."""
         if self._file is not None:
-            append(self._file, {"step": step, "ids": self._ids})
-            self._ids = []
+            append(self._file, {"step": step, "ids": self.ids})
+        self.ids = []
 
     def close(self) -> None:
         """Close the file."""

@@ -113,6 +113,16 @@ class DataSection(Section):
         return bounds
 
 
+class GuardSection(Section):
+    """Updates that are skipped, and what follows too many of them."""
+
+    skips: int = Field(default=3, gt=0)  # updates skipped in a row before `then`
+    then: Literal["stop", "rollback"] = "stop"
+    spike: float | None = Field(default=None, gt=1)  # standard deviations above the mean loss; null: spikes are trained
+    margin: int = Field(default=100, ge=0)  # steps before the skipped ones that a roll-back avoids with them
+    rollbacks: int = Field(default=3, gt=0)  # at most, in a run
+
+
 class TrainSection(Section):
     """How long, how much at once, and against which loss. Exactly one of `steps` and `epochs` is set."""
 
@@ -128,6 +138,7 @@ class TrainSection(Section):
     compile: bool = False  # torch.compile of the blocks
     eval_every: int | None = Field(default=None, gt=0)  # steps between validations; null: once, at the end
     time_limit_minutes: float | None = Field(default=None, gt=0)
+    guard: GuardSection = GuardSection()
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
 
 from pretrain.engine.distributed import World, all_reduce_max, all_reduce_sum
 from pretrain.run.folder import RunFolder, append
@@ -68,14 +67,11 @@ class Meters:
         yield
         self._paused += time.perf_counter() - began
 
-    def step(self, done: int, loss: Tensor, lr: float, grad_norm: float | None) -> None:
-        """Count a step, the `done`-th (from 1); log it where it is due. `loss`: this rank's mean over its images."""
-        assert grad_norm is not None, "a step ends with an update"
+    def step(self, done: int, loss: float, lr: float, grad_norm: float, *, skipped: bool) -> None:
+        """Count a step, the `done`-th (from 1); log it where it is due. `loss`: the mean over the global batch."""
         self._window_steps += 1
         if done % self._every and done != self._steps:
             return
-        # Waits for the device, so that the time taken next is real.
-        mean_loss = all_reduce_sum(loss.detach().double() / self._world.size).item()
         seconds = time.perf_counter() - self._window_start - self._paused
         stream, wait = self._stream(seconds)
         rate = self._window_steps * self._batch / seconds
@@ -85,7 +81,7 @@ class Meters:
             {
                 "images": done * self._batch,
                 "epoch": done * self._batch / self._samples,
-                "loss": mean_loss,
+                "loss": loss,
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "images_per_second": rate,

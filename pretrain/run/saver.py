@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Saver:
         world: World,
         state: Callable[[int], dict[str, Any]],
         *,
+        start: int,
         every: int | None,
         every_minutes: float | None,
         keep: int,
@@ -42,6 +44,7 @@ class Saver:
     ) -> None:
         """
         Args:
+            start: steps after which this run goes on: a checkpoint of them is there.
             state: what a checkpoint after so many steps must hold besides parameters and optimizer.
             keep_every: checkpoints of its multiples are never removed.
             background: whether to keep a buffer for the copy, as large as what this rank writes.
@@ -59,6 +62,7 @@ class Saver:
         self._under_way: tuple[Path, int, float, float] | None = None  # folder, step, when begun, seconds waited
         self._snapshot = Snapshot(engine, copies=background)
         self._background = background
+        self._newest = start  # steps of the newest checkpoint, or of one under way
         self._bytes = 4 * len(kinds(engine)) * _values(engine)
         if missing := share(self._missing() if world.main else None):
             raise InputError(f"--out: {missing}")
@@ -81,13 +85,14 @@ class Saver:
             folder: where to, if not among the run's checkpoints.
 
         Raises:
-            InputError: with `wait`, it could not be written.
+            InputError: with `wait`, a checkpoint of the run could not be written.
         """
-        self.settle(final=wait)
+        final = wait and folder is None
+        self.settle(final=final)
         began, into = time.monotonic(), folder or self._folder
         self._saved_at = began
         if short := share(self._missing() if self._world.main else None):
-            return self._failed(done, short, wait)
+            return self._failed(done, short, final)
         values, target = self._snapshot.take(), checkpoint.partial(into, done)
 
         def write() -> None:
@@ -99,6 +104,7 @@ class Saver:
             except Exception as error:  # told by rank 0, for all
                 self._result = error
 
+        self._newest = self._newest if folder else done
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._thread.start()
         self._under_way = into, done, began, time.monotonic() - began
@@ -110,7 +116,17 @@ class Saver:
             **self._state(done),
         }
         if wait or not self._background:
-            self.settle(final=wait)
+            self.settle(final=final)
+
+    @contextmanager
+    def saved_before(self, done: int) -> Iterator[None]:
+        """Save after `done` steps if what is inside ends the run on every rank: the steps up to it are good."""
+        try:
+            yield
+        except InputError:
+            if self._newest < done:
+                self.save(done, wait=True)
+            raise
 
     def settle(self, *, final: bool = False) -> None:
         """Make whole the save that is under way, if there is one, waiting for its files. Collective.
@@ -145,6 +161,7 @@ class Saver:
             self._failed(done, failure, final)
 
     def _failed(self, done: int, why: str, final: bool) -> None:
+        self._newest = -1
         if final:
             raise InputError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
         if self._world.main:

@@ -10,12 +10,13 @@ import torch
 
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Layout
-from pretrain.engine.guards import check_finite
+from pretrain.engine.guards import Guard
 from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.engine.step import accumulate, agree, seed_step, update
 from pretrain.engine.stop import Stop
 from pretrain.run.audit import Audit
 from pretrain.run.evaluation import Evaluator, evaluate
+from pretrain.run.inspection import Inspection
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
 from pretrain.run.quarantine import Quarantine
@@ -40,11 +41,18 @@ def train(
     meters: Meters,
     audit: Audit,
     quarantine: Quarantine,
+    guard: Guard,
+    inspection: Inspection,
     evaluators: Sequence[Evaluator],
     saver: Saver,
     stop: Stop,
 ) -> bool:
-    """Train from step `start` to the schedule's end; whether it got there, or was asked to stop before."""
+    """Train from step `start` to the schedule's end; whether it got there, or was asked to stop before.
+
+    Raises:
+        InputError: the data cannot be read, or a checkpoint not written.
+        DivergedError, RollBack: as `guard` says.
+    """
     for step in range(start, schedule.steps):
         engine.train()
         seed_step(seed, step, world)
@@ -67,11 +75,15 @@ def train(
         word = agree(world, step_loss, stop.asked(), quarantine.pending, saver.due(done), saver.writing)
         stopping, faulty, saving, writing = word.flags
         if faulty:
-            quarantine.settle(step)
-        grad_norm, _ = update(engine, lr=schedule(step), decay=averaging(step))
-        check_finite(step, grad_norm)
+            with saver.saved_before(step):
+                quarantine.settle(step)
+        refused = guard.refuses(step, word.loss)
+        grad_norm, refused = update(engine, lr=schedule(step), decay=averaging(step), refused=refused)
+        if refused and guard.calm and not guard.avoids(step):
+            inspection.keep(step, audit.ids, float(step_loss), refused)
         audit.step(step)
-        meters.step(done, step_loss, schedule(step), grad_norm)
+        meters.step(done, word.loss, schedule(step), grad_norm, skipped=refused is not None)
+        guard.note(step, word.loss, grad_norm, refused)
         stopping &= not last
         with meters.pause():
             if not writing:

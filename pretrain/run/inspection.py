@@ -1,0 +1,34 @@
+"""What a step looked like whose update was skipped: kept, so that someone can find out why."""
+
+from __future__ import annotations
+
+import json
+
+from pretrain.engine import checkpoint
+from pretrain.engine.distributed import World, share
+from pretrain.run.folder import RunFolder
+from pretrain.run.saver import Saver
+
+_MOST = 3  # each is as large as a checkpoint
+
+
+class Inspection:
+    """`inspection/step_00000012/`: a checkpoint of the state before step 12 (from 0), and each rank's batch.
+
+    The state is as the step found it, for the update was skipped: `--init` takes it as weights. The first few skipped
+    steps of a run are kept.
+    """
+
+    def __init__(self, folder: RunFolder, world: World, saver: Saver) -> None:
+        self._folder, self._world, self._saver = folder.inspection, world, saver
+
+    def keep(self, step: int, ids: list[int], loss: float, reason: str) -> None:
+        """Keep the state before `step`, and of this rank the `ids` and the mean `loss` of its images. Collective."""
+        if self._world.main:
+            print(f"step {step + 1}: {reason}; its update is skipped", flush=True)
+        place, kept = checkpoint.whole(self._folder, step), checkpoint.candidates(self._folder)
+        if share(place in kept or len(kept) >= _MOST):  # as rank 0 sees it
+            return
+        self._saver.save(step, wait=True, folder=self._folder)
+        said = {"step": step, "reason": reason, "loss": str(loss), "ids": ids}
+        checkpoint.write_text(place / f"batch_{self._world.rank:05d}.json", json.dumps(said))

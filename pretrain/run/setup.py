@@ -1,0 +1,151 @@
+"""What a run takes: its data opened, everything checked, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.engine import distributed
+from pretrain.engine.distributed import World
+from pretrain.engine.engine import Layout, batch_layout, precision
+from pretrain.engine.schedule import Schedule
+from pretrain.errors import InputError
+from pretrain.run.config import RunConfig
+from pretrain.run.evaluation import Evaluator, Validation
+from pretrain.run.folder import RunFolder
+from pretrain.run.loss import Loss, choose_loss
+from pretrain.run.resume import trained_function
+from pretrain.stream.decode import DeviceDecoder
+from pretrain.stream.images import TrainImages
+from pretrain.stream.index import Index
+from pretrain.stream.mixup import check_pairs
+from pretrain.stream.order import Order
+from pretrain.stream.randaugment import RandAugment
+
+_REMOTE_CHECKED = 64  # shards, spread over the index
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run whose config, data and layout go together: what it takes, before anything is built."""
+
+    config: RunConfig
+    folder: RunFolder
+    world: World
+    index: Index
+    layout: Layout
+    schedule: Schedule
+    order: Order
+    images: TrainImages
+    loss_of: Loss
+    dtype: torch.dtype
+    evaluators: Sequence[Evaluator]
+    function: dict[str, Any]  # that the trained parameters are one of
+
+
+def prepare(config: RunConfig, out: Path, world: World, evaluators: Sequence[Evaluator]) -> Setup:
+    """Open the data and check that they, the config and the ranks go together. Collective.
+
+    Raises:
+        InputError: they do not.
+    """
+    data, spec, dtype = config.data, config.model.spec(), precision(config.deepspeed)
+    index = _open_index(data.train, "data.train", spec.num_classes, world)
+    layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
+    steps = run_steps(config, index.samples)
+    if data.mixup:
+        check_pairs(layout.micro_batch)
+    if data.decoder == "device":
+        if world.device.type != "cuda":
+            raise InputError(
+                f'data.decoder: "device" decodes JPEGs on a CUDA device, this run is on {world.device.type}; set "host"'
+            )
+        distributed.together(DeviceDecoder(world.device).check)
+    return Setup(
+        config,
+        RunFolder(out),
+        world,
+        index,
+        layout,
+        Schedule(lr=config.optimizer.lr, steps=steps, **config.schedule.model_dump()),
+        Order(index.samples, layout.global_batch, config.seed, data.chunk, data.lanes),
+        TrainImages(
+            spec.image_size,
+            spec.channels,
+            config.seed,
+            data.crop_area,
+            data.crop_aspect,
+            data.flip,
+            RandAugment(*data.randaugment) if data.randaugment else None,
+        ),
+        choose_loss(config.train.loss, index.multilabel, config.train.label_smoothing),
+        dtype,
+        [*validation(config, world, layout), *evaluators],
+        trained_function(config, steps, dtype),
+    )
+
+
+def run_steps(config: RunConfig, samples: int) -> int:
+    """`train.steps`, or round(epochs · samples / global batch)."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None
+    steps = round(config.train.epochs * samples / config.train.global_batch)
+    if steps < 1:
+        raise InputError(
+            f"train.epochs: {config.train.epochs} of {samples} samples in batches of {config.train.global_batch} is no "
+            "whole step; train longer, or set a smaller train.global_batch"
+        )
+    return steps
+
+
+def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluator]:
+    """Validation on `data.eval`, if it is set."""
+    if config.data.eval is None:
+        return []
+    index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world)
+    return [
+        Validation(
+            index,
+            choose_loss(config.train.loss, index.multilabel),
+            world,
+            image_size=config.model.image_size,
+            channels=config.model.channels,
+            batch=layout.micro_batch,
+            workers=config.data.workers,
+            dtype=precision(config.deepspeed),
+            every=config.train.eval_every,
+        )
+    ]
+
+
+def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World) -> Index:
+    """The index that a config key names, its shards in place and its labels within the network's classes. Collective.
+
+    Every node has a file of its own, and a stale copy on one would train on other samples: all must hold the same.
+    """
+    if paths is None:
+        raise InputError(
+            f"{key}: not set; give a folder of shards with its index, as made by "
+            f"`python launch/shards.py build SOURCE DIR`, e.g. {key}=DIR"
+        )
+
+    def open_here() -> Index:
+        index = Index.open(paths)
+        # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks that
+        # ask for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
+        index.check_files(local=None if world.local_rank == 0 else 0, remote=_REMOTE_CHECKED if world.main else 0)
+        if index.num_classes > num_classes:
+            raise InputError(
+                f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "
+                f"to {num_classes - 1}; set model.num_classes={index.num_classes}"
+            )
+        return index
+
+    index = distributed.together(open_here)
+    distributed.refuse_unlike(index.hash, f"{key}: the index")
+    return index
