@@ -1,8 +1,9 @@
-"""Memory for batches, given out again once nobody holds it."""
+"""Memory for batches and for byte ranges of shards, given out again once nobody holds it."""
 
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -31,6 +32,32 @@ class Buffers:
         except IndexError:
             memory = np.empty(self._shape, np.uint8 if self._dtype == torch.uint8 else np.float32)
         # torch holds this one array for all tensors that share its memory, and lets go of it with the last of them.
-        lent = memory[:]
-        weakref.finalize(lent, self._free.append, memory).atexit = False
-        return torch.from_numpy(lent)
+        return torch.from_numpy(_lend(memory, self._free))
+
+
+class Ranges:
+    """Memory for byte ranges, of any length.
+
+    The allocator would give so much back to the system and fetch it again page by page, for every range.
+    """
+
+    def __init__(self) -> None:
+        # By powers of two: were a short range lent what a long one needed, all memory would grow to the longest.
+        self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+
+    def take(self, size: int) -> memoryview:
+        """`size` bytes that nobody else writes to for as long as the view, or a part of it, is held."""
+        bits = size.bit_length()
+        free = self._free[bits]
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = np.empty(1 << bits, np.uint8)
+        return _lend(memory, free).data[:size]
+
+
+def _lend(memory: np.ndarray, free: list[np.ndarray]) -> np.ndarray:
+    """All of `memory`, which goes to `free` once nothing shares the array returned."""
+    lent = memory[:]
+    weakref.finalize(lent, free.append, memory).atexit = False
+    return lent

@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -22,6 +22,7 @@ from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pretrain.errors import InputError
+from pretrain.stream.buffers import Ranges
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.index import Extent, Index
@@ -31,23 +32,40 @@ from pretrain.stream.tar import IMAGE_SUFFIXES, split_name
 
 _SCHEME = "vfrange"
 
-# What ends the waiting of a reading thread; webdataset's openers are given a URL and nothing besides.
+# What ends the waiting of a reading thread, and its memory; webdataset's openers are given a URL and nothing besides.
 _reading = threading.local()
 _NEVER = threading.Event()
 _LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
 
-Images = dict[int, tuple[str, bytes]]  # canonical id -> key, encoded image
+Images = dict[int, tuple[str, memoryview]]  # canonical id -> key, encoded image; views of what was read together
 
 
-def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
+class RangeStream(io.RawIOBase):
+    """A stream of bytes in memory, `data`; io.BytesIO would copy them."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self.data[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> RangeStream:
     """Opener in webdataset's table: `vfrange:BEGIN-END:ETAG:SHARD` -> those bytes of a shard, local or remote.
 
     Raises ChunkError where they cannot be had, CancelledError where the thread's `stop` is set before they are.
     """
     _, span, etag, shard = url.split(":", 3)
     begin, end = (int(place) for place in span.split("-"))
+    stop, ranges = getattr(_reading, "stop", None), getattr(_reading, "ranges", None) or Ranges()
     try:
-        return io.BytesIO(read_range(shard, begin, end, unquote(etag), stop=getattr(_reading, "stop", None)))
+        return RangeStream(read_range(shard, begin, end, unquote(etag), stop=stop, take=ranges.take))
     except InputError as error:
         raise ChunkError(str(error)) from error
 
@@ -57,9 +75,10 @@ webdataset.gopen_schemes[_SCHEME] = open_range
 
 def reading_threads(count: int, stop: threading.Event, members: list[threading.Thread]) -> ThreadPoolExecutor:
     """Threads for reading chunks, themselves in `members`; once `stop` is set they begin no request any more."""
+    ranges = Ranges()
 
     def begin() -> None:
-        _reading.stop = stop
+        _reading.stop, _reading.ranges = stop, ranges
         members.append(threading.current_thread())
 
     return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)
@@ -94,7 +113,7 @@ def read_images(index: Index, extents: Sequence[Extent]) -> Images:
     return images
 
 
-def _expand(extent: Extent) -> list[tuple[str, bytes]]:
+def _expand(extent: Extent) -> list[tuple[str, memoryview]]:
     """(key, encoded image) of the samples in a byte range, as webdataset groups them.
 
     Members with headers of the usual kinds are found by a walk over them, all others by webdataset's expansion of tars.
@@ -102,14 +121,13 @@ def _expand(extent: Extent) -> list[tuple[str, bytes]]:
     # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
     opener = webdataset.gopen_schemes[_SCHEME]
     stream = opener(f"{_SCHEME}:{extent.begin}-{extent.end}:{quote(extent.etag, safe='')}:{extent.url}", "rb")
-    data = stream.read()
     files: Iterable[dict[str, Any]]
     try:
-        plain = plain_members(data)
+        plain = plain_members(stream.data)
         if plain is not None:
             files = [{"fname": name, "data": image, "__url__": extent.url} for name, image in plain if _is_image(name)]
         else:
-            source = [{"url": extent.url, "stream": io.BytesIO(data)}]
+            source = [{"url": extent.url, "stream": stream}]
             files = tar_file_expander(source, handler=reraise_exception, select_files=_is_image)
         grouped = list(group_by_keys(files, handler=reraise_exception))
     except Exception as error:  # tarfile lets several kinds through from damaged headers
@@ -120,7 +138,7 @@ def _expand(extent: Extent) -> list[tuple[str, bytes]]:
         images = [suffix for suffix in IMAGE_SUFFIXES if suffix in sample]
         if len(images) != 1:
             raise _mismatch(extent, f"sample {sample['__key__']!r} has images {images}, where one is expected")
-        found.append((sample["__key__"], sample[images[0]]))
+        found.append((sample["__key__"], memoryview(sample[images[0]])))
     return found
 
 
@@ -159,7 +177,7 @@ class Chunk:
         """Whether its reading is still to be queued."""
         return self._images is None
 
-    def take(self, sample_id: int) -> tuple[str, bytes]:
+    def take(self, sample_id: int) -> tuple[str, memoryview]:
         """Key and encoded image of one sample, once; waits for the reading and raises its error."""
         assert self._images is not None, "taken before it was started"
         try:

@@ -19,6 +19,8 @@ from torchvision.transforms.v2 import functional as F
 
 from pretrain.errors import InputError
 
+Encoded = bytes | memoryview
+
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each decode thread
 GREY = 128  # stands in for an image that cannot be read
 
@@ -33,7 +35,7 @@ class Decoder(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __call__(self, images: Sequence[bytes], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
+    def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
 
 
 class HostDecoder:
@@ -41,7 +43,7 @@ class HostDecoder:
 
     device = torch.device("cpu")
 
-    def __call__(self, images: Sequence[bytes], channels: int) -> Iterator[Tensor | UnreadableImage]:
+    def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
         for data in images:
             try:
                 yield decode(data, channels)
@@ -61,7 +63,7 @@ class DeviceDecoder:
 
     device: torch.device
 
-    def __call__(self, images: Sequence[bytes], channels: int) -> Iterator[Tensor | UnreadableImage]:
+    def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
         jpegs = [number for number, data in enumerate(images) if self._takes(data)]
         try:
             done = dict(zip(jpegs, self._together([images[number] for number in jpegs], channels), strict=True))
@@ -77,7 +79,7 @@ class DeviceDecoder:
             (image,) = HOST([data], channels)
             yield image if isinstance(image, UnreadableImage) else image.to(self.device)
 
-    def _together(self, images: Sequence[bytes], channels: int) -> Sequence[Tensor]:
+    def _together(self, images: Sequence[Encoded], channels: int) -> Sequence[Tensor]:
         encoded = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in images]
         return torchvision.io.decode_jpeg(encoded, _mode(channels), device=self.device) if encoded else []
 
@@ -92,7 +94,7 @@ class DeviceDecoder:
             ) from None
 
     @staticmethod
-    def _takes(data: bytes) -> bool:
+    def _takes(data: Encoded) -> bool:
         try:
             kind, height, width = read_header(data)
         except UnreadableImage:
@@ -100,7 +102,7 @@ class DeviceDecoder:
         return kind == "jpeg" and 0 < height * width <= MAX_PIXELS
 
 
-def decode(data: bytes, channels: int) -> Tensor:
+def decode(data: Encoded, channels: int) -> Tensor:
     """JPEG, PNG or WebP, told apart by their first bytes -> uint8 [channels, h, w], grey (1) or RGB (3).
 
     Alpha is dropped, orientation tags are not applied. Raises UnreadableImage; for an image above MAX_PIXELS,
@@ -127,7 +129,7 @@ def _mode(channels: int) -> ImageReadMode:
     return ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
 
 
-def _decode_png(data: bytes, channels: int) -> Tensor:
+def _decode_png(data: Encoded, channels: int) -> Tensor:
     # Pillow, not torchvision.io: its decode_png kills the process on an error in libpng (a bad checksum).
     try:
         image = PngImageFile(io.BytesIO(data))
@@ -142,7 +144,7 @@ def _decode_png(data: bytes, channels: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def read_header(data: bytes) -> tuple[str, int, int]:
+def read_header(data: Encoded) -> tuple[str, int, int]:
     """(`jpeg`, `png` or `webp`, height, width) as the first bytes declare. Raises UnreadableImage."""
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
@@ -157,7 +159,7 @@ def read_header(data: bytes) -> tuple[str, int, int]:
     raise UnreadableImage(f"not JPEG, PNG or WebP: {len(data)} bytes that begin {data[:8].hex(' ')!r}")
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
+def _jpeg_size(data: Encoded) -> tuple[int, int]:
     place = 2
     while True:
         if data[place] != 0xFF:
@@ -175,7 +177,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             place += struct.unpack_from(">H", data, place)[0]
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
+def _webp_size(data: Encoded) -> tuple[int, int]:
     kind = data[12:16]
     if kind == b"VP8X":
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))

@@ -20,7 +20,7 @@ from torch import Tensor
 from pretrain.errors import InputError
 from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
-from pretrain.stream.decode import GREY, HOST, Decoder, UnreadableImage
+from pretrain.stream.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
 from pretrain.stream.fault import NOT_READ, ChunkError, Fault
 from pretrain.stream.images import Transform, to_float
 from pretrain.stream.index import Index
@@ -173,10 +173,10 @@ class BatchStream:
         self.counters.add(images=len(rows) - padding, unreadable=len(faults), **laps.spent)
         return sorted(faults, key=lambda fault: fault[0])
 
-    def _take(self, plan: Plan, rows: range) -> tuple[dict[int, str], list[bytes], list[tuple[int, Fault]]]:
+    def _take(self, plan: Plan, rows: range) -> tuple[dict[int, str], list[Encoded], list[tuple[int, Fault]]]:
         """Row -> key of the samples there are, their encoded images, and the faults of those that cannot be had."""
         keys: dict[int, str] = {}
-        encoded: list[bytes] = []
+        encoded: list[Encoded] = []
         faults: list[tuple[int, Fault]] = []
         for row in rows:
             chunk, sample_id = plan.chunks[row], int(plan.ids[row])

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -76,6 +76,10 @@ def open_whole(url: str, *, stop: threading.Event | None = None) -> BinaryIO:
     return cast(BinaryIO, copy)
 
 
+def _new_memory(size: int) -> memoryview:
+    return memoryview(bytearray(size))
+
+
 def read_range(
     url: str,
     begin: int,
@@ -84,29 +88,28 @@ def read_range(
     *,
     patience: Patience | None = None,
     stop: threading.Event | None = None,
-) -> bytes:
+    take: Callable[[int], memoryview] = _new_memory,
+) -> memoryview:
     """Bytes [begin, end) of a shard, all of them. Every reader of samples comes through here.
 
-    The rest is for remote shards: the `etag` that was indexed, how long is waited (default: `store.PATIENCE`),
-    and an event that ends the waiting with CancelledError. Raises InputError when the shard is missing, not
-    readable, changed, or ends before `end`.
+    Those of a local shard lie in memory from `take`. The rest is for remote shards: the `etag` that was indexed, how
+    long is waited (default: `store.PATIENCE`), and an event that ends the waiting with CancelledError. Raises
+    InputError when the shard is missing, not readable, changed, or ends before `end`.
     """
     if is_remote(url):
-        return store.read_range(url, begin, end, etag, patience=patience, stop=stop)
+        return memoryview(store.read_range(url, begin, end, etag, patience=patience, stop=stop))
+    data, at = take(end - begin), begin
     try:
         # Not by way of a buffered file, which would copy what it reads once more.
         with open_shard(url) as file:
-            data = os.pread(file.fileno(), end - begin, begin)
-            while len(data) < end - begin and (
-                more := os.pread(file.fileno(), end - begin - len(data), begin + len(data))
-            ):
-                data += more
+            while at < end and (count := os.preadv(file.fileno(), [data[at - begin :]], at)):
+                at += count
     except OSError as error:
         raise InputError(f"{url}: bytes {begin}-{end} cannot be read: {error.strerror}") from error
-    if len(data) < end - begin:
+    if at < end:
         raise InputError(
             f"{url}: truncated: the index places samples in bytes {begin}-{end}, the file ends at byte "
-            f"{begin + len(data)}; copy or write the shard again"
+            f"{at}; copy or write the shard again"
         )
     return data
 

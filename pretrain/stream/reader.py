@@ -15,7 +15,9 @@ from pretrain.stream.store import is_remote
 
 _LAST_WORDS = 2.0  # seconds that reads under way are waited for in the end
 READ_AHEAD = 1 << 30  # bytes, by default
-LOCAL_THREADS, REMOTE_THREADS = 4, 32  # a disk answers in microseconds, an object store in tens of milliseconds
+# A disk answers in microseconds, a network file system in a millisecond, an object store in tens of them. More threads
+# than needed take turns with the decode threads at the interpreter lock and in the cores' caches.
+LOCAL_THREADS, REMOTE_THREADS = 2, 32
 
 
 class Reader:

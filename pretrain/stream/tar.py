@@ -231,7 +231,7 @@ def read_sample(url: str, begin: int, end: int, etag: str = "") -> tuple[str, di
     """The one sample in bytes [begin, end) of a shard: (key, suffix → data). Raises InputError if it is not
     one.
     """
-    data = read_range(url, begin, end, etag)
+    data = bytes(read_range(url, begin, end, etag))
     where = f"{url} from byte {begin}"
     samples = list(ShardTar(io.BytesIO(data + bytes(2 * BLOCK)), where).samples())
     if len(samples) != 1:

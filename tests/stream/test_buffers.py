@@ -2,9 +2,10 @@
 
 import threading
 
+import numpy as np
 import torch
 
-from pretrain.stream.buffers import Buffers
+from pretrain.stream.buffers import Buffers, Ranges
 
 CPU = torch.device("cpu")
 
@@ -45,3 +46,34 @@ def test_holders_may_let_go_in_any_thread_and_after_the_pool_is_gone():
     last = buffers.take().fill_(9)
     del buffers, hold, threads, thread
     assert (last == 9).all()
+
+
+# Byte ranges of shards
+
+
+def place_of(view):
+    return np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+
+
+def test_a_ranges_memory_is_lent_again_once_no_part_of_it_is_held():
+    ranges = Ranges()
+    first = ranges.take(1000)
+    place, part = place_of(first), first[990:]
+    assert len(first) == 1000
+    assert not first.readonly
+    del first
+    second = ranges.take(1000)
+    second[:] = bytes(1000)
+    assert place_of(second) != place, "a part still holds the first"
+    part[:] = b"x" * 10
+    assert not any(second)
+    del part
+    assert place_of(ranges.take(900)) == place
+
+
+def test_a_short_range_is_not_lent_what_a_long_one_needed():
+    ranges = Ranges()
+    long = place_of(ranges.take(1_000_000))
+    assert place_of(ranges.take(1000)) != long
+    assert place_of(ranges.take(1_000_000)) == long
+    assert len(ranges.take(0)) == 0

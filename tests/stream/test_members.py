@@ -116,3 +116,25 @@ def test_numbers_are_octal_digits_and_nothing_else():
         header[148:156] = b" " * 8
         header[148:156] = b"%06o\0 " % sum(header)
         assert plain_members(bytes(header)) is None
+
+
+def test_images_are_views_of_the_range():
+    data = bytearray(tar_of(["a.jpg", "b.jpg"], tarfile.USTAR_FORMAT))
+    (_, (name, image)) = plain_members(memoryview(data))
+    assert (name, image) == ("b.jpg", bytes([1]) * 300)
+    data[-512:] = bytes(512)
+    assert not any(image)
+
+
+def test_sums_beyond_16_bits_are_compared_whole():
+    header = bytearray(tar_of(["a.jpg"], tarfile.USTAR_FORMAT)[:512])
+    header[157:257] = b"\xff" * 100
+    header[265:345] = b"\xff" * 80
+    header[500:512] = b"\xff" * 12
+    header[1:100] = b"\xff" * 99
+    header[148:156] = b" " * 8
+    total = sum(header)
+    assert total > 65_521
+    for said, walked in ((total, True), (total - 65_521, False)):
+        header[148:156] = b"%06o\0 " % said
+        assert (plain_members(bytes(header)) is not None) == walked
