@@ -28,6 +28,7 @@ class Entry:
 
     id: str
     path: Path
+    averaged: bool  # their Polyak average
     source: Path
     sha256: str
     step: int | None
@@ -48,25 +49,26 @@ class Subject:
     build: Callable[[], nn.Module]
 
 
-def open_entries(paths: Sequence[str | Path], image_size: int | None) -> list[Entry]:
+def open_entries(paths: Sequence[str | Path], image_size: int | None, *, averaged: bool = False) -> list[Entry]:
     """Read every WEIGHTS once, so that a fault in the last is found before the first is run.
 
-    An id is the last part of the path, or the whole path where two share it.
+    An id is the last part of the path, or the whole path where two share it. `averaged`: take their Polyak averages.
     Raises InputError: no such weights, twice the same path, a network that cannot be run at `image_size`.
     """
     given = [Path(path) for path in paths]
     if len({path.resolve() for path in given}) < len(given):
         raise InputError(f"--init: {' '.join(map(str, given))}: the same weights twice; give each once")
-    names = [path.resolve().name for path in given]
+    names = [path.resolve().name + ("-averaged" if averaged else "") for path in given]
     entries = []
     for path, name in zip(given, names, strict=True):
-        weights = load_weights(path)
+        weights = load_weights(path, averaged=averaged)
         spec = replace(weights.spec, image_size=image_size or weights.spec.image_size, dropout=0.0)
         entries.append(
             Entry(
                 id=name if names.count(name) == 1 else str(path),
                 path=path,
                 source=weights.source,
+                averaged=averaged,
                 sha256=weights.sha256,
                 step=weights.step,
                 spec=spec,
@@ -140,7 +142,7 @@ def frozen(entry: Entry) -> VisionTransformer:
 
     Raises InputError where the weights are not those that were opened.
     """
-    weights = load_weights(entry.source)
+    weights = load_weights(entry.source, averaged=entry.averaged)
     if weights.sha256 != entry.sha256:
         raise InputError(f"weights {entry.source}: changed while they were being scored; start again")
     model = VisionTransformer(entry.spec)

@@ -68,11 +68,11 @@ def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
     return f"{head}; {kind} {grid}" + (f", {ignored} px ignored" if ignored else "")
 
 
-def from_checkpoint(path: str | Path) -> Fill:
+def from_checkpoint(path: str | Path, *, averaged: bool = False) -> Fill:
     """Fill a task's network from WEIGHTS: body as it is, positions resized, head zero; read when they are needed."""
 
     def fill(model: VisionTransformer) -> str:
-        weights = load_weights(path)
+        weights = load_weights(path, averaged=averaged)
         task = model.spec
         spec, tensors = transfer(
             weights.spec,
@@ -83,6 +83,6 @@ def from_checkpoint(path: str | Path) -> Fill:
             where=str(weights.source),
         )
         load_tensors(model, tensors, where=str(weights.source))
-        return f"weights of {weights.source}\n{describe_transfer(weights.spec, spec)}"
+        return f"{weights.describe()}\n{describe_transfer(weights.spec, spec)}"
 
     return fill

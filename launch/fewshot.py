@@ -49,7 +49,7 @@ def probe_weights(args: argparse.Namespace) -> int:
     from fewshot.subject import open_entries
     from pretrain.engine import distributed
 
-    entries = open_entries(args.init, config.model.image_size)
+    entries = open_entries(args.init, config.model.image_size, averaged=args.weights == "averaged")
     world = distributed.start()
     began = time.monotonic()
     taken = study.take_features(config, entries, task, out, world)
@@ -165,6 +165,9 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         metavar="WEIGHTS",
         help="a run folder or a checkpoint inside one; may be given several times",
+    )
+    main.add_argument(
+        "--weights", choices=("raw", "averaged"), default="raw", help="of --init: as trained, or their Polyak average"
     )
     main.add_argument("--features", type=Path, metavar="F.npz", help="support_x, support_y, query_x, query_y to probe")
     main.add_argument("--out", type=Path, metavar="DIR", help="default: runs/<name of the config, or of F>")

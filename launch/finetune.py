@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument(
         "--init", metavar="WEIGHTS", required=True, help="a pre-training run folder, or a checkpoint inside one"
     )
+    parser.add_argument(
+        "--weights", choices=("raw", "averaged"), default="raw", help="of --init: as trained, or their Polyak average"
+    )
     parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the DeepSpeed launcher
@@ -38,9 +41,8 @@ def main() -> int:
 
     config = run_config(task, read_spec(args.init))
     world = distributed.start()
-    return run(
-        config, args.out or Path("runs") / config.name, world, fill=from_checkpoint(args.init), extend=args.extend
-    )
+    fill = from_checkpoint(args.init, averaged=args.weights == "averaged")
+    return run(config, args.out or Path("runs") / config.name, world, fill=fill, extend=args.extend)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="a JSON file, or its name under configs/ (h14.json)")
     parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
     parser.add_argument("--init", metavar="WEIGHTS", help="start from the weights of a run folder or checkpoint")
+    parser.add_argument(
+        "--weights", choices=("raw", "averaged"), default="raw", help="of --init: as trained, or their Polyak average"
+    )
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the DeepSpeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
@@ -29,7 +32,7 @@ def main() -> int:
     from pretrain.run.experiment import fresh, given, run
 
     world = distributed.start()
-    fill = given(args.init) if args.init else fresh(config)
+    fill = given(args.init, averaged=args.weights == "averaged") if args.init else fresh(config)
     evaluators = []
     if config.fewshot:
         from fewshot.evaluator import FewshotEvaluator

@@ -95,8 +95,9 @@ def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) 
     }
     if zero_stage(section) == 3:
         # A block's parameters come and go together: within it there are no hooks, so it can be compiled or computed
-        # again as a whole.
-        config["zero_optimization"] = {"leaf_module": {"classes": [_BLOCK]}, **section["zero_optimization"]}
+        # again as a whole. DeepSpeed's own linear layer rounds twice in half precision; the network brings one.
+        ours = {"leaf_module": {"classes": [_BLOCK]}, "memory_efficient_linear": False}
+        config["zero_optimization"] = {**ours, **section["zero_optimization"]}
     if "bf16" in section:
         config["bf16"] = {**section["bf16"], "enabled": dtype is torch.bfloat16}
     if dtype is torch.bfloat16:

@@ -40,7 +40,7 @@ def agree(world: World, loss: Tensor, *flags: bool) -> Word:
     """The mean of the ranks' losses, with the same bits on all, and which flags any rank raises. One collective."""
     row = torch.tensor([0.0, *flags], dtype=torch.float64)
     if world.size == 1:
-        return Word(float(loss), flags)
+        return Word(float(loss.detach()), flags)
     row = row.to(world.device)
     row[0] = loss.detach()
     rows = torch.empty(world.size * len(row), dtype=row.dtype, device=row.device)

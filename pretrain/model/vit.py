@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -52,6 +52,29 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self.weight, "ds_id") and not torch.compiler.is_compiling():
+            return _PartitionedLinear.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class _PartitionedLinear(torch.autograd.Function):
+    """F.linear, bit for bit, for weights that DeepSpeed takes apart between forward and backward (ZeRO-3).
+
+    torch would keep a view of the weight for the backward pass, and with it the whole weight in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(end_dim=-2)
+        return gradient @ weight, rows.T @ x.flatten(end_dim=-2), rows.sum(dim=0)
 
 
 class Attention(nn.Module):

@@ -139,6 +139,10 @@ class TrainSection(Section):
     eval_every: int | None = Field(default=None, gt=0)  # steps between validations; null: once, at the end
     time_limit_minutes: float | None = Field(default=None, gt=0)
     guard: GuardSection = GuardSection()
+    # Without progress for so long the run ends, with the stack of the rank that hangs: in a step, and in a save or an
+    # evaluation. All up to the end of the first step has at least half an hour.
+    hang_minutes: float = Field(default=5.0, gt=0, le=10_000)
+    slow_minutes: float = Field(default=15.0, gt=0, le=10_000)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:

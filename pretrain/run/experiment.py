@@ -249,13 +249,13 @@ def fresh(config: RunConfig) -> Fill:
     return fill
 
 
-def given(path: str | Path) -> Fill:
+def given(path: str | Path, *, averaged: bool = False) -> Fill:
     """The parameters of given weights, which must be of the same network; read when they are needed."""
 
     def fill(model: VisionTransformer) -> str:
-        weights = load_weights(path)
+        weights = load_weights(path, averaged=averaged)
         load_tensors(model, weights.tensors, where=str(weights.source))
-        return f"weights of {weights.source}"
+        return weights.describe()
 
     return fill
 

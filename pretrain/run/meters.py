@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TextIO
 
 import torch
 
-from pretrain.engine.distributed import World, all_reduce_max, all_reduce_sum
+from pretrain.engine.distributed import World, collect, gather_rows
 from pretrain.run.folder import RunFolder, append
+from pretrain.run.stragglers import TELLING, Stopwatch, slowest
 from pretrain.stream.counters import Counters
 
 # Where a rank's data spend their time: thread-milliseconds per image.
@@ -18,7 +20,7 @@ _PARTS = ("read", "starved", "decode", "augment", "collate")
 
 
 class Meters:
-    """Counts time and images between the steps that are logged; rank 0 writes, all ranks reduce."""
+    """Counts time and images between the steps that are logged; rank 0 writes what all ranks give."""
 
     def __init__(
         self,
@@ -34,7 +36,9 @@ class Meters:
         peak_flops: float,
         tensorboard: bool,
         counters: Counters,
+        skipped: int = 0,
     ) -> None:
+        """Collective. `skipped`: updates that were skipped before `start`."""
         self._counters, self._counted = counters, counters.seen()
         self._world, self._steps, self._every = world, steps, every
         self._batch, self._samples = global_batch, samples
@@ -45,6 +49,8 @@ class Meters:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
+        self._hosts = collect([socket.gethostname()])
+        self._forward, self._skipped = Stopwatch(world.device), skipped
         self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -60,6 +66,10 @@ class Meters:
                 self._waited += time.perf_counter() - began
             yield batch
 
+    def forward(self) -> AbstractContextManager[None]:
+        """The forward pass: `with meters.forward(): loss = …`, timed without waiting for the device."""
+        return self._forward.running()
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Evaluation and saving: not counted as training time."""
@@ -68,12 +78,20 @@ class Meters:
         self._paused += time.perf_counter() - began
 
     def step(self, done: int, loss: float, lr: float, grad_norm: float, *, skipped: bool) -> None:
-        """Count a step, the `done`-th (from 1); log it where it is due. `loss`: the mean over the global batch."""
+        """Count a step, the `done`-th (from 1); log it where it is due. Collective.
+
+        Args:
+            loss: the mean over the global batch.
+            grad_norm: before clipping.
+            skipped: whether the step's update was.
+        """
         self._window_steps += 1
+        self._skipped += skipped
         if done % self._every and done != self._steps:
             return
+        forward = self._forward.take()  # waits for the device, so that the time taken next is real
         seconds = time.perf_counter() - self._window_start - self._paused
-        stream, wait = self._stream(seconds)
+        shared = self._share(seconds, forward)
         rate = self._window_steps * self._batch / seconds
         self._log(
             done,
@@ -85,37 +103,44 @@ class Meters:
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "images_per_second": rate,
-                "data_wait": wait,
                 "mfu": rate * self._share_per_rate,
-                **stream,
+                **shared,
+                **({"updates_skipped": self._skipped} if self._skipped else {}),
             },
         )
         self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
 
-    def _stream(self, seconds: float) -> tuple[dict[str, float], float]:
-        """What the data did in this window, by part, and the share of it that the worst rank waited for them."""
+    def _share(self, seconds: float, forward: float) -> dict[str, Any]:
+        """What the ranks' data and forward passes took in this window: on rank 0, else empty. Collective."""
         seen = self._counters.seen()
         did = {name: amount - self._counted[name] for name, amount in seen.items()}
         self._counted = seen
         images = self._window_steps * self._batch / self._world.size
         each = [1000 * did[f"{part}_seconds"] / max(did["images"], 1) for part in _PARTS]
-        mine = torch.tensor(
-            [
-                *each,
-                1000 * self._waited / images,
-                self._waited / seconds,
-                did["bytes_read"] / seconds,
-                seen["unreadable"],
-            ],
-            dtype=torch.float64,
-            device=self._world.device,
-        )
-        *worst, wait, _, _ = all_reduce_max(mine.clone()).tolist()
-        *total, _, rate, unreadable = all_reduce_sum(mine).tolist()
-        values = {"data/bytes_per_second": rate, "data/unreadable": unreadable}
-        for part, summed, most in zip((*_PARTS, "wait"), total, worst, strict=True):
-            values |= {f"data/{part}_ms": summed / self._world.size, f"data/{part}_ms_worst": most}
-        return values, wait
+        mine = [*each, 1000 * self._waited / images, self._waited, forward, did["bytes_read"], seen["unreadable"]]
+        rows = gather_rows(torch.tensor([mine], dtype=torch.float64, device=self._world.device))
+        if rows is None:
+            return {}
+        *parts, waited, forwards, read, unreadable = rows.T.tolist()
+        values: dict[str, Any] = {
+            "data_wait": max(waited) / seconds,
+            "data/bytes_per_second": sum(read) / seconds,
+            "data/unreadable": sum(unreadable),
+        }
+        for part, of_ranks in zip((*_PARTS, "wait"), parts, strict=True):
+            values |= {
+                f"data/{part}_ms": sum(of_ranks) / self._world.size,
+                f"data/{part}_ms_worst": max(of_ranks),
+            }
+        if self._world.size > 1:
+            found = slowest(list(zip(waited, forwards, strict=True)))
+            values |= {
+                "straggler/rank": found.rank,
+                "straggler/host": self._hosts[found.rank],
+                "straggler/part": found.part,
+                "straggler/excess": found.excess,
+            }
+        return values
 
     def evaluated(self, done: int, values: dict[str, float]) -> None:
         """Write down what the evaluators found after `done` steps."""
@@ -136,23 +161,30 @@ class Meters:
         if self._writer is not None:
             self._writer.close()
 
-    def _log(self, done: int, seconds_left: float, values: dict[str, float]) -> None:
+    def _log(self, done: int, seconds_left: float, values: dict[str, Any]) -> None:
         if not self._world.main:
             return
         width = len(str(self._steps))
-        self.say(
+        line = (
             f"step {done:>{width}}/{self._steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
             f"grad {values['grad_norm']:.2f}  {values['images_per_second']:,.0f} images/s  "
             f"data wait {values['data_wait']:.0%}  MFU {values['mfu']:.1%}  {clock(seconds_left)} left"
         )
+        if self._skipped:
+            line += f"  {self._skipped} updates skipped"
+        if values.get("straggler/excess", 0) > TELLING:
+            rank, host, part, excess = (values[f"straggler/{key}"] for key in ("rank", "host", "part", "excess"))
+            line += f"  rank {rank} ({host}) is slow: {part} ×{excess:.2f}"
+        self.say(line)
         self._write(done, values)
 
-    def _write(self, done: int, values: dict[str, float]) -> None:
+    def _write(self, done: int, values: dict[str, Any]) -> None:
         assert self._file is not None
         append(self._file, {"step": done, **values})
         if self._writer is not None:
             for name, value in values.items():
-                self._writer.add_scalar(name if "/" in name else f"train/{name}", value, done)
+                if not isinstance(value, str):
+                    self._writer.add_scalar(name if "/" in name else f"train/{name}", value, done)
             self._writer.flush()
 
 

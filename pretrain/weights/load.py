@@ -24,6 +24,11 @@ class Weights:
     step: int | None
     source: Path  # the checkpoint they were read from
     sha256: str  # of names, shapes and values: the same however many ranks wrote them
+    averaged: bool = False  # the Polyak average
+
+    def describe(self) -> str:
+        """Where they are from, in a few words."""
+        return f"{'averaged ' if self.averaged else ''}weights of {self.source}"
 
 
 def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
@@ -37,7 +42,7 @@ def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
     saved = find_checkpoint(Path(path))
     spec = ViTSpec(**saved.state["model"])
     tensors = read_whole(saved, tensor_shapes(spec), averaged=averaged)
-    return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors))
+    return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged)
 
 
 def read_spec(path: str | Path) -> ViTSpec:
