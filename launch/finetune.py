@@ -8,11 +8,13 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 import argparse
 
 from finetune.config import FinetuneConfig, run_config
+from pretrain.engine.stop import listen
 from pretrain.run.command import Parser, run_command
 from pretrain.run.config import read_config
 
 
 def main() -> int:
+    listen()
     parser = Parser(
         prog="launch/finetune.py",
         description="Fine-tune a checkpoint on a task, at the task's resolution, with a zero-initialised linear head; "

@@ -7,11 +7,13 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 
 import argparse
 
+from pretrain.engine.stop import listen
 from pretrain.run.command import Parser, run_command
 from pretrain.run.config import RunConfig, read_config
 
 
 def main() -> int:
+    listen()
     parser = Parser(
         prog="launch/pretrain.py",
         description="Pre-train a Vision Transformer: starts anew, from given weights, or resumes what --out holds.",

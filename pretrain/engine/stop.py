@@ -6,10 +6,23 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from pretrain.engine.distributed import World
+if TYPE_CHECKING:  # `listen` comes before torch is there
+    from pretrain.engine.distributed import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+_early: list[str] = []  # signals that came before there was a `Stop`
+
+
+def listen() -> None:
+    """Take note of SIGUSR1 from now on: it means "save, your time is up" and would kill a rank that is starting.
+
+    The other signals may end such a rank: it has nothing to save.
+    """
+    signal.signal(signal.SIGUSR1, lambda number, frame: _early.append(signal.Signals(number).name))
 
 
 class Stop:
@@ -22,7 +35,7 @@ class Stop:
     def __init__(self, folder: Path, world: World, time_limit_minutes: float | None = None) -> None:
         self._file, self._world = folder / "STOP", world
         self._deadline = time.monotonic() + time_limit_minutes * 60 if time_limit_minutes else float("inf")
-        self._reason: str | None = None
+        self._reason = _early[0] if _early else None
         for number in SIGNALS:
             signal.signal(number, self._note)
 

@@ -141,7 +141,7 @@ class TrainSection(Section):
     guard: GuardSection = GuardSection()
     # Without progress for so long the run ends, with the stack of the rank that hangs: in a step, and in a save or an
     # evaluation. All up to the end of the first step has at least half an hour.
-    hang_minutes: float = Field(default=5.0, gt=0, le=10_000)
+    hang_minutes: float = Field(default=10.0, gt=0, le=10_000)
     slow_minutes: float = Field(default=15.0, gt=0, le=10_000)
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import torch
 
 from pretrain.engine.distributed import World, all_reduce_sum, collect
 from pretrain.engine.fragments import averaged
+from pretrain.engine.watchdog import Watchdog
 from pretrain.errors import InputError
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
@@ -28,7 +29,9 @@ class Evaluator(Protocol):
         ...
 
 
-def evaluate(evaluators: Sequence[Evaluator], engine: Any, done: int, meters: Meters, *, last: bool) -> None:
+def evaluate(
+    evaluators: Sequence[Evaluator], engine: Any, done: int, meters: Meters, watchdog: Watchdog, *, last: bool
+) -> None:
     """Run the evaluators that are due after `done` steps, on the engine's network in evaluation mode.
 
     Where an average of the weights is kept they run on it too; its values are named averaged/….
@@ -36,10 +39,12 @@ def evaluate(evaluators: Sequence[Evaluator], engine: Any, done: int, meters: Me
     due = [evaluator for evaluator in evaluators if last or (evaluator.every and done % evaluator.every == 0)]
     if not due:
         return
+    watchdog.beat(done - 1, "evaluation")
     engine.eval()
     with torch.no_grad():
         values = {name: value for evaluator in due for name, value in evaluator.run(engine.module, done)}
         if engine.basic_optimizer.averages:
+            watchdog.beat(done - 1, "evaluation")
             with averaged(engine):
                 for evaluator in due:
                     values |= {f"averaged/{name}": value for name, value in evaluator.run(engine.module, done)}

@@ -17,6 +17,7 @@ from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.restore import newest_whole, restore
 from pretrain.engine.schedule import Averaging
 from pretrain.engine.stop import Stop
+from pretrain.engine.watchdog import Watchdog
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer, load_tensors
@@ -81,34 +82,42 @@ def run(
         )
         return DONE
     distributed.together(folder.create)
-    stop = Stop(out, world, config.train.time_limit_minutes)
-    guard = Guard(**config.train.guard.model_dump())
-    engine, origin = build(setup, fill if saved is None else None)
-    if saved is not None:
-        origin = f"resumed from {saved.path}"
-        go_on(engine, guard, saved)
+    minutes = config.train.hang_minutes, config.train.slow_minutes
+    with Watchdog(out, world, hang=60 * minutes[0], slow=60 * minutes[1]) as watchdog:
+        stop = Stop(out, world, config.train.time_limit_minutes)
+        guard = Guard(**config.train.guard.model_dump())
+        engine, origin = build(setup, fill if saved is None else None)
+        if saved is not None:
+            origin = f"resumed from {saved.path}"
+            go_on(engine, guard, saved)
+        begin(setup, start, passed_over)
+        _say(world, _headline(setup, start, origin))
+        while True:
+            try:
+                finished = attempt(setup, engine, guard, stop, watchdog, start)
+                break
+            except RollBack as back:
+                _say(world, str(back))
+                watchdog.beat(back.first, "start")
+                start = roll_back(setup, engine, guard, back)
+    if not finished:
+        _say(world, f"stopped: {stop.reason}; run the same command again to go on")
+        stop.done()
+    return DONE if finished else STOPPED
+
+
+def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
+    """Have the run folder say what is to be trained, and hold nothing of what came after step `start`. Collective."""
+    config, folder, world = setup.config, setup.folder, setup.world
     if world.main:
-        folder.write_config(
-            {**config.model_dump(mode="json"), "train": {**config.train.model_dump(), "steps": steps, "epochs": None}}
-        )
+        train = {**config.train.model_dump(), "steps": setup.schedule.steps, "epochs": None}
+        folder.write_config({**config.model_dump(mode="json"), "train": train})
         folder.rewind(start)
         checkpoint.set_aside(passed_over)
         checkpoint.clear_partial(folder.checkpoints)
     distributed.barrier()
     for fault in passed_over.values():
         _say(world, f"passed over: {fault}")
-    _say(world, _headline(setup, start, origin))
-    while True:
-        try:
-            finished = attempt(setup, engine, guard, stop, start)
-            break
-        except RollBack as back:
-            _say(world, str(back))
-            start = roll_back(setup, engine, guard, back)
-    if not finished:
-        _say(world, f"stopped: {stop.reason}; run the same command again to go on")
-        stop.done()
-    return DONE if finished else STOPPED
 
 
 def build(setup: Setup, fill: Fill | None) -> tuple[Any, str]:
@@ -154,7 +163,7 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
     return saved.step
 
 
-def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, start: int) -> bool:
+def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watchdog, start: int) -> bool:
     """Train from step `start` on: what `train` returns and raises."""
     config, world, folder, data = setup.config, setup.world, setup.folder, setup.config.data
     with ExitStack() as stack:
@@ -201,6 +210,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, start: int) -> 
             peak_flops=peak * 1e12 if peak else peak_flops(world.device, setup.dtype),
             tensorboard=config.logging.tensorboard,
             counters=loader.counters,
+            skipped=guard.skipped,
         )
         stack.callback(meters.close)
         saver = Saver(
@@ -236,6 +246,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, start: int) -> 
             evaluators=setup.evaluators,
             saver=saver,
             stop=stop,
+            watchdog=watchdog,
         )
 
 

@@ -14,6 +14,7 @@ from pretrain.engine.guards import Guard
 from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.engine.step import accumulate, agree, seed_step, update
 from pretrain.engine.stop import Stop
+from pretrain.engine.watchdog import Watchdog
 from pretrain.run.audit import Audit
 from pretrain.run.evaluation import Evaluator, evaluate
 from pretrain.run.inspection import Inspection
@@ -46,6 +47,7 @@ def train(
     evaluators: Sequence[Evaluator],
     saver: Saver,
     stop: Stop,
+    watchdog: Watchdog,
 ) -> bool:
     """Train from step `start` to the schedule's end; whether it got there, or was asked to stop before.
 
@@ -57,6 +59,7 @@ def train(
         engine.train()
         seed_step(seed, step, world)
 
+        watchdog.beat(step, "data")
         step_loss = torch.zeros((), device=world.device)
         for batch in meters.waiting(islice(batches, layout.accumulation)):
             images = to_float(batch.images.to(world.device, non_blocking=True), dtype)
@@ -65,12 +68,17 @@ def train(
             if batch.weight is not None:
                 weight = batch.weight.to(world.device)
                 images = mix_images(images, weight)
-            loss = loss_of(engine(images), labels, valid, weight)
+            watchdog.beat(step, "forward")
+            with meters.forward():
+                loss = loss_of(engine(images), labels, valid, weight)
+            watchdog.beat(step, "backward")
             accumulate(engine, loss)
             step_loss += loss.detach() / layout.accumulation
             audit.add(batch.ids)
             quarantine.add(batch)
+            watchdog.beat(step, "data")
 
+        watchdog.beat(step, "update")
         done, last = step + 1, step + 1 == schedule.steps
         word = agree(world, step_loss, stop.asked(), quarantine.pending, saver.due(done), saver.writing)
         stopping, faulty, saving, writing = word.flags
@@ -80,6 +88,7 @@ def train(
         refused = guard.refuses(step, word.loss)
         grad_norm, refused = update(engine, lr=schedule(step), decay=averaging(step), refused=refused)
         if refused and guard.calm and not guard.avoids(step):
+            watchdog.beat(step, "save")
             inspection.keep(step, audit.ids, float(step_loss), refused)
         audit.step(step)
         meters.step(done, word.loss, schedule(step), grad_norm, skipped=refused is not None)
@@ -89,9 +98,10 @@ def train(
             if not writing:
                 saver.settle()
             if saving or stopping or last:
+                watchdog.beat(step, "save")
                 saver.save(done, wait=stopping or last)  # before the evaluation, which may fail
             if not stopping:  # the grace period is for the checkpoint
-                evaluate(evaluators, engine, done, meters, last=last)
+                evaluate(evaluators, engine, done, meters, watchdog, last=last)
         if stopping:
             return False
     return True

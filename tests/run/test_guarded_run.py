@@ -1,0 +1,104 @@
+"""A run whose losses or gradients stop being numbers: skipped updates, inspection, the end, the way back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.engine import checkpoint
+from pretrain.stream.index import Index
+from pretrain.stream.order import Order
+from pretrain.weights.load import load_weights
+
+STEPS, BATCH = 12, 8
+
+
+@pytest.fixture(scope="module")
+def runs(digits: Path, ranks, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("guarded")
+    config = {
+        "name": "guarded",
+        "model": {
+            "patch_size": 4, "layers": 1, "width": 16, "mlp": 32, "heads": 2,
+            "image_size": 16, "channels": 1, "num_classes": 10,
+        },
+        "data": {"train": str(digits / "train"), "workers": 1},
+        "train": {"global_batch": BATCH, "steps": STEPS, "guard": {"skips": 2, "margin": 2}},
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"warmup_steps": 0},
+        "checkpoint": {"every": 3, "keep": 10},
+        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
+    }  # fmt: skip
+    (folder / "guarded.json").write_text(json.dumps(config))
+    variants = {
+        "once": {"changes": ["deepspeed.zero_optimization.stage=1"], "losses": [6]},
+        "end": {"changes": [], "losses": [4, 7, 8]},
+        "back": {"changes": ["train.guard.then=rollback", "deepspeed.zero_optimization.stage=2"], "losses": [7, 8]},
+        "nowhere": {"changes": ["train.guard.then=rollback"], "losses": [0, 1]},
+    }
+    for stage in range(4):
+        changes = [f"deepspeed.zero_optimization.stage={stage}"]
+        variants[f"gradients{stage}"] = {"changes": changes, "gradients": [6]}
+        if stage:
+            variants[f"gradients{stage}_bf16"] = {
+                "changes": [*changes, "deepspeed.bf16.enabled=true"],
+                "gradients": [6],
+            }
+    ranks(2, Path(__file__).parent / "guarded.py", folder / "guarded.json", folder, json.dumps(variants))
+    return folder
+
+
+def lines(run: Path, file: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (run / file).read_text().splitlines()]
+
+
+def state(run: Path, step: int = STEPS) -> dict:
+    return checkpoint.read(run / "checkpoints" / f"step_{step:08d}").state
+
+
+@pytest.mark.parametrize(
+    "name", ["once", *(f"gradients{stage}{kind}" for stage in range(4) for kind in ("", "_bf16") if stage or not kind)]
+)
+def test_the_update_is_skipped_and_the_run_goes_on(runs, name):
+    told = lines(runs / name)
+    assert [line["step"] for line in told] == list(range(1, STEPS + 1))
+    assert told[-1]["updates_skipped"] == 1
+    assert "updates_skipped" not in told[5]
+    assert state(runs / name)["updates"] == STEPS - 1
+    assert (told[6]["loss"] is None) == (name == "once")
+    assert all(line["loss"] is not None for line in told[7:])
+    # Nothing changed with that step: what is kept for inspection is what had been saved before it.
+    kept = checkpoint.read(runs / name / "inspection" / "step_00000006")
+    assert kept.state["fingerprints"] == state(runs / name, 6)["fingerprints"]
+    assert load_weights(kept.path).sha256 == load_weights(runs / name / "checkpoints" / "step_00000006").sha256
+
+
+def test_the_batch_is_kept_for_inspection(runs, digits):
+    index = Index.open(str(digits / "train"))
+    order = Order(index.samples, BATCH, 0, 8, None)
+    batches = [json.loads(file.read_text()) for file in sorted((runs / "once" / "inspection").glob("*/batch_*.json"))]
+    assert [batch["step"] for batch in batches] == [6, 6]
+    assert [id for batch in batches for id in batch["ids"]] == order.ids(6).tolist()
+    assert [batch["loss"] == "nan" for batch in batches] == [False, True]
+
+
+def test_too_many_in_a_row_end_the_run_on_all_ranks_with_whole_checkpoints(runs):
+    said = {(runs / f"end.{rank}.diverged").read_text() for rank in range(2)}
+    assert len(said) == 1
+    assert "step 9: the loss is nan" in said.pop()
+    assert checkpoint.newest(runs / "end" / "checkpoints")[0].step == 6
+    assert [line["step"] for line in lines(runs / "end")] == list(range(1, 10))
+
+
+def test_a_roll_back_avoids_the_steps_and_tells_one_history(runs):
+    told = lines(runs / "back")
+    assert [line["step"] for line in told] == list(range(1, STEPS + 1))
+    final = state(runs / "back")
+    assert final["guard"]["avoided"] == [[5, 8]]
+    assert final["updates"] == STEPS - 4
+    assert [line["step"] for line in lines(runs / "back", "metrics.discarded.jsonl")] == [4, 5, 6, 7, 8, 9]
+    assert all(line["loss"] is not None for line in told[9:])
+
+
+def test_without_a_checkpoint_to_go_back_to_the_run_ends(runs):
+    assert "no checkpoint to go back to" in (runs / "nowhere.0.diverged").read_text()
