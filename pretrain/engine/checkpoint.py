@@ -15,6 +15,7 @@ any stage.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -122,13 +123,18 @@ def commit(folder: Path, step: int, records: Sequence[Record], state: dict[str, 
         kind: f"{sum(record.fingerprints[kind] for record in records) % 2**64:016x}" for kind in records[0].fingerprints
     }
     known = {"format": FORMAT, "step": step, "ranks": len(records), **state, "fingerprints": prints, "files": files}
-    write_text(aside / STATE, json.dumps(known, indent=1))
+    write_text(aside / STATE, json.dumps({**known, "seal": seal(known)}, indent=1))
     if final.exists():
         set_aside([final])
     os.replace(aside, final)
     flush(folder)
     write_text(folder / LATEST, final.name)
     return final
+
+
+def seal(state: dict[str, Any]) -> str:
+    """The hash by which `state.json`, which holds those of all other files, shows damage of its own."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -162,6 +168,8 @@ def read(path: Path) -> Saved:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else state
         raise InputError(f"checkpoint {path}: format {found!r}, this version reads {FORMAT}")
+    if state.pop("seal", None) != seal(state):
+        raise InputError(f"checkpoint {path}: damaged: {STATE} is not what was written")
     for name, written in state["files"].items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
