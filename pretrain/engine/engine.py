@@ -93,10 +93,13 @@ def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) 
         "gradient_accumulation_steps": layout.accumulation,
         "gradient_clipping": clip_norm,  # always said: left out, DeepSpeed 0.19.8 clips at 1
     }
-    if zero_stage(section) == 3:
-        # A block's parameters come and go together: within it there are no hooks, so it can be compiled or computed
-        # again as a whole. DeepSpeed's own linear layer rounds twice in half precision; the network brings one.
-        ours = {"leaf_module": {"classes": [_BLOCK]}, "memory_efficient_linear": False}
+    if stage := zero_stage(section):
+        # DeepSpeed makes the whole bucket anew for every backward pass: of its default, 2 GB of fp32.
+        ours: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
+        if stage == 3:
+            # A block's parameters come and go together: within it there are no hooks, so it can be compiled or computed
+            # again as a whole. DeepSpeed's own linear layer rounds twice in half precision; the network brings one.
+            ours |= {"leaf_module": {"classes": [_BLOCK]}, "memory_efficient_linear": False}
         config["zero_optimization"] = {**ours, **section["zero_optimization"]}
     if "bf16" in section:
         config["bf16"] = {**section["bf16"], "enabled": dtype is torch.bfloat16}

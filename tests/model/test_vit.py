@@ -1,6 +1,10 @@
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
@@ -160,23 +164,26 @@ def test_dropout_is_active_in_training_only(tiny, drawn, images):
     assert torch.equal(model(batch), drawn(tiny())(batch))
 
 
+def gradients(model, batch):
+    """Logits, and the gradients of a loss of them."""
+    torch.manual_seed(3)
+    logits = model(batch)
+    logits.square().sum().backward()
+    return [logits, *(parameter.grad for parameter in model.parameters())]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_checkpointed_blocks_give_the_same_gradients_bit_for_bit(tiny, drawn, images, dropout):
+@pytest.mark.parametrize("checkpointing", ["full", "selective", 1, 2])
+def test_checkpointed_blocks_give_the_same_gradients_bit_for_bit(tiny, drawn, images, dropout, checkpointing):
     spec = tiny(dropout=dropout, representation_size=12)
-    results = []
-    for checkpoint_blocks in (False, True):
-        model = drawn(spec, checkpoint_blocks=checkpoint_blocks)
-        torch.manual_seed(3)
-        logits = model(images(spec))
-        logits.square().sum().backward()
-        results.append([logits, *(parameter.grad for parameter in model.parameters())])
-    assert all(torch.equal(plain, checkpointed) for plain, checkpointed in zip(*results, strict=True))
+    plain, checkpointed = (gradients(drawn(spec, checkpointing=way), images(spec)) for way in ("none", checkpointing))
+    assert all(torch.equal(*pair) for pair in zip(plain, checkpointed, strict=True))
 
 
 def test_checkpointed_blocks_keep_less_for_the_backward_pass(tiny, drawn, images):
-    def kept(checkpoint_blocks):
+    def kept(checkpointing):
         spec, sizes = tiny(layers=4), []
-        model = drawn(spec, checkpoint_blocks=checkpoint_blocks)
+        model = drawn(spec, checkpointing=checkpointing)
         weights = {parameter.data_ptr() for parameter in model.parameters()}
 
         def pack(tensor):
@@ -187,7 +194,77 @@ def test_checkpointed_blocks_keep_less_for_the_backward_pass(tiny, drawn, images
             model(images(spec))
         return sum(sizes)
 
-    assert kept(True) < kept(False) / 4
+    assert kept("full") < kept("none") / 4
+    assert kept("full") < kept(2) == kept(3) < kept(4) < kept("none")  # 4, 2, 2 and 1 of the four blocks
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "again"),
+    [
+        ("none", {}),
+        ("full", {"native_layer_norm": 8, "gelu": 4, "attention": 4, "addmm": 12}),  # of four, the last is not needed
+        (2, {"native_layer_norm": 4, "gelu": 2, "attention": 2, "addmm": 6}),
+        ("selective", {"native_layer_norm": 8, "gelu": 4}),
+    ],
+)
+def test_what_the_backward_pass_computes_again(tiny, drawn, images, checkpointing, again):
+    spec, found = tiny(layers=4), Counter()
+    loss = drawn(spec, checkpointing=checkpointing)(images(spec)).sum()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            name = op.overloadpacket.__name__
+            if "backward" not in name:
+                found["attention" if "attention" in name else name] += 1
+            return op(*args, **(kwargs or {}))
+
+    with Count():
+        loss.backward()
+    assert {name: found[name] for name in ("native_layer_norm", "gelu", "attention", "addmm") if found[name]} == again
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_checkpointing_every_block_that_is_not_there_is_refused(tiny, every):
+    with pytest.raises(InputError, match=f"activation_checkpointing: {every} .*this model has 2"):
+        VisionTransformer(tiny(), checkpointing=every)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", pytest.param("full", marks=pytest.mark.long)])
+def test_compiled_blocks_are_one_graph_and_the_same_function(tiny, drawn, images, checkpointing):
+    torch._dynamo.reset()
+    counters.clear()
+    spec = tiny(layers=4)
+    plain = gradients(drawn(spec), images(spec))
+    model = drawn(spec, checkpointing=checkpointing, compiled=True)
+    for found, truth in zip(gradients(model, images(spec)), plain, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images(spec, 3)), drawn(spec)(images(spec, 3))), "evaluated as it is written"
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("checkpointing", ["none", "full", 2, "selective"])
+def test_compiled_and_checkpointed_dropout_is_drawn_alike_again(tiny, drawn, images, checkpointing):
+    """Otherwise the gradient would be that of another function: against the slope along it."""
+    torch._dynamo.reset()
+    spec = tiny(dropout=0.3, representation_size=12)
+    model = drawn(spec, checkpointing=checkpointing, compiled=True).double()
+
+    def loss():
+        torch.manual_seed(3)
+        return model(images(spec, dtype=torch.float64)).square().sum()
+
+    loss().backward()
+    along = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    values = []
+    for step in (1e-5, -2e-5):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.add_(along[name], alpha=step)
+        values.append(loss().item())
+    slope = (values[0] - values[1]) / 2e-5
+    assert slope == pytest.approx(sum(gradient.square().sum().item() for gradient in along.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize("fields", [{}, {"pool": "mean", "positions": "sincos2d"}])

@@ -24,6 +24,13 @@ SMALL = {
     "train": {"global_batch": 8, "steps": 4},
     "optimizer": {"lr": 0.1},
 }
+CPU = {"device": "cpu"}
+
+
+def zero(stage: int, **said: object) -> dict:
+    """A change of SMALL: a `deepspeed` section of this ZeRO stage; what it does not say at its top belongs to ZeRO."""
+    top = {key: said.pop(key) for key in ("bf16", "fp16", "data_types") if key in said}
+    return {"deepspeed": {**top, "zero_optimization": {"stage": stage, **said}}}
 
 
 def write(folder: Path, tree: object, name: str = "small.json") -> Path:
@@ -145,6 +152,29 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"deepspeed": {"bf16": {"enabled": "False"}}}, ("bf16.enabled", "'False'")),
         ({"deepspeed": {"bf16": {"enabled": True}}}, ("bf16", "zero_optimization.stage to 1, 2 or 3")),
         ({"deepspeed": {"fp16": {"enabled": True}}}, ("fp16 keeps its fp32 weights in ZeRO's partitions",)),
+        ({"deepspeed": {"fp16": {"enabled": "auto"}}}, ("fp16.enabled must be true or false", "'auto'")),
+        (zero(2, bf16={"enabled": True}, fp16={"enabled": True}), ("bf16 and fp16 are both enabled",)),
+        (zero(1, bf16={"enabled": True, "check_grad_overflow": False}), ("bf16.check_grad_overflow must be true",)),
+        (zero(1, bf16={"enabled": True, "bf16_optimizer_states": True}), ("bf16_optimizer_states", "kept in fp32")),
+        (zero(1, data_types={"grad_accum_dtype": "bf16"}), ("data_types.grad_accum_dtype", '"fp32"', "'bf16'")),
+        (zero(0, offload_optimizer=CPU), ("offload_optimizer", "stage to 1, 2 or 3", "found 0")),
+        (zero(2, offload_param=CPU), ("offload_param", "zero_optimization.stage to 3, found 2")),
+        (zero(3, offload_param=CPU), ("offload_param goes with the optimizer", "offload_optimizer")),
+        (zero(3, offload_optimizer={"device": "nvme"}), ("offload_optimizer.device: nvme is not offered", '"cpu"')),
+        (zero(3, offload_optimizer={"device": "disk"}), ("offload_optimizer.device", "'disk'")),
+        (zero(3, offload_optimizer="cpu"), ("offload_optimizer must be an object", "'cpu'")),
+        (zero(3, offload_optimizer={**CPU, "ratio": 0.5}), ("offload_optimizer.ratio is not offered",)),
+        (zero(2, cpu_offload=True), ("zero_optimization.cpu_offload is not offered", "offload_optimizer")),
+        (zero(2, zenflow={"topk_ratio": 0.1}), ("zero_optimization.zenflow is not offered",)),
+        (
+            {"train": {"global_batch": 8, "steps": 4, "activation_checkpointing": "ful"}},
+            ("train.activation_checkpointing", '"ful"', "'none', 'full' or 'selective'", "integer"),
+        ),
+        (
+            {"train": {"global_batch": 8, "steps": 4, "activation_checkpointing": 0}},
+            ("train.activation_checkpointing", "found 0", "greater than 0"),
+        ),
+        ({"train": {"global_batch": 8, "steps": 4, "compile": 1}}, ("train.compile", "found 1", "boolean")),
         ({"optimizer": {"lr": 0.1, "betas": [2, 2]}}, ("optimizer.betas", "less than 1")),
         ({"data": {"crop_area": [1, 0.5]}}, ("data.crop_area", "low <= high")),
         ({"data": {"randaugment": [2, 31]}}, ("data.randaugment.1", "31", "less than or equal to 30")),

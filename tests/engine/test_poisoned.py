@@ -1,0 +1,31 @@
+"""A gradient that is not finite on one rank reaches no weight on any, and the next step is made as ever."""
+
+import json
+from pathlib import Path
+
+CPU = {"device": "cpu"}
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_forgotten(ranks, tmp_path):
+    halves = {
+        "fp32": {},
+        "bf16": {"bf16": {"enabled": True}},
+        "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4}},
+    }
+    sections = {
+        f"ZeRO {stage}, {precision}{', optimizer on the CPU' if offload else ''}": {
+            "zero_optimization": {"stage": stage, **({"offload_optimizer": CPU} if offload else {})},
+            **half,
+        }
+        for stage in (0, 1, 2, 3)
+        for precision, half in halves.items()
+        for offload in (False, True)
+        if stage > 0 or (precision == "fp32" and not offload)
+    }
+    assert len(sections) == 1 + 3 * 3 * 2
+    ranks(2, Path(__file__).with_name("poisoned.py"), tmp_path, json.dumps(sections))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert list(first) == list(second) == list(sections)
+    for name in sections:
+        for told in (first[name], second[name]):
+            assert told == {"changed": [True, False, True], "finite": True}, name
