@@ -1,0 +1,129 @@
+"""Training over nodes with their own addresses: a link is cut, a node dies, and the run goes on with those left."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEPS, BATCH = 400, 24
+ROOT = Path(__file__).resolve().parents[2]
+
+found = importlib.util.spec_from_file_location("nodes", Path(__file__).with_name("nodes.py"))
+nodes_module = importlib.util.module_from_spec(found)
+sys.modules["nodes"] = nodes_module
+found.loader.exec_module(nodes_module)
+
+WHY_NOT = nodes_module.missing() or (None if shutil.which("pdsh") else "needs the command pdsh (Debian: pdsh)")
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
+
+
+def lines(path: Path) -> list[dict]:
+    """The whole lines of a file that may be being written."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def steps_done(out: Path) -> int:
+    metrics = out / "metrics.jsonl"
+    return max((line["step"] for line in lines(metrics)), default=0) if metrics.exists() else 0
+
+
+class Job:
+    """The one command of a user, given on the login node again and again, with the nodes there are."""
+
+    def __init__(self, login, folder: Path, data: Path, stage: int) -> None:
+        self.login, self.folder, self.out = login, folder, folder / "out"
+        tree = {
+            "name": "tiny",
+            "model": {
+                "patch_size": 4, "layers": 1, "width": 24, "mlp": 24, "heads": 3,
+                "image_size": 8, "channels": 1, "num_classes": 10,
+            },
+            "data": {"train": str(data), "workers": 1, "audit": True},
+            "train": {
+                "global_batch": BATCH, "micro_batch": 4, "steps": STEPS, "hang_minutes": 0.15, "slow_minutes": 0.5,
+            },
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"warmup_steps": 5},
+            "checkpoint": {"every": 10},
+            "logging": {"every": 1, "peak_tflops": 0.1, "tensorboard": False},
+            "deepspeed": {"zero_optimization": {"stage": stage}},
+        }  # fmt: skip
+        (folder / "tiny.json").write_text(json.dumps(tree))
+        # What a user's shell holds does not reach the nodes through ssh; this file does.
+        place = f"PATH={Path(sys.executable).parent}:/usr/bin:/bin\nGLOO_SOCKET_IFNAME=eth0\n"
+        (folder / "deepspeed_env").write_text(place + "OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n")
+
+    def start(self, *hosts: str) -> subprocess.Popen:
+        hostfile = self.folder / "hostfile"
+        hostfile.write_text("".join(f"{host} slots=1\n" for host in hosts))
+        self.console = (self.folder / f"console-{len(hosts)}.txt").open("w+")
+        words = ["env", f"DS_ENV_FILE={self.folder}/deepspeed_env", "DS_ACCELERATOR=cpu"]
+        words += [Path(sys.executable).with_name("deepspeed"), "--hostfile", hostfile, "--launcher", "pdsh"]
+        words += ["--force_multi", "launch/pretrain.py", "--config", self.folder / "tiny.json", "--out", self.out]
+        return subprocess.Popen(
+            self.login.words(*words), stdout=self.console, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def said(self) -> str:
+        self.console.seek(0)
+        return self.console.read()
+
+    def reach(self, process: subprocess.Popen, step: int, seconds: float = 120) -> None:
+        """Wait until `step` steps are done; the run must be going on."""
+        deadline = time.monotonic() + seconds
+        while steps_done(self.out) < step:
+            assert process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.02)
+
+    def end(self, process: subprocess.Popen, seconds: float) -> int:
+        """The command's status, which it must give within `seconds`."""
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds} s\n{self.said()}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_cut_link_and_a_dead_node_are_named_and_the_run_goes_on_with_the_nodes_left(stage, digits, run, tmp_path):
+    with nodes_module.cluster(["node-a", "node-b", "node-c"], tmp_path / "cluster") as (login, nodes):
+        job = Job(login, tmp_path, digits / "train", stage)
+        process = job.start("node-a", "node-b", "node-c")
+        job.reach(process, 25)
+        nodes["node-c"].cut()
+        assert job.end(process, 120) not in (0, 2, 75)
+        assert re.search(r"error: no sign of life from rank 2 \(node-c\)", job.said()), job.said()
+        assert 25 <= steps_done(job.out) < STEPS
+        # The rank that was cut off does not go on alone, nor does any other: nothing is left that could write.
+        for node in nodes.values():
+            assert node.run("pgrep", "-f", "launch/pretrain.py").stdout == "", node.name
+
+        process = job.start("node-a", "node-b")
+        reached = steps_done(job.out)
+        job.reach(process, reached + 25)
+        assert "resumed from" in job.said()
+        nodes["node-b"].kill()
+        assert job.end(process, 120) not in (0, 2, 75)
+        assert re.search(r"error: no sign of life from rank 1 \(node-b\)", job.said()), job.said()
+
+        process = job.start("node-a")
+        assert job.end(process, 180) == 0, job.said()
+        assert "resumed from" in job.said()
+
+    words = ("launch/shards.py", "order", digits / "train", "--global-batch", BATCH, "--seed", 0, "--steps")
+    order = run(sys.executable, *words, f"0:{STEPS}")
+    trained: dict[int, list[int]] = {step: [] for step in range(STEPS)}
+    for path in sorted((job.out / "audit").glob("rank_?????.jsonl")):
+        for line in lines(path):
+            trained[line["step"]] += line["ids"]
+    assert [{"step": step, "ids": ids} for step, ids in trained.items()] == [
+        json.loads(line) for line in order.stdout.splitlines()
+    ]
+    assert [line["step"] for line in lines(job.out / "metrics.jsonl")] == list(range(1, STEPS + 1))
