@@ -184,7 +184,7 @@ class Watchdog:
         mine = self._look()
         late = failed or mine.age > mine.limit
         if before is None or after is None:
-            if not late:
+            if not failed and mine.age <= max(mine.limit, self._slow):  # others may be in a part that takes long
                 return None
             store = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             text = (
@@ -246,7 +246,6 @@ class _Board:
         self._rank, self._size, self._patience = world.rank, world.size, patience
         self._run = run  # a store may outlive a run, as torchrun's does when it restarts the ranks
         self._store: Any = None
-        self._broken = False
         self._calling, self._lock = threading.Thread(), threading.Lock()
 
     def exchange(self, sign: Sign) -> dict[str, Any] | None:
@@ -288,13 +287,13 @@ class _Board:
                     timeout=timedelta(seconds=max(self._patience, 1)),
                 )
                 answers.append(call(self._store))
-            except Exception:  # in one of several types: the connection is broken, and torch would not mend its own
-                self._broken = True
+            except Exception:  # in one of several types: the connection is broken, and torch would not mend it
+                self._store = None
 
         with self._lock:
             if self._calling.is_alive():  # the last call has not returned: one thread waits, not one for each
                 self._calling.join(self._patience)
-            if self._calling.is_alive() or self._broken:
+            if self._calling.is_alive():
                 return None
             self._calling = threading.Thread(target=work, daemon=True)
             self._calling.start()

@@ -1,6 +1,7 @@
 """Whatever happens to checkpoints, a run goes on from the newest whole one, or refuses with the file: never wrongly."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +15,6 @@ from benchmarks.started import Forked
 from pretrain.engine import checkpoint
 
 STEPS, EVERY = 12, 4
-ENDS = ("weight", "bias")
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +149,20 @@ def test_where_all_are_damaged_the_run_is_refused_and_left_as_it_is(config, out)
 
 def forge(path: Path, name: str, change: Callable[[Path], None]) -> None:
     """Change a file of a checkpoint, and its hash with it, so that the file looks as it was written."""
+    state = checkpoint.read(path).state
     change(path / name)
-    content, state = (path / name).read_bytes(), checkpoint.read(path).state
+    content = (path / name).read_bytes()
     state["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (path / "state.json").write_text(json.dumps({**state, "seal": checkpoint.seal(state)}))
 
 
 def exchange(file: Path, kind: str) -> None:
-    """Let a norm's scale and shift change places."""
+    """Let two parameters of one size, as a norm's scale and shift, change places."""
     tensors = load_file(file)
-    scale, shift = (next(key for key in tensors if key.startswith(f"{kind}:blocks.0.norm1.{end}")) for end in ENDS)
-    tensors[scale], tensors[shift] = tensors[shift], tensors[scale]
+    pairs = itertools.combinations([key for key in tensors if key.startswith(f"{kind}:")], 2)
+    one, other = next(pair for pair in pairs if tensors[pair[0]].shape == tensors[pair[1]].shape)
+    assert not tensors[one].equal(tensors[other])
+    tensors[one], tensors[other] = tensors[other], tensors[one]
     save_file(tensors, file)
 
 

@@ -48,7 +48,12 @@ def start(place: Path, script: str, *words: str, statuses: str) -> subprocess.Po
     environment = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
     environment.update(SLURM_SUBMIT_DIR=str(place), SLURM_JOB_ID="7")
     return subprocess.Popen(
-        ["bash", LAUNCH / script, *words], cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ["bash", LAUNCH / script, *words],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # bash cannot trap what it was begun ignoring
     )
 
 
