@@ -34,6 +34,9 @@ bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/stream.py
 	@$(BIN)/python benchmarks/model.py
+	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/saving.py
+	@$(BIN)/python benchmarks/kills.py
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .

@@ -127,9 +127,3 @@ def build_optimizer(
             optimizer.moments = ()
     optimizer.averages = averages
     return optimizer
-
-
-def set_learning_rate(optimizer: Any, lr: float) -> None:
-    """Give every group of a torch optimizer, or of DeepSpeed's wrapper around one, the rate `lr`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

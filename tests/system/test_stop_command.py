@@ -1,0 +1,162 @@
+"""Asked to stop, by whatever way, all ranks save the same step, end with status 75, and the same command goes on."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.started import Command, Forked, Started
+from pretrain.engine import checkpoint
+
+STEPS = 300
+ALL: tuple[int, ...] = ()
+
+
+@pytest.fixture(scope="module")
+def config(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = {
+        "name": "stopped",
+        "model": {
+            "patch_size": 4, "layers": 2, "width": 48, "mlp": 96, "heads": 3, "dropout": 0.1,
+            "image_size": 16, "channels": 1, "num_classes": 10,
+        },
+        "data": {"train": str(digits / "train"), "workers": 1, "audit": True},
+        "train": {"global_batch": 24, "steps": STEPS},
+        "optimizer": {"lr": 1e-3, "weight_decay": 0.1, "averaging": {"decay": 0.99}},
+        "schedule": {"warmup_steps": 5},
+        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
+        "deepspeed": {"zero_optimization": {"stage": 1}},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("config") / "stopped.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def history(out: Path) -> list:
+    """Every step's loss, gradient norm and samples."""
+    losses = [(line["step"], line["loss"], line["grad_norm"]) for line in lines(out / "metrics.jsonl")]
+    return [losses, *(lines(path) for path in sorted((out / "audit").glob("rank_?????.jsonl")))]
+
+
+def run(config: Path, out: Path, *words: object) -> str:
+    ranks = Forked(2, ["--config", config, "--out", out, *words], out.with_suffix(".txt"))
+    try:
+        assert ranks.wait() == [0, 0], ranks.said
+        return ranks.said
+    finally:
+        ranks.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> list:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(config, out)
+    return history(out)
+
+
+def reach(started: Started, steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while started.said.count("\nstep ") < steps:
+        assert started.running, started.said
+        assert time.monotonic() < deadline, started.said
+        time.sleep(0.002)
+
+
+def stopped(started: Started, out: Path, reason: str) -> int:
+    """The step of which every rank's share is in the checkpoint; it is the last one that was made."""
+    assert f"stopped: {reason}; run the same command again to go on" in started.said, started.said
+    last = lines(out / "metrics.jsonl")[-1]["step"]
+    assert last < STEPS
+    assert (out / "checkpoints" / "latest").read_text() == f"step_{last:08d}"
+    saved = checkpoint.read(out / "checkpoints" / f"step_{last:08d}")
+    checkpoint.verify(saved)
+    assert saved.state["ranks"] == 2
+    for rank in range(2):
+        assert lines(out / "audit" / f"rank_{rank:05d}.jsonl")[-1]["step"] == last - 1, f"counted from 0, rank {rank}"
+    assert not (out / "STOP").exists()
+    return last
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks", "reason"),
+    [
+        (signal.SIGTERM, ALL, "SIGTERM"),
+        (signal.SIGTERM, (0,), "SIGTERM"),
+        (signal.SIGTERM, (1,), "another rank was asked to stop"),
+        (signal.SIGUSR1, ALL, "SIGUSR1"),
+        (signal.SIGUSR1, (1,), "another rank was asked to stop"),
+        (signal.SIGINT, ALL, "SIGINT"),
+    ],
+)
+def test_a_signal_to_some_ranks_or_all_is_one_stop(number, ranks, reason, config, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    started = Forked(2, ["--config", config, "--out", out], tmp_path / "said.txt")
+    try:
+        reach(started, 7)
+        started.send(number, *ranks)
+        assert started.wait() == [75, 75], started.said
+    finally:
+        started.kill()
+    last = stopped(started, out, reason)
+    assert f"resumed from {out / 'checkpoints'}/step_{last:08d}" in run(config, out)
+    assert history(out) == undisturbed
+
+
+@pytest.mark.parametrize("way", ["file", "time limit"])
+def test_a_file_or_the_clock_is_one_stop(way, config, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    limit = ["train.time_limit_minutes=0.01"] if way == "time limit" else []
+    started = Forked(2, ["--config", config, "--out", out, *limit], tmp_path / "said.txt")
+    try:
+        reach(started, 3)
+        if way == "file":
+            (out / "STOP").touch()
+        assert started.wait() == [75, 75], started.said
+    finally:
+        started.kill()
+    stopped(started, out, "train.time_limit_minutes is reached" if limit else f"{out / 'STOP'} exists")
+    run(config, out)
+    assert history(out) == undisturbed
+
+
+def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
+    """As when the last job of a queue has hardly begun before its time is up."""
+    out = tmp_path / "run"
+    listens = "import os, signal; from pretrain.engine.stop import listen; listen(); os.kill(os.getpid(), signal.SIGUSR1)"
+    started = Forked(2, ["--config", config, "--out", out], tmp_path / "said.txt", prelude=listens)
+    try:
+        assert started.wait() == [75, 75], started.said
+    finally:
+        started.kill()
+    assert stopped(started, out, "SIGUSR1") == 1
+    run(config, out)
+    assert history(out) == undisturbed
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, ALL), (signal.SIGUSR1, (0, 1)), (signal.SIGINT, ALL)])
+def test_a_signal_to_the_real_commands_group_saves_one_step_of_all_ranks(number, ranks, config, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    command = Command(2, ["--config", config, "--out", out], tmp_path / "said.txt")
+    try:
+        reach(command, 7)
+        ours = set(command.pids)
+        assert len(ours) == 2
+        command.send(number, *ranks)
+        assert command.wait() != [None], command.said
+        deadline = time.monotonic() + 60
+        while ours & set(command.pids):  # deepspeed may be gone before what it has started
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        if number == signal.SIGUSR1:  # which deepspeed itself does not see, and so tells the ranks' status
+            assert command.wait() == [75]
+    finally:
+        command.kill()
+    stopped(command, out, number.name)
+    run(config, out)
+    assert history(out) == undisturbed
