@@ -1,6 +1,6 @@
 """A training step through ZeRO-1 against torch's DistributedDataParallel, on two CPU ranks.
 
-    python benchmarks/step.py [--rounds 12] [--steps 4] [--batch 8] [--arch vit_ti_16]
+    python benchmarks/step.py [--rounds 30] [--steps 4] [--batch 8] [--arch vit_ti_16]
 
 One network, one optimizer (the project's fused AdamW), one clipping, the same batches; both live in the same two
 processes, which take blocks of steps in turn, now the one first, now the other. A step's time is the slower rank's.
@@ -44,7 +44,7 @@ Step = Callable[[Tensor, Tensor], None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=4, help="steps of a block")
     parser.add_argument("--batch", type=int, default=8, help="images per rank")
     parser.add_argument("--arch", default="vit_ti_16")

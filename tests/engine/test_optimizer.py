@@ -65,11 +65,11 @@ def test_deepspeed_is_always_told_how_to_clip():
     config = deepspeed_config({"zero_optimization": {"stage": 2}}, batch_layout(16, 4, 2), clip_norm=0.0)
     assert config["gradient_clipping"] == 0.0, "left out, DeepSpeed clips at 1"
     assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (16, 2)
-    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 50_000_000}
+    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 50_000_000, "reduce_scatter": False}
 
 
-def test_what_the_config_says_of_the_bucket_holds():
-    section = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}}
+def test_what_the_config_says_of_buckets_holds():
+    section = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "reduce_scatter": True}}
     config = deepspeed_config(section, batch_layout(16, 4, 2), clip_norm=0.0)
     assert config["zero_optimization"] == section["zero_optimization"]
 
