@@ -219,10 +219,15 @@ def remove_after(folder: Path, step: int) -> None:
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints and those of every `keep_every`-th step. For one rank."""
-    for path in candidates(folder)[keep:]:
-        step = int(path.name.removeprefix(_PREFIX))
-        if keep_every is None or step % keep_every:
+    """Remove all but the newest `keep` checkpoints, and the first one of every `keep_every` steps. For one rank.
+
+    The first, not the one of that very step: a run that saves by the clock seldom has it.
+    """
+    found = [(int(path.name.removeprefix(_PREFIX)), path) for path in candidates(folder)]
+    firsts = {step // keep_every: step for step, _ in found} if keep_every else {}  # newest first: the last one stays
+    firsts.pop(0, None)
+    for step, path in found[keep:]:
+        if step not in firsts.values():
             _remove(path)
 
 

@@ -200,7 +200,7 @@ class CheckpointSection(Section):
     every: int | None = Field(default=None, gt=0)  # steps
     every_minutes: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, gt=0)  # newest checkpoints held
-    keep_every: int | None = Field(default=None, gt=0)  # steps; checkpoints of its multiples are never removed
+    keep_every: int | None = Field(default=None, gt=0)  # steps; the first checkpoint of so many is never removed
     background: bool = True  # write while training goes on, from a copy in the host's memory
 
 

@@ -46,7 +46,7 @@ class Saver:
         Args:
             start: steps after which this run goes on: a checkpoint of them is there.
             state: what a checkpoint after so many steps must hold besides parameters and optimizer.
-            keep_every: checkpoints of its multiples are never removed.
+            keep_every: the first checkpoint of every so many steps is never removed.
             background: whether to keep a buffer for the copy, as large as what this rank writes.
             flush: puts on the disk what the run's other files say up to now; they must not end before a checkpoint.
 

@@ -93,15 +93,16 @@ def test_a_damaged_one_set_aside_does_not_count_among_those_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged_00000060", "latest", "step_00000055"]
 
 
-def test_the_newest_and_every_nth_are_kept(tmp_path):
-    for step in (10, 20, 30, 40, 50):
+@pytest.mark.parametrize(
+    ("saved", "kept"),
+    [((10, 20, 30, 40, 50), [20, 40, 50]), ((3, 13, 27, 33, 41, 55, 58), [27, 41, 55, 58])],
+    ids=["by steps", "by the clock"],
+)
+def test_the_newest_and_the_first_of_every_so_many_steps_are_kept(saved, kept, tmp_path):
+    for step in saved:
         place(tmp_path, step)
-    checkpoint.prune(tmp_path, keep=2, keep_every=20)
-    assert [path.name for path in reversed(checkpoint.candidates(tmp_path))] == [
-        "step_00000020",
-        "step_00000040",
-        "step_00000050",
-    ]
+        checkpoint.prune(tmp_path, keep=2, keep_every=20)
+    assert [int(path.name.removeprefix("step_")) for path in reversed(checkpoint.candidates(tmp_path))] == kept
     assert not list(tmp_path.glob("partial_*"))
 
 

@@ -128,7 +128,9 @@ def test_a_file_or_the_clock_is_one_stop(way, config, undisturbed, tmp_path):
 def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
     """As when the last job of a queue has hardly begun before its time is up."""
     out = tmp_path / "run"
-    listens = "import os, signal; from pretrain.engine.stop import listen; listen(); os.kill(os.getpid(), signal.SIGUSR1)"
+    listens = (
+        "import os, signal; from pretrain.engine.stop import listen; listen(); os.kill(os.getpid(), signal.SIGUSR1)"
+    )
     started = Forked(2, ["--config", config, "--out", out], tmp_path / "said.txt", prelude=listens)
     try:
         assert started.wait() == [75, 75], started.said
