@@ -147,7 +147,8 @@ class Command:
 
     def kill(self) -> None:
         """SIGKILL to all that are left, and wait until the command is gone."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # all are gone
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def wait(self, seconds: float = 120) -> list[int | None]:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.started import Command, Forked, Started
 from pretrain.engine import checkpoint
 
-STEPS = 300
+STEPS = 120
 ALL: tuple[int, ...] = ()
 
 
@@ -87,11 +87,11 @@ def stopped(started: Started, out: Path, reason: str) -> int:
     ("number", "ranks", "reason"),
     [
         (signal.SIGTERM, ALL, "SIGTERM"),
-        (signal.SIGTERM, (0,), "SIGTERM"),
         (signal.SIGTERM, (1,), "another rank was asked to stop"),
         (signal.SIGUSR1, ALL, "SIGUSR1"),
-        (signal.SIGUSR1, (1,), "another rank was asked to stop"),
-        (signal.SIGINT, ALL, "SIGINT"),
+        pytest.param(signal.SIGTERM, (0,), "SIGTERM", marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, (1,), "another rank was asked to stop", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, ALL, "SIGINT", marks=pytest.mark.long),
     ],
 )
 def test_a_signal_to_some_ranks_or_all_is_one_stop(number, ranks, reason, config, undisturbed, tmp_path):
@@ -141,7 +141,14 @@ def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
     assert history(out) == undisturbed
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, ALL), (signal.SIGUSR1, (0, 1)), (signal.SIGINT, ALL)])
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [
+        (signal.SIGTERM, ALL),
+        pytest.param(signal.SIGUSR1, (0, 1), marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, ALL, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_to_the_real_commands_group_saves_one_step_of_all_ranks(number, ranks, config, undisturbed, tmp_path):
     out = tmp_path / "run"
     command = Command(2, ["--config", config, "--out", out], tmp_path / "said.txt")
