@@ -60,7 +60,14 @@ def stage(number: int, *more: str) -> list[str]:
     return [f"deepspeed.zero_optimization.stage={number}", *more]
 
 
-@pytest.mark.parametrize(("world", "begun"), [(2, stage(1)), (3, stage(3)), (1, stage(0))])
+@pytest.mark.parametrize(
+    ("world", "begun"),
+    [
+        (2, stage(1)),
+        pytest.param(3, stage(3), marks=pytest.mark.long),
+        pytest.param(1, stage(0), marks=pytest.mark.long),
+    ],
+)
 def test_any_ranks_and_stage_go_on_with_the_same_losses_ids_and_average(world, begun, digits, ranks, tmp_path):
     config = config_with(tmp_path / "reshape.json", digits)
     half = begin(ranks, config, tmp_path, world, begun)
