@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ def write(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, int | 
     text += b" " * (-len(text) % 8)  # the format wants the data aligned
     digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
-        for block in (memoryview(len(text).to_bytes(8, "little") + text), *(_bytes(tensor) for _, tensor in tensors)):
+        # One tensor after the other: on a device, each is on the host for as long as it is written.
+        blocks = (_bytes(tensor) for _, tensor in tensors)
+        for block in itertools.chain([memoryview(len(text).to_bytes(8, "little") + text)], blocks):
             for start in range(0, len(block), _BLOCK):
                 part = block[start : start + _BLOCK]
                 digest.update(part)

@@ -128,7 +128,7 @@ def commit(folder: Path, step: int, records: Sequence[Record], state: dict[str, 
         set_aside([final])
     os.replace(aside, final)
     flush(folder)
-    write_text(folder / LATEST, final.name)
+    point(folder)
     return final
 
 
@@ -138,8 +138,9 @@ def seal(state: dict[str, Any]) -> str:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """What looks like a checkpoint under `folder`, newest first."""
-    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True)
+    """What looks like a checkpoint under `folder`, newest first; not what somebody named otherwise beside them."""
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=_step, reverse=True)
 
 
 def newest(folder: Path) -> tuple[Saved | None, dict[Path, str]]:
@@ -212,10 +213,11 @@ def clear_partial(folder: Path) -> None:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints of more than `step` steps, newest first. For one rank."""
+    """Remove the checkpoints of more than `step` steps, newest first, and mend `latest`. For one rank."""
     for path in candidates(folder):
-        if path > whole(folder, step):
+        if _step(path) > step:
             _remove(path)
+    point(folder)
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
@@ -223,12 +225,18 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
 
     The first, not the one of that very step: a run that saves by the clock seldom has it.
     """
-    found = [(int(path.name.removeprefix(_PREFIX)), path) for path in candidates(folder)]
+    found = [(_step(path), path) for path in candidates(folder)]
     firsts = {step // keep_every: step for step, _ in found} if keep_every else {}  # newest first: the last one stays
     firsts.pop(0, None)
     for step, path in found[keep:]:
         if step not in firsts.values():
             _remove(path)
+
+
+def point(folder: Path) -> None:
+    """Have `latest` name the newest checkpoint that stands under `folder`, if one does. For one rank."""
+    for path in candidates(folder)[:1]:
+        write_text(folder / LATEST, path.name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -249,8 +257,13 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
 def _remove(path: Path) -> None:
     # Renamed first: a half-removed checkpoint must not look like one.
     doomed = path.with_name(f"{_PARTIAL}{path.name.removeprefix(_PREFIX)}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

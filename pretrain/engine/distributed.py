@@ -6,7 +6,9 @@ it says otherwise, and is a no-op for one rank.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,7 +47,8 @@ def start(timeout_minutes: float = 30.0) -> World:
     local_rank = int(mine["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
-        accelerator.set_device(local_rank)
+        accelerator.set_device(_device_number(local_rank, accelerator.device_count()))
+    _allow_open_files()
     compile_ops()
     with quiet():
         deepspeed.init_distributed(
@@ -161,6 +164,25 @@ def barrier() -> None:
     """Wait for every rank."""
     if _size() > 1:
         dist.barrier()
+
+
+def _device_number(local_rank: int, visible: int) -> int:
+    """Which of the visible devices is this rank's: its own, or the only one where the launcher shows each its own."""
+    if local_rank < visible:
+        return local_rank
+    if visible == 1:
+        return 0
+    raise InputError(
+        f"local rank {local_rank}, but {visible} devices are visible to it; start at most as many ranks on a node "
+        "as it has devices"
+    )
+
+
+def _allow_open_files() -> None:
+    """Lift this process's limit as far as it may: rank 0 holds two connections to every rank."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _size() -> int:

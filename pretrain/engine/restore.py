@@ -16,7 +16,6 @@ from pretrain.engine.archive import Archive
 from pretrain.engine.checkpoint import Saved, file_name, tensor_name
 from pretrain.engine.distributed import World, collect, share, together
 from pretrain.engine.fragments import AVERAGE, WEIGHT, fingerprint, held, kinds, places, refresh
-from pretrain.engine.fragments import share as own
 from pretrain.engine.step import set_loss_scale
 from pretrain.errors import InputError
 
@@ -58,20 +57,20 @@ class Pieces:
         return self._files[name]
 
 
-def newest_whole(folder: Path, world: World, upto: str | None = None) -> tuple[Saved | None, dict[Path, str]]:
+def newest_whole(folder: Path, world: World, upto: Path | None = None) -> tuple[Saved | None, dict[Path, str]]:
     """The newest checkpoint whose files are what was written, and what is wrong with each newer one. Collective.
 
-    upto: the name of the newest one that will do; None: any.
+    upto: the newest one that will do; None: any.
 
     Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one. The ranks
     divide the reading of the files among them.
     """
     passed_over: dict[Path, str] = {}
-    for path in share(checkpoint.candidates(folder) if world.main else None):
-        if upto is not None and path.name > upto:
-            continue
+    found = share(checkpoint.candidates(folder) if world.main else None)
+    for path in found[found.index(upto) if upto in found else 0 :]:
         try:
-            saved = together(lambda path=path: checkpoint.read(path))  # type: ignore[misc]
+            # One rank asks for the sizes of so many files; the others take its word.
+            saved = share(together(lambda path=path: checkpoint.read(path) if world.main else None))  # type: ignore[misc]
             names = sorted(saved.state["files"])[world.rank :: world.size]
             together(lambda saved=saved, names=names: checkpoint.verify(saved, names))  # type: ignore[misc]
             return saved, passed_over
@@ -122,10 +121,14 @@ def restore(engine: Any, saved: Saved) -> None:
 
 
 def fingerprint_of(engine: Any, kind: str) -> str:
-    """The fingerprint of all values of `kind`, as the ranks hold them. Collective."""
+    """The fingerprint of all values of `kind`, as the ranks hold them; of unlike copies, an unlike one. Collective."""
     optimizer, place = engine.basic_optimizer, places(engine)
-    mine = sum(fingerprint(part.view(optimizer, kind), place[part.name] + part.begin) for part in own(engine))
-    return f"{sum(collect([mine])) % 2**64:016x}"
+    mine = sum(fingerprint(part.view(optimizer, kind), place[part.name] + part.begin) for part in held(engine))
+    prints = [value % 2**64 for value in collect([mine])]
+    if engine.zero_optimization_stage() == 0:  # every rank has all values
+        odd = [value for value in prints if value != prints[0]]
+        return f"{(odd or prints)[0]:016x}"
+    return f"{sum(prints) % 2**64:016x}"
 
 
 def read_whole(saved: Saved, shapes: Mapping[str, tuple[int, ...]], *, averaged: bool = False) -> dict[str, Tensor]:

@@ -64,7 +64,8 @@ def update(
 
     Returns:
         the global gradient norm before clipping, and why no update was made, if none was; the same on every rank.
-        Dynamic loss scaling skips updates as its way of finding the scale: that is no reason.
+        Dynamic loss scaling skips updates as its way of finding the scale: that is no reason, until the scale is as
+        low as it goes.
     """
     optimizer = engine.basic_optimizer
     norm = None
@@ -76,6 +77,7 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.hold, optimizer.decay = refused is not None, decay
+    searching = _finds_scale(engine)
     engine.step()
     optimizer.hold = False
     if not engine.was_step_applied():
@@ -83,7 +85,7 @@ def update(
     norm = float(engine.get_global_grad_norm() if norm is None else norm)
     if refused is None and engine.was_step_applied():
         optimizer.updates += 1
-    elif refused is None and not loss_scale(engine):
+    elif refused is None and not searching:
         refused = _not_finite(norm)
     return norm, refused
 
@@ -105,6 +107,15 @@ def loss_scale(engine: Any) -> dict[str, float]:
     if not getattr(scaler, "dynamic", False):
         return {}
     return {name: getattr(scaler, name) for name in _SCALE}
+
+
+def _finds_scale(engine: Any) -> bool:
+    """Whether an overflow now is dynamic loss scaling at work, which can still take the scale down."""
+    if not loss_scale(engine):
+        return False
+    scaler = engine.optimizer.loss_scaler
+    scaler.raise_error_at_min_scale = False  # what then is for the guard to say, not for an exception
+    return bool(scaler.cur_scale > scaler.min_scale)
 
 
 def set_loss_scale(engine: Any, state: dict[str, float]) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.run.folder import RunFolder, append
+from pretrain.run.folder import RunFolder
+from pretrain.run.lines import Lines
 
 
 class Audit:
     """`audit/rank_*.jsonl`: a line a step with the ids of all its micro-batches, in slot order; nothing if disabled."""
 
     def __init__(self, folder: RunFolder, rank: int, enabled: bool) -> None:
-        self._file = folder.open_audit(rank) if enabled else None
+        self._lines: Lines | None = None
+        if enabled:
+            folder.audit(rank).parent.mkdir(parents=True, exist_ok=True)
+            self._lines = Lines(folder.audit(rank))
         self.ids: list[int] = []  # of the step under way
 
     def add(self, ids: NDArray[np.int64]) -> None:
@@ -21,11 +25,11 @@ class Audit:
 
     def step(self, step: int) -> None:
         """Write the line of step `step`, counted from 0 as in `shards.py order`."""
-        if self._file is not None:
-            append(self._file, {"step": step, "ids": self.ids})
+        if self._lines is not None:
+            self._lines.add({"step": step, "ids": self.ids})
         self.ids = []
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        if self._lines is not None:
+            self._lines.close()

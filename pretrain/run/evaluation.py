@@ -36,19 +36,28 @@ def evaluate(
 
     Where an average of the weights is kept they run on it too; its values are named averaged/….
     """
-    due = [evaluator for evaluator in evaluators if last or (evaluator.every and done % evaluator.every == 0)]
-    if not due:
+    chosen = due(evaluators, done, last=last)
+    if not chosen:
         return
     watchdog.beat(done - 1, "evaluation")
     engine.eval()
-    with torch.no_grad():
-        values = {name: value for evaluator in due for name, value in evaluator.run(engine.module, done)}
-        if engine.basic_optimizer.averages:
-            watchdog.beat(done - 1, "evaluation")
-            with averaged(engine):
-                for evaluator in due:
-                    values |= {f"averaged/{name}": value for name, value in evaluator.run(engine.module, done)}
+    # However long a set is, each batch of it is progress.
+    progress = engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(done - 1, "evaluation"))
+    try:
+        with torch.no_grad():
+            values = {name: value for evaluator in chosen for name, value in evaluator.run(engine.module, done)}
+            if engine.basic_optimizer.averages:
+                with averaged(engine):
+                    for evaluator in chosen:
+                        values |= {f"averaged/{name}": value for name, value in evaluator.run(engine.module, done)}
+    finally:
+        progress.remove()
     meters.evaluated(done, values)
+
+
+def due(evaluators: Sequence[Evaluator], done: int, *, last: bool) -> list[Evaluator]:
+    """Those to run after `done` steps: all after the `last`."""
+    return [evaluator for evaluator in evaluators if last or (evaluator.every and done % evaluator.every == 0)]
 
 
 class Validation:

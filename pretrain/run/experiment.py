@@ -24,9 +24,10 @@ from pretrain.model.vit import VisionTransformer, load_tensors
 from pretrain.plan.flops import training_flops
 from pretrain.plan.peak import peak_flops
 from pretrain.run.audit import Audit
+from pretrain.run.claim import claimed
 from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import RunConfig
-from pretrain.run.evaluation import Evaluator
+from pretrain.run.evaluation import Evaluator, due
 from pretrain.run.inspection import Inspection
 from pretrain.run.meters import Meters
 from pretrain.run.quarantine import Quarantine
@@ -65,23 +66,28 @@ def run(
         DivergedError: training went wrong.
     """
     setup = prepare(config, out, world, evaluators)
-    folder, steps = setup.folder, setup.schedule.steps
+    distributed.together(setup.folder.create)
+    with claimed(out, world):
+        return _go(setup, fill, extend)
+
+
+def _go(setup: Setup, fill: Fill, extend: bool) -> int:
+    config, world, folder, out = setup.config, setup.world, setup.folder, setup.folder.path
     saved, passed_over = newest_whole(folder.checkpoints, world)
     if saved is None and passed_over:
         raise InputError(
             f"{out}: holds checkpoints, but none that can be read: {'; '.join(passed_over.values())}. Mend or remove "
             "them, or give another --out to start anew"
         )
-    start = 0
+    start, steps = 0, setup.schedule.steps
     if saved is not None:
         refuse_changes(saved, setup.function, extend=extend)
         start = setup.order.check(saved.state["stream"], setup.index.hash)  # the same on every rank, as indices are
-    if start >= steps:
+    if start > steps or (start == steps and not missed(setup, start)):
         _say(
             world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
         )
         return DONE
-    distributed.together(folder.create)
     minutes = config.train.hang_minutes, config.train.slow_minutes
     with Watchdog(out, world, hang=60 * minutes[0], slow=60 * minutes[1]) as watchdog:
         stop = Stop(out, world, config.train.time_limit_minutes)
@@ -102,8 +108,14 @@ def run(
                 start = roll_back(setup, engine, guard, back)
     if not finished:
         _say(world, f"stopped: {stop.reason}; run the same command again to go on")
-        stop.done()
+    stop.done()
     return DONE if finished else STOPPED
+
+
+def missed(setup: Setup, step: int) -> bool:
+    """Whether an evaluation is due after `step` steps of which `metrics.jsonl` does not tell. Collective."""
+    told = distributed.share(setup.folder.evaluated(step) if setup.world.main else None)
+    return not told and bool(due(setup.evaluators, step, last=step == setup.schedule.steps))
 
 
 def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
@@ -112,9 +124,10 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
     if world.main:
         train = {**config.train.model_dump(), "steps": setup.schedule.steps, "epochs": None}
         folder.write_config({**config.model_dump(mode="json"), "train": train})
-        folder.rewind(start)
         checkpoint.set_aside(passed_over)
+        checkpoint.point(folder.checkpoints)
         checkpoint.clear_partial(folder.checkpoints)
+    folder.rewind(start, world.rank, world.size)
     distributed.barrier()
     for fault in passed_over.values():
         _say(world, f"passed over: {fault}")
@@ -150,15 +163,17 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
         DivergedError: there is none.
     """
     folder, world = setup.folder, setup.world
-    oldest = distributed.share([path.name for path in checkpoint.candidates(folder.checkpoints)][-1:])
-    before = checkpoint.whole(folder.checkpoints, back.first).name
-    saved, _ = newest_whole(folder.checkpoints, world, before if oldest and oldest[0] <= before else None)
+    found = distributed.share(checkpoint.candidates(folder.checkpoints) if world.main else None)
+    early = [path for path in found if path <= checkpoint.whole(folder.checkpoints, back.first)]
+    saved, _ = newest_whole(folder.checkpoints, world, [*early, *found[-1:]][0]) if found else (None, {})
     if saved is None:
         raise DivergedError(f"{back}, but there is no checkpoint to go back to")
     go_on(engine, guard, saved)
+    late = f", the oldest there is: it has been trained on steps from {back.first + 1} on" if not early else ""
+    _say(world, f"went back to {saved.path}{late}")
     if world.main:
         checkpoint.remove_after(folder.checkpoints, saved.step)
-        folder.rewind(saved.step)
+    folder.rewind(saved.step, world.rank, world.size)
     distributed.barrier()
     return saved.step
 
@@ -227,6 +242,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
             **config.checkpoint.model_dump(),
             flush=lambda: folder.sync(world.rank),
         )
+        stack.enter_context(saver.settled())
         return train(
             engine,
             iter(loader),
@@ -235,6 +251,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
             Averaging(**config.optimizer.averaging.model_dump()) if config.optimizer.averaging else Averaging(),
             setup.layout,
             start=start,
+            missed=start > 0 and missed(setup, start),
             seed=config.seed,
             world=world,
             dtype=setup.dtype,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pretrain.engine.checkpoint import flush
 from pretrain.errors import InputError
@@ -28,7 +27,7 @@ class RunFolder:
         self.path = path = local_path(path)
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / TENSORBOARD
-        self.quarantine = path / QUARANTINE
+        self.metrics, self.quarantine = path / METRICS, path / QUARANTINE
         self.inspection = path / INSPECTION
 
     def create(self) -> None:
@@ -51,47 +50,37 @@ class RunFolder:
         record = {**config, "versions": versions(), "git_commit": git_commit(), "command": sys.argv}
         _replace(self.path / CONFIG, [json.dumps(record, indent=2) + "\n"])
 
-    def rewind(self, step: int) -> None:
-        """Make the files those of a run that has completed `step` steps, for one rank.
+    def rewind(self, step: int, rank: int = 0, ranks: int = 1) -> None:
+        """Make the files those of a run that has completed `step` steps; the ranks divide them among themselves.
 
         Lines of later steps move to `*.discarded.jsonl`, a torn last line is dropped.
         """
-        _rewind(self.path / METRICS, lambda line: line["step"] <= step)
-        _rewind(self.quarantine, lambda line: line["step"] < step)
-        for file in sorted((self.path / AUDIT).glob("rank_*.jsonl")):
-            if not file.name.endswith(".discarded.jsonl"):
-                _rewind(file, lambda line: line["step"] < step)
+        if rank == 0:
+            _rewind(self.metrics, lambda line: line["step"] <= step)
+            _rewind(self.quarantine, lambda line: line["step"] < step)
+        audits = sorted(file for file in (self.path / AUDIT).glob("rank_*.jsonl") if file.name.count(".") == 1)
+        for file in audits[rank::ranks]:
+            _rewind(file, lambda line: line["step"] < step)
 
     def sync(self, rank: int) -> None:
         """Put on the disk what the files say up to now, rank 0 the common ones."""
-        files = [self.path / METRICS, self.quarantine] if rank == 0 else []
-        for file in (*files, self._audit(rank)):
+        files = [self.metrics, self.quarantine] if rank == 0 else []
+        for file in (*files, self.audit(rank)):
             if file.is_file():
                 flush(file)
 
-    def open_metrics(self) -> TextIO:
-        """`metrics.jsonl`, for appending."""
-        return (self.path / METRICS).open("a", encoding="utf-8")
-
-    def open_audit(self, rank: int) -> TextIO:
-        """This rank's audit of the samples it trained on, for appending."""
-        (self.path / AUDIT).mkdir(parents=True, exist_ok=True)
-        return self._audit(rank).open("a", encoding="utf-8")
-
-    def _audit(self, rank: int) -> Path:
+    def audit(self, rank: int) -> Path:
+        """A rank's audit of the samples it trained on."""
         return self.path / AUDIT / f"rank_{rank:05d}.jsonl"
 
-
-def append(file: TextIO, line: dict[str, Any]) -> None:
-    """Add one JSON line and hand it to the operating system, so that it outlives this process.
-
-    JSON has no NaN: a number that is not finite becomes null.
-    """
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
-    }
-    file.write(json.dumps(finite, allow_nan=False) + "\n")
-    file.flush()
+    def evaluated(self, step: int) -> bool:
+        """Whether `metrics.jsonl` tells of an evaluation after `step` steps, its only lines without a loss of a step."""
+        if not self.metrics.is_file():
+            return False
+        with self.metrics.open(encoding="utf-8") as file:
+            # The last line may be torn; of the others only those of the step are worth the parsing.
+            lines = (line for line in file if line.startswith(f'{{"step": {step},') and line.endswith("\n"))
+            return any("loss" not in json.loads(line) for line in lines)
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 from pretrain.engine import checkpoint
 from pretrain.engine.distributed import World, share
@@ -29,6 +30,8 @@ class Inspection:
         place, kept = checkpoint.whole(self._folder, step), checkpoint.candidates(self._folder)
         if share(place in kept or len(kept) >= _MOST):  # as rank 0 sees it
             return
-        self._saver.save(step, wait=True, folder=self._folder)
+        if not self._saver.save(step, wait=True, folder=self._folder):
+            return
         said = {"step": step, "reason": reason, "loss": str(loss), "ids": ids}
-        checkpoint.write_text(place / f"batch_{self._world.rank:05d}.json", json.dumps(said))
+        with suppress(OSError):  # a disk that is full by now
+            checkpoint.write_text(place / f"batch_{self._world.rank:05d}.json", json.dumps(said))

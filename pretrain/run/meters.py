@@ -6,12 +6,13 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 from pretrain.engine.distributed import World, collect, gather_rows
-from pretrain.run.folder import RunFolder, append
+from pretrain.run.folder import RunFolder
+from pretrain.run.lines import Lines
 from pretrain.run.stragglers import TELLING, Stopwatch, slowest
 from pretrain.stream.counters import Counters
 
@@ -43,7 +44,7 @@ class Meters:
         self._world, self._steps, self._every = world, steps, every
         self._batch, self._samples = global_batch, samples
         self._share_per_rate = flops_per_image / (peak_flops * world.size)
-        self._file: TextIO | None = folder.open_metrics() if world.main else None
+        self._lines = Lines(folder.metrics)  # rank 0's
         self._writer: Any = None
         if tensorboard and world.main:
             from torch.utils.tensorboard import SummaryWriter
@@ -156,8 +157,7 @@ class Meters:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._file is not None:
-            self._file.close()
+        self._lines.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -179,13 +179,17 @@ class Meters:
         self._write(done, values)
 
     def _write(self, done: int, values: dict[str, Any]) -> None:
-        assert self._file is not None
-        append(self._file, {"step": done, **values})
-        if self._writer is not None:
+        self._lines.add({"step": done, **values})
+        if self._writer is None:
+            return
+        try:
             for name, value in values.items():
                 if not isinstance(value, str):
                     self._writer.add_scalar(name if "/" in name else f"train/{name}", value, done)
             self._writer.flush()
+        except OSError as error:  # its writer cannot go on after one; metrics.jsonl does
+            self.say(f"tensorboard: {error.strerror or error}; no more is written there until the run is resumed")
+            self._writer = None
 
 
 def clock(seconds: float) -> str:

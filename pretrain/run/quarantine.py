@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from typing import Any
 
 from pretrain.engine.distributed import World, collect
 from pretrain.errors import InputError
 from pretrain.run.folder import RunFolder
+from pretrain.run.lines import Lines
 from pretrain.stream.fault import NOT_READ, Fault, first_cause
 from pretrain.stream.index import Index
 from pretrain.stream.loader import Batch
@@ -39,6 +38,7 @@ class Quarantine:
     ) -> None:
         """`chunks`: whether the samples of unreadable chunks are quarantined."""
         self._path, self._index, self._world = folder.quarantine, index, world
+        self._lines = Lines(folder.quarantine)
         self._batch, self._window = global_batch, max(_WINDOW_IMAGES, _WINDOW_STEPS * global_batch)
         self._most, self._chunks = max_unreadable, chunks
         self._faults: list[Fault] = []
@@ -89,7 +89,4 @@ class Quarantine:
                 f"read: {first['error']}; grey and masked. This and others: {self._path}",
                 flush=True,
             )
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.add(*records)

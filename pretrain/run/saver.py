@@ -14,6 +14,7 @@ from pretrain.engine import checkpoint
 from pretrain.engine.checkpoint import Record
 from pretrain.engine.distributed import World, gather, share
 from pretrain.engine.fragments import kinds
+from pretrain.engine.guards import DivergedError, RollBack
 from pretrain.engine.snapshot import Snapshot
 from pretrain.engine.step import loss_scale
 from pretrain.errors import InputError
@@ -62,7 +63,7 @@ class Saver:
         self._under_way: tuple[Path, int, float, float] | None = None  # folder, step, when begun, seconds waited
         self._snapshot = Snapshot(engine, copies=background)
         self._background = background
-        self._newest = start  # steps of the newest checkpoint, or of one under way
+        self._newest = start  # steps of the newest whole checkpoint
         self._bytes = 4 * len(kinds(engine)) * _values(engine)
         if missing := share(self._missing() if world.main else None):
             raise InputError(f"--out: {missing}")
@@ -78,8 +79,8 @@ class Saver:
         """Whether this rank is still writing."""
         return self._thread is not None and self._thread.is_alive()
 
-    def save(self, done: int, *, wait: bool = False, folder: Path | None = None) -> None:
-        """Save after `done` steps, and `wait` until it is whole. Collective.
+    def save(self, done: int, *, wait: bool = False, folder: Path | None = None) -> bool:
+        """Save after `done` steps, and `wait` until it is whole; False where it could not be written. Collective.
 
         Args:
             folder: where to, if not among the run's checkpoints.
@@ -90,7 +91,8 @@ class Saver:
         final = wait and folder is None
         self.settle(final=final)
         began, into = time.monotonic(), folder or self._folder
-        self._saved_at = began
+        if folder is None:
+            self._saved_at = began
         if short := share(self._missing() if self._world.main else None):
             return self._failed(done, short, final)
         values, target = self._snapshot.take(), checkpoint.partial(into, done)
@@ -104,7 +106,6 @@ class Saver:
             except Exception as error:  # told by rank 0, for all
                 self._result = error
 
-        self._newest = self._newest if folder else done
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._thread.start()
         self._under_way = into, done, began, time.monotonic() - began
@@ -115,8 +116,7 @@ class Saver:
             "loss_scale": loss_scale(self._engine),
             **self._state(done),
         }
-        if wait or not self._background:
-            self.settle(final=final)
+        return self.settle(final=final) if wait or not self._background else True
 
     @contextmanager
     def saved_before(self, done: int) -> Iterator[None]:
@@ -124,18 +124,29 @@ class Saver:
         try:
             yield
         except InputError:
+            self.settle()
             if self._newest < done:
                 self.save(done, wait=True)
             raise
 
-    def settle(self, *, final: bool = False) -> None:
-        """Make whole the save that is under way, if there is one, waiting for its files. Collective.
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Make whole what is under way also when what is inside ends on every rank alike."""
+        try:
+            yield
+        except (InputError, DivergedError, RollBack) as error:
+            if not getattr(error, "only_this_rank", False):
+                self.settle()
+            raise
+
+    def settle(self, *, final: bool = False) -> bool:
+        """Make whole the save that is under way, if there is one, waiting for its files; False if it failed. Collective.
 
         Raises:
             InputError: it is the `final` one and could not be written.
         """
         if self._thread is None or self._under_way is None:
-            return
+            return True
         self._thread.join()
         self._thread, (into, done, began, waited), self._under_way = None, self._under_way, None
         assert self._result is not None
@@ -153,19 +164,28 @@ class Saver:
                 shutil.rmtree(checkpoint.partial(into, done), ignore_errors=True)
             else:
                 if into == self._folder:
-                    checkpoint.prune(into, self._keep, self._keep_every)
+                    self._prune()
                 took = time.monotonic() - began
                 aside = "" if final or not self._background else f", training waited {waited:.1f} s"
                 print(f"saved {path} in {took:.1f} s{aside}", flush=True)
         if failure := share(failure):
-            self._failed(done, failure, final)
+            return self._failed(done, failure, final)
+        if into == self._folder:
+            self._newest = done
+        return True
 
-    def _failed(self, done: int, why: str, final: bool) -> None:
-        self._newest = -1
+    def _prune(self) -> None:
+        try:
+            checkpoint.prune(self._folder, self._keep, self._keep_every)
+        except OSError as error:  # the new one is whole all the same
+            print(f"{self._folder}: an old checkpoint could not be removed: {error}", flush=True)
+
+    def _failed(self, done: int, why: str, final: bool) -> bool:
         if final:
             raise InputError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
         if self._world.main:
             print(f"step {done} could not be saved: {why}; training goes on from memory", flush=True)
+        return False
 
     def _missing(self) -> str | None:
         """What the disk lacks for a checkpoint, if it does."""

@@ -36,6 +36,7 @@ def train(
     layout: Layout,
     *,
     start: int,
+    missed: bool,
     seed: int,
     world: World,
     dtype: torch.dtype,
@@ -51,10 +52,15 @@ def train(
 ) -> bool:
     """Train from step `start` to the schedule's end; whether it got there, or was asked to stop before.
 
+    missed: the evaluation after `start` steps, if one is due then, is still to be made.
+
     Raises:
         InputError: the data cannot be read, or a checkpoint not written.
         DivergedError, RollBack: as `guard` says.
     """
+    if missed:  # whoever stopped or was killed between a save and its evaluation
+        with meters.pause():
+            evaluate(evaluators, engine, start, meters, watchdog, last=start == schedule.steps)
     for step in range(start, schedule.steps):
         engine.train()
         seed_step(seed, step, world)
