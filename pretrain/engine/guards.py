@@ -108,9 +108,7 @@ class Guard:
         if self._then == "rollback" and len(self.avoided) < self._most:
             first = max(0, since - self._margin)
             self.avoided.append((first, step))
-            raise RollBack(
-                first, step, f"{what}; going back, no update will be made from steps {first + 1} to {step + 1}"
-            )
+            raise RollBack(first, step, f"{what}; going back, steps {first + 1} to {step + 1} make no update")
         spent = f", after {len(self.avoided)} roll-backs" if self.avoided else ""
         advice = "" if self._then == "rollback" else ', train.guard.then="rollback"'
         raise DivergedError(

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 _OBJECTS = ("zero_optimization", "bf16", "fp16", "data_types")
+
+# What decides what is computed, where it lies, and what is reported. DeepSpeed passes over a key it does not know.
+_KEYS = (
+    *_OBJECTS, "communication_data_type", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger",
+    "tensorboard", "wandb", "csv_monitor", "comet",
+)  # fmt: skip
+_ZERO_KEYS = (
+    "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
+    "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_param", "offload_optimizer",
+    "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_gather_16bit_weights_on_model_save", "stage3_module_granularity_threshold",
+    "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "ignore_unused_parameters",
+    "round_robin_gradients", "log_trace_cache_warnings", "enable_sanity_checks",
+)  # fmt: skip
 
 # Keys of zero_optimization that are not offered, and why.
 _REFUSED = {
@@ -13,6 +31,9 @@ _REFUSED = {
     "zenflow": "it updates the weights by another rule than the optimizer of this config; leave it out",
     "legacy_stage1": "DeepSpeed has removed it; leave it out",
     "elastic_checkpoint": "checkpoints go on at any number of ranks as they are; leave it out",
+    "zero_quantized_weights": "what is communicated is not rounded; leave it out",
+    "zero_quantized_nontrainable_weights": "what is communicated is not rounded; leave it out",
+    "zero_quantized_gradients": "what is communicated is not rounded; leave it out",
 }
 # Keys of offload_optimizer and offload_param that have other optimizers or files behind them.
 _OFFLOAD = ("device", "pin_memory")
@@ -35,8 +56,18 @@ def check_offered(section: dict[str, Any]) -> None:
     for key, instead in _REFUSED.items():
         if zero.get(key):
             raise ValueError(f"zero_optimization.{key} is not offered: {instead}")
+    _check_known(section, _KEYS, "")
+    _check_known(zero, (*_ZERO_KEYS, *_REFUSED), "zero_optimization.")
     _check_precision(section, stage)
     _check_offload(zero, stage)
+
+
+def _check_known(said: dict[str, Any], known: Sequence[str], below: str) -> None:
+    for key in said:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {below}{near[0]}?" if near else f"what is: {', '.join(known)}"
+            raise ValueError(f"{below}{key} is not offered; {hint}")
 
 
 def _check_precision(section: dict[str, Any], stage: int) -> None:

@@ -8,38 +8,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.engine import hostmemory
 from pretrain.engine.checkpoint import Piece
 from pretrain.engine.fragments import kinds, places, share
 from pretrain.engine.quiet import get_accelerator
 
+_SPARE = 1.1  # times the buffers' size must be free: what is measured is not all that will be taken
+
 
 class Snapshot:
-    """One buffer on the host, used again by every save: as large as what this rank writes, page-locked on a GPU host.
+    """One buffer on the host, made with the first copy and used again by every other, page-locked on a GPU host."""
 
-    Without `copies` there is no buffer, and the values are the engine's own: whoever writes them must be done before
-    the next step.
-    """
-
-    def __init__(self, engine: Any, *, copies: bool) -> None:
+    def __init__(self, engine: Any) -> None:
         self._engine, self._fragments = engine, share(engine)
         self.pieces: list[Piece] = [(part.name, part.begin, part.numel) for part in self._fragments]
         self.places = places(engine)
         self._buffers: dict[str, list[Tensor]] = {}
-        if copies:
-            sizes = [part.numel for part in self._fragments]
-            for kind in kinds(engine):
-                buffer = torch.empty(sum(sizes))
-                if get_accelerator().device_name() != "cpu":
-                    buffer = get_accelerator().pin_memory(buffer)
-                self._buffers[kind] = list(buffer.split(sizes))
+
+    @property
+    def bytes(self) -> int:
+        """Of a copy."""
+        return 4 * len(kinds(self._engine)) * sum(part.numel for part in self._fragments)
+
+    def lacks(self, ranks: int) -> str | None:
+        """Why this host has no room for the buffers of its `ranks` ranks beside what training takes; None: it has."""
+        room = hostmemory.available() - ranks * hostmemory.still_to_come()
+        if self._buffers or _SPARE * ranks * self.bytes <= room:
+            return None
+        return (
+            f"a copy of what {ranks} ranks save takes {ranks * self.bytes / 2**30:.1f} GiB of this host's memory, "
+            f"training leaves {max(room, 0) / 2**30:.1f}"
+        )
+
+    def values(self) -> dict[str, Sequence[Tensor]]:
+        """By kind, the fp32 values of each of `pieces`: the engine's own, which the next step will change."""
+        optimizer = self._engine.basic_optimizer
+        return {kind: [part.view(optimizer, kind) for part in self._fragments] for kind in kinds(self._engine)}
 
     @torch.no_grad()
     def take(self) -> dict[str, Sequence[Tensor]]:
-        """By kind, the fp32 values of each of `pieces` as they are now."""
-        optimizer = self._engine.basic_optimizer
-        views = {kind: [part.view(optimizer, kind) for part in self._fragments] for kind in kinds(self._engine)}
-        if not self._buffers:
-            return dict(views)
+        """A copy of `values` as they are now, until the next one is taken."""
+        views = self.values()
+        sizes = [part.numel for part in self._fragments]
+        for kind in views if not self._buffers else ():
+            buffer = torch.empty(sum(sizes))
+            if get_accelerator().device_name() != "cpu":
+                buffer = get_accelerator().pin_memory(buffer)
+            self._buffers[kind] = list(buffer.split(sizes))
         for kind, copies in self._buffers.items():
             for copy, view in zip(copies, views[kind], strict=True):
                 copy.copy_(view, non_blocking=True)

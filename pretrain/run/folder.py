@@ -74,7 +74,7 @@ class RunFolder:
         return self.path / AUDIT / f"rank_{rank:05d}.jsonl"
 
     def evaluated(self, step: int) -> bool:
-        """Whether `metrics.jsonl` tells of an evaluation after `step` steps, its only lines without a loss of a step."""
+        """Whether `metrics.jsonl` tells of an evaluation after `step` steps: its only lines without a step's loss."""
         if not self.metrics.is_file():
             return False
         with self.metrics.open(encoding="utf-8") as file:

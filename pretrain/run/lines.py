@@ -43,6 +43,7 @@ class Lines:
 
 
 def _finite(line: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
-    }
+    def odd(value: Any) -> bool:
+        return isinstance(value, float) and not math.isfinite(value)
+
+    return {key: None if odd(value) else value for key, value in line.items()}

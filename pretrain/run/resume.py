@@ -15,6 +15,9 @@ _DATA = ("chunk", "lanes", "crop_area", "crop_aspect", "flip", "decoder", "randa
 # Said otherwise ("precision"), or of no effect on the function.
 _LAYOUT = ("bf16", "zero_optimization", "wall_clock_breakdown", "flops_profiler", "comms_logger")
 
+# An average may begin or end with any resume; how one that goes on is taken may not change.
+_AVERAGING = "averaging"
+
 # What `--extend` lets change: how long the run is, and the learning rate that follows from it.
 _EXTENDABLE = ("train.steps", "schedule.")
 
@@ -22,8 +25,8 @@ _EXTENDABLE = ("train.steps", "schedule.")
 def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[str, Any]:
     """The part of a config that the trained parameters are a function of.
 
-    Ranks, micro-batch, workers, ZeRO stage, averaging, logging, checkpoint cadence and evaluation are not in it; the
-    data are, by the index's hash in the stream's state rather than by their path.
+    Ranks, micro-batch, workers, ZeRO stage, guards, logging, checkpoint cadence and evaluation are not in it; the data
+    are, by the index's hash in the stream's state rather than by their path.
     """
     tree = config.model_dump(mode="json")
     return {
@@ -36,7 +39,7 @@ def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[
             "loss": config.train.loss,
             "label_smoothing": config.train.label_smoothing,
         },
-        "optimizer": {key: value for key, value in tree["optimizer"].items() if key != "averaging"},
+        "optimizer": tree["optimizer"],
         "schedule": tree["schedule"],
         "precision": str(dtype).removeprefix("torch."),
         # Whatever else DeepSpeed is told may change what is computed (autocast, quantised communication).
@@ -50,10 +53,11 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
     Raises:
         InputError: naming every key that differs, what it was and what it is.
     """
+    before = _with_defaults(saved.state["function"])
+    if before["optimizer"].get(_AVERAGING) is None or now["optimizer"][_AVERAGING] is None:
+        before["optimizer"] = {**before["optimizer"], _AVERAGING: now["optimizer"][_AVERAGING]}
     changed = [
-        (key, was, will)
-        for key, was, will in differences(_with_defaults(saved.state["function"]), now)
-        if not (extend and key.startswith(_EXTENDABLE))
+        (key, was, will) for key, was, will in differences(before, now) if not (extend and key.startswith(_EXTENDABLE))
     ]
     if changed:
         listed = "; ".join(f"{key} was {was!r}, is {will!r}" for key, was, will in changed)

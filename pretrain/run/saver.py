@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 from pretrain.engine import checkpoint
 from pretrain.engine.checkpoint import Record
-from pretrain.engine.distributed import World, gather, share
+from pretrain.engine.distributed import World, collect, gather, share
 from pretrain.engine.fragments import kinds
 from pretrain.engine.guards import DivergedError, RollBack
 from pretrain.engine.snapshot import Snapshot
@@ -48,7 +49,7 @@ class Saver:
             start: steps after which this run goes on: a checkpoint of them is there.
             state: what a checkpoint after so many steps must hold besides parameters and optimizer.
             keep_every: the first checkpoint of every so many steps is never removed.
-            background: whether to keep a buffer for the copy, as large as what this rank writes.
+            background: whether to write from a copy while training goes on, where the host has room for it.
             flush: puts on the disk what the run's other files say up to now; they must not end before a checkpoint.
 
         Raises:
@@ -61,7 +62,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._result: Record | Exception | None = None
         self._under_way: tuple[Path, int, float, float] | None = None  # folder, step, when begun, seconds waited
-        self._snapshot = Snapshot(engine, copies=background)
+        self._snapshot = Snapshot(engine)
         self._background = background
         self._newest = start  # steps of the newest whole checkpoint
         self._bytes = 4 * len(kinds(engine)) * _values(engine)
@@ -95,7 +96,9 @@ class Saver:
             self._saved_at = began
         if short := share(self._missing() if self._world.main else None):
             return self._failed(done, short, final)
-        values, target = self._snapshot.take(), checkpoint.partial(into, done)
+        copied = not wait and self._copies()
+        values = self._snapshot.take() if copied else self._snapshot.values()
+        target = checkpoint.partial(into, done)
 
         def write() -> None:
             try:
@@ -116,7 +119,7 @@ class Saver:
             "loss_scale": loss_scale(self._engine),
             **self._state(done),
         }
-        return self.settle(final=final) if wait or not self._background else True
+        return True if copied else self.settle(final=final)
 
     @contextmanager
     def saved_before(self, done: int) -> Iterator[None]:
@@ -140,7 +143,7 @@ class Saver:
             raise
 
     def settle(self, *, final: bool = False) -> bool:
-        """Make whole the save that is under way, if there is one, waiting for its files; False if it failed. Collective.
+        """Make whole the save that is under way, if there is one, when its files are; False if it failed. Collective.
 
         Raises:
             InputError: it is the `final` one and could not be written.
@@ -173,6 +176,17 @@ class Saver:
         if into == self._folder:
             self._newest = done
         return True
+
+    def _copies(self) -> bool:
+        """Whether training may go on while a copy is written: it was asked for, and every host has room for one."""
+        if self._background:
+            here = socket.gethostname()
+            lacking = [why for why in collect([self._snapshot.lacks(collect([here]).count(here))]) if why]
+            if lacking:
+                self._background = False
+                if self._world.main:
+                    print(f"saves are waited for from here on: {lacking[0]}", flush=True)
+        return self._background
 
     def _prune(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """Which checkpoints are found, passed over, kept and removed; what is damaged is never taken for whole."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,28 @@ def test_what_is_not_whole_is_refused_with_the_file(damage, words, tmp_path):
     damage(path)
     with pytest.raises(InputError, match=words):
         checkpoint.read(path)
+
+
+def test_a_folder_that_somebody_named_beside_them_is_left_alone(tmp_path):
+    for step in (8, 16, 24):
+        place(tmp_path, step)
+    shutil.copytree(tmp_path / "step_00000008", tmp_path / "step_00000008_best")
+    assert [path.name for path in checkpoint.candidates(tmp_path)] == [
+        "step_00000024",
+        "step_00000016",
+        "step_00000008",
+    ]
+    checkpoint.prune(tmp_path, 1)
+    checkpoint.remove_after(tmp_path, 4)
+    assert [path.name for path in checkpoint.candidates(tmp_path)] == []
+    assert (tmp_path / "step_00000008_best").is_dir()
+
+
+def test_latest_names_the_newest_that_is_left(tmp_path):
+    for step in (8, 16, 24):
+        place(tmp_path, step)
+    checkpoint.remove_after(tmp_path, 16)
+    assert (tmp_path / checkpoint.LATEST).read_text() == "step_00000016"
+    checkpoint.set_aside([tmp_path / "step_00000016"])
+    checkpoint.point(tmp_path)
+    assert (tmp_path / checkpoint.LATEST).read_text() == "step_00000008"

@@ -1,10 +1,13 @@
 """The fingerprint of values does not depend on how they are cut, and sees any value that is elsewhere or other."""
 
 import itertools
+from types import SimpleNamespace
 
 import torch
+from torch import nn
 
-from pretrain.engine.fragments import fingerprint
+from pretrain.engine import restore
+from pretrain.engine.fragments import WEIGHT, fingerprint
 
 
 def test_the_parts_add_up_to_the_whole():
@@ -28,3 +31,14 @@ def test_a_swap_a_flipped_bit_and_a_shift_are_seen():
     for other in (swapped, flipped, negative_zero):
         assert fingerprint(other, 0) != whole
     assert fingerprint(values, 1) != whole
+
+
+def test_without_zero_a_copy_that_differs_on_one_rank_is_seen(monkeypatch):
+    engine = SimpleNamespace(
+        module=nn.Linear(3, 2), basic_optimizer=None, zero_optimization_stage=lambda: 0, optimizer=None
+    )
+    alike = restore.fingerprint_of(engine, WEIGHT)
+    monkeypatch.setattr(restore, "collect", lambda mine: mine * 4)
+    assert restore.fingerprint_of(engine, WEIGHT) == alike, "copies are not parts"
+    monkeypatch.setattr(restore, "collect", lambda mine: [*mine * 3, mine[0] + 1])
+    assert restore.fingerprint_of(engine, WEIGHT) != alike

@@ -74,7 +74,7 @@ def test_a_roll_back_avoids_the_steps_before_the_streak_too():
     with pytest.raises(RollBack) as back:
         feed(guard, [*noisy(10), math.nan, math.nan])
     assert (back.value.first, back.value.last) == (6, 11)
-    assert "going back, no update will be made from steps 7 to 12" in str(back.value)
+    assert "going back, steps 7 to 12 make no update" in str(back.value)
     guard.restore(before)
     assert feed(guard, noisy(20)) == [6, 7, 8, 9, 10, 11]
     assert guard.skipped == 6

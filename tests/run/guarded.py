@@ -1,16 +1,20 @@
 """Train each variant while rank 1 meets a loss or gradients that are no numbers at given steps: one process group.
 
-argv: the config, where to put the runs, variants {name: {"changes": [...], "losses": [steps], "gradients": [steps]}}.
+argv: the config, where to put the runs, variants {name: {"changes": [...], "losses": [steps], "gradients": [steps],
+"refuses": [steps done after which an evaluation refuses, once]}}. Files are written slowly.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
 
-from pretrain.engine import distributed
+from pretrain.engine import archive, checkpoint, distributed
 from pretrain.engine.guards import DivergedError
+from pretrain.engine.quiet import get_accelerator
+from pretrain.errors import InputError
 from pretrain.run import setup, trainer
 from pretrain.run.config import RunConfig, read_config
 from pretrain.run.experiment import fresh, run
@@ -41,12 +45,43 @@ def poisoned(variant):
     return choose
 
 
-trainer.seed_step = note_step
+class Measuring:
+    """An evaluation that refuses the first time it is asked to be made after a step of `refuses`."""
+
+    every = 3
+
+    def __init__(self, refuses):
+        self.refuses, self.made = set(refuses), []
+
+    def run(self, model, step):
+        if step in self.refuses:
+            self.refuses.remove(step)
+            raise InputError(f"no evaluation after step {step}")
+        self.made.append(step)
+        yield "eval/step", float(step)
+
+
+def slowly(path, tensors, write=archive.write):
+    time.sleep(0.3)
+    return write(path, tensors)
+
+
+trainer.seed_step, archive.write = note_step, slowly
+get_accelerator().is_fp16_supported = lambda: True
 for name, variant in variants.items():
     setup.choose_loss = poisoned(variant)
     config = read_config(RunConfig, config_file, variant["changes"])
-    try:
-        assert run(config, out / name, world, fill=fresh(config)) == 0
-    except DivergedError as error:
-        (out / f"{name}.{world.rank}.diverged").write_text(str(error))
+    measuring = Measuring(variant.get("refuses", ()))
+    evaluators = [measuring] if "refuses" in variant else []
+    for attempt in range(1 + len(measuring.refuses)):
+        try:
+            assert run(config, out / name, world, fill=fresh(config), evaluators=evaluators) == 0
+        except DivergedError as error:
+            (out / f"{name}.{world.rank}.diverged").write_text(str(error))
+        except InputError:
+            newest = checkpoint.newest(out / name / "checkpoints")[0]
+            (out / f"{name}.{world.rank}.{attempt}.refused").write_text(str(newest.step))
+    if evaluators:
+        assert run(config, out / name, world, fill=fresh(config), evaluators=evaluators) == 0, "nothing to do"
+        (out / f"{name}.{world.rank}.made").write_text(json.dumps(measuring.made))
 distributed.stop()

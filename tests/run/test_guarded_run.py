@@ -34,8 +34,17 @@ def runs(digits: Path, ranks, tmp_path_factory) -> Path:
         "once": {"changes": ["deepspeed.zero_optimization.stage=1"], "losses": [6]},
         "end": {"changes": [], "losses": [4, 7, 8]},
         "back": {"changes": ["train.guard.then=rollback", "deepspeed.zero_optimization.stage=2"], "losses": [7, 8]},
+        "late": {"changes": ["train.guard.then=rollback", "train.guard.margin=100"], "losses": [7, 8]},
+        "evaluated": {"changes": [], "refuses": [6, STEPS]},
+        "half": {
+            "changes": [
+                "deepspeed.zero_optimization.stage=2", "deepspeed.fp16.enabled=true",
+                "deepspeed.fp16.initial_scale_power=1", "deepspeed.fp16.hysteresis=1",
+            ],
+            "gradients": list(range(4, STEPS)),
+        },
         "nowhere": {"changes": ["train.guard.then=rollback"], "losses": [0, 1]},
-    }
+    }  # fmt: skip
     for stage in range(4):
         changes = [f"deepspeed.zero_optimization.stage={stage}"]
         variants[f"gradients{stage}"] = {"changes": changes, "gradients": [6]}
@@ -102,3 +111,27 @@ def test_a_roll_back_avoids_the_steps_and_tells_one_history(runs):
 
 def test_without_a_checkpoint_to_go_back_to_the_run_ends(runs):
     assert "no checkpoint to go back to" in (runs / "nowhere.0.diverged").read_text()
+
+
+def test_a_roll_back_that_no_checkpoint_is_early_enough_for_takes_the_oldest(runs):
+    final = state(runs / "late")
+    assert final["guard"]["avoided"] == [[0, 8]]
+    assert final["updates"] == 3 + (STEPS - 9), "from step 3 on, the oldest, and without the steps up to 9"
+
+
+def test_what_is_being_saved_is_whole_when_an_evaluation_ends_the_run(runs):
+    for rank in range(2):
+        assert [(runs / f"evaluated.{rank}.{n}.refused").read_text() for n in range(2)] == ["6", str(STEPS)]
+
+
+def test_an_evaluation_that_was_not_made_is_made_when_the_run_goes_on_or_is_started_again(runs):
+    told = [line["step"] for line in lines(runs / "evaluated") if "eval/step" in line]
+    assert told == [3, 6, 9, 12]
+    assert [json.loads((runs / f"evaluated.{rank}.made").read_text()) for rank in range(2)] == [[3, 6, 9, 12]] * 2
+
+
+def test_overflows_that_the_loss_scale_cannot_answer_end_the_run_like_others(runs):
+    said = (runs / "half.0.diverged").read_text()
+    assert said.startswith("step 7: the gradient norm is "), said
+    assert "2 updates in a row were skipped, from step 6 on" in said, "the first took the scale from 2 to 1"
+    assert checkpoint.newest(runs / "half" / "checkpoints")[0].step == 6

@@ -1,0 +1,74 @@
+"""The copy that is saved from: what the engine held, and only where the host has room for it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.engine import hostmemory
+from pretrain.engine.snapshot import Snapshot
+
+GIB = 2**30
+
+
+@pytest.fixture
+def engine() -> SimpleNamespace:
+    module = nn.Linear(64, 32)
+    state = {parameter: {"exp_avg": torch.ones_like(parameter)} for parameter in module.parameters()}
+    return SimpleNamespace(
+        module=module,
+        basic_optimizer=SimpleNamespace(kinds=("exp_avg",), state=state),
+        zero_optimization_stage=lambda: 0,
+        world_size=1,
+        optimizer=None,
+    )
+
+
+def test_a_copy_stays_as_it_was_and_its_memory_is_used_again(engine):
+    taken = Snapshot(engine)
+    assert taken.bytes == 2 * 4 * (64 * 32 + 32)
+    before = engine.module.weight.detach().clone()
+    copy = taken.take()
+    own = taken.values()
+    engine.module.weight.data.zero_()
+    assert torch.equal(copy["weight"][0], before.view(-1))
+    assert not own["weight"][0].any(), "the engine's own"
+    place = copy["weight"][0].data_ptr()
+    assert not taken.take()["weight"][0].any()
+    assert copy["weight"][0].data_ptr() == place
+
+
+@pytest.mark.parametrize(("free", "to_come", "ranks", "room"), [
+    (8.0, 0.0, 4, True), (4.0, 0.0, 4, False), (8.0, 1.0, 4, False), (8.0, 1.0, 1, True), (1.05, 0.0, 1, False),
+])  # fmt: skip
+def test_there_is_room_only_beside_what_all_ranks_will_take_again(engine, monkeypatch, free, to_come, ranks, room):
+    monkeypatch.setattr(hostmemory, "available", lambda: int(free * GIB))
+    monkeypatch.setattr(hostmemory, "still_to_come", lambda: int(to_come * GIB))
+    monkeypatch.setattr(Snapshot, "bytes", GIB)
+    said = Snapshot(engine).lacks(ranks)
+    assert (said is None) == room
+    assert room or f"{ranks:.1f} GiB of this host's memory" in said
+
+
+def test_what_was_given_back_counts_as_still_to_come():
+    block = torch.ones(64 << 18)  # 64 MiB
+    held = hostmemory.still_to_come()
+    del block
+    assert hostmemory.still_to_come() >= held + (60 << 20)
+    assert hostmemory.available() > 0
+
+
+def test_a_control_group_s_limit_counts(tmp_path, monkeypatch):
+    inner = tmp_path / "job" / "step"
+    inner.mkdir(parents=True)
+    for group, limit in ((tmp_path / "job", 5 * GIB), (inner, "max")):
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{4 * GIB}\n")
+        (group / "memory.stat").write_text(f"anon {GIB}\ninactive_file {GIB}\n")
+    cgroup = tmp_path / "cgroup"
+    cgroup.write_text("0::/job/step\n")
+    monkeypatch.setattr(hostmemory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(hostmemory, "_OWN", cgroup)
+    assert hostmemory._left_in_groups() == [2 * GIB]
+    assert hostmemory.available() <= 2 * GIB
