@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,6 +19,10 @@ from pretrain.errors import InputError
 from pretrain.stream import store
 from pretrain.stream.remotefile import RemoteFile
 from pretrain.stream.store import Patience, check_url, in_bucket, is_remote, list_shards
+
+# What passes on a network file system: a server that fails over, a handle that went stale. It is opened anew.
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EHOSTDOWN)
+_PAUSES = (0.5, 2.0, 8.0)  # seconds before each further attempt; a disk that is broken stays so
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -98,20 +104,32 @@ def read_range(
     """
     if is_remote(url):
         return memoryview(store.read_range(url, begin, end, etag, patience=patience, stop=stop))
-    data, at = take(end - begin), begin
-    try:
-        # Not by way of a buffered file, which would copy what it reads once more.
-        with open_shard(url) as file:
-            while at < end and (count := os.preadv(file.fileno(), [data[at - begin :]], at)):
-                at += count
-    except OSError as error:
-        raise InputError(f"{url}: bytes {begin}-{end} cannot be read: {error.strerror}") from error
+    data = take(end - begin)
+    for pause in (*_PAUSES, None):
+        try:
+            at = _fill(url, begin, data)
+            break
+        except OSError as error:
+            if pause is None or error.errno not in _PASSING:
+                raise InputError(f"{url}: bytes {begin}-{end} cannot be read: {error.strerror}") from error
+            if (stop or threading.Event()).wait(pause):
+                raise CancelledError from None
     if at < end:
         raise InputError(
             f"{url}: truncated: the index places samples in bytes {begin}-{end}, the file ends at byte "
             f"{at}; copy or write the shard again"
         )
     return data
+
+
+def _fill(url: str, begin: int, data: memoryview) -> int:
+    """Read a local shard from `begin` on until `data` is full or the file ends; the byte reached."""
+    at = begin
+    # Not by way of a buffered file, which would copy what it reads once more.
+    with open_shard(url) as file:
+        while at < begin + len(data) and (count := os.preadv(file.fileno(), [data[at - begin :]], at)):
+            at += count
+    return at
 
 
 def expand(patterns: Iterable[str | Path]) -> list[str]:

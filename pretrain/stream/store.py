@@ -36,8 +36,11 @@ _CREDENTIALS = {
 }
 _LATER = (408, 429)  # like all of 5xx: worth another attempt
 _WORTH_A_WORD = 10.0  # seconds without success
+# A name that nothing has been found under yet may be mistyped; a later one has only gone away.
+_UNKNOWN, _NEW_NAME = "host not found", 20.0
 
 _log = logging.getLogger(__name__)
+_found: set[str] = set()  # hosts and buckets that have answered
 _seen: dict[str, Stat] = {}  # by URL: objects whose etag no index tells
 _jitter = random.Random()  # its own: a run's seed would give all ranks the same pauses
 
@@ -282,12 +285,16 @@ class _Effort:
         while True:
             self._attempts += 1
             try:
-                return attempt()
+                result = attempt()
+                _found.add(self._place.root)
+                return result
             except (BaseError, OSError, ValueError) as error:
                 reason, lasting = _diagnose(error, self._place.scheme)
             # Outside the handler: the library's error, whose text may tell too much, is not chained.
             if lasting:
                 raise InputError(f"{self._subject}: {reason}")
+            if reason != _UNKNOWN:
+                _found.add(self._place.root)
             self._pause(reason)
 
     def arrived(self) -> None:
@@ -303,7 +310,8 @@ class _Effort:
         pause = _jitter.uniform(0, longest)
         self._fruitless += 1
         spent = time.monotonic() - self._begun
-        if spent + pause >= self._patience.deadline:
+        new = self._place.root not in _found
+        if spent + pause >= (min(_NEW_NAME, self._patience.deadline) if new else self._patience.deadline):
             self._give_up(reason)
         if spent > _WORTH_A_WORD and not self._told:
             self._told = True
@@ -321,7 +329,7 @@ _TRANSPORT = (  # words in the library's account of a broken transport -> what i
     ("BadScheme", "its endpoint is plain http; AWS_ALLOW_HTTP=true or GOOGLE_ALLOW_HTTP=true permits that", True),
     ("InvalidCertificate", "the server's TLS certificate is not trusted", True),
     ("InvalidContentType", "the server does not speak TLS; http:// would be right", True),
-    ("dns error", "host not found", False),
+    ("dns error", _UNKNOWN, False),
     ("ConnectionRefused", "connection refused", False),
     ("ConnectionReset", "connection reset", False),
     ("kind: Timeout", "timed out", False),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pretrain.stream.progress import Progress
 
 _SHARDS_A_PROCESS = 4  # fewer are not worth starting one
+_LOOK_UP = 1.0  # seconds, until a worker process looks whether the one that started it is still there
 _SHARDS_A_THREAD = 2  # of a block: the slowest of a block keeps its other threads waiting
 
 Job = TypeVar("Job")
@@ -72,7 +73,7 @@ def _in_processes(
     # Spawned, not forked: the caller may have threads. Nothing heavy is imported by a scanning process.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_adopt, initargs=(stop,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_adopt, initargs=(stop, os.getpid()))
     try:
         for found in _in_order(pool, partial(_block, work, threads), blocks, 2 * workers):
             yield from found
@@ -101,11 +102,13 @@ def _call(work: Work[Job, Found], stop: threading.Event, job: Job) -> Found:
 _stop = threading.Event()  # of a worker process
 
 
-def _adopt(stop: Any) -> None:
-    """In a worker process: pass on that the process which started it has given up."""
+def _adopt(stop: Any, parent: int) -> None:
+    """In a worker process: pass on that the process which started it has given up, and end where it was killed."""
 
     def watch() -> None:
-        stop.wait()
+        while not stop.wait(_LOOK_UP):
+            if os.getppid() != parent:
+                os._exit(1)
         _stop.set()
 
     threading.Thread(target=watch, daemon=True).start()

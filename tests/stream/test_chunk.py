@@ -1,5 +1,6 @@
 """A chunk: exactly the samples asked for, and every damage named."""
 
+import errno
 import io
 import os
 import tarfile
@@ -69,6 +70,27 @@ def test_a_truncated_shard_names_the_byte_it_ends_at(write_shards):
     os.truncate(shards.shard(1), place.begin + 700)
     assert bytes_of(index, 26) == shards.images[26]
     fails_with(index, range(24, 32), str(shards.shard(1)), "truncated", f"ends at byte {place.begin + 700}")
+
+
+def test_a_local_read_that_fails_for_a_while_is_outlasted_and_one_that_stays_broken_is_told(write_shards, monkeypatch):
+    shards = write_shards("flaky", [20])
+    index, failures = shards.index, [errno.EIO, errno.ESTALE]
+
+    def fails(*args, read=os.preadv):
+        if failures:
+            raise OSError(failures[0], os.strerror(failures.pop(0)))
+        return read(*args)
+
+    monkeypatch.setattr(os, "preadv", fails)
+    monkeypatch.setattr("pretrain.stream.location._PAUSES", (0.01, 0.01, 0.01))
+    assert bytes_of(index, 3) == shards.images[3]
+    assert not failures
+    failures += [errno.EIO] * 4
+    fails_with(index, range(8), str(shards.shard(0)), "cannot be read: Input/output error")
+    assert not failures, "four attempts"
+    failures += [errno.EACCES] * 2
+    fails_with(index, range(8), "cannot be read: Permission denied")
+    assert len(failures) == 1, "no second attempt"
 
 
 def test_a_missing_shard_is_named(write_shards):

@@ -183,6 +183,18 @@ def test_a_server_that_is_not_there_is_told(server, folder, serve):
     assert "connection refused; given up after" in fault(stat, f"{gone.http}/a.tar", patience=Patience(1, 1, 0.5))
 
 
+def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away(monkeypatch):
+    monkeypatch.setattr(store, "_NEW_NAME", 0.3)
+    url, patient = "http://no-such-host.invalid/a.tar", Patience(deadline=2.0, first_backoff=0.1)
+    begin = time.monotonic()
+    assert "host not found; given up after" in fault(stat, url, patience=patient)
+    assert time.monotonic() - begin < 1.5
+    monkeypatch.setattr(store, "_found", {"no-such-host.invalid"})
+    begin = time.monotonic()
+    assert "host not found; given up after" in fault(stat, url, patience=patient)
+    assert time.monotonic() - begin > 1.0
+
+
 def test_pauses_grow_and_are_drawn(server, monkeypatch):
     drawn = []
     monkeypatch.setattr("pretrain.stream.store._jitter.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
