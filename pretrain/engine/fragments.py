@@ -65,6 +65,11 @@ def held(engine: Any) -> list[Fragment]:
     return found
 
 
+def values_held(engine: Any) -> int:
+    """How many values of all kinds this rank holds."""
+    return len(kinds(engine)) * sum(fragment.numel for fragment in held(engine))
+
+
 def share(engine: Any) -> list[Fragment]:
     """What this rank writes: each value on exactly one rank."""
     fragments = held(engine)

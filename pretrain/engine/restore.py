@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,11 @@ def newest_whole(folder: Path, world: World, upto: Path | None = None) -> tuple[
 
 
 @torch.no_grad()
-def restore(engine: Any, saved: Saved) -> None:
+def restore(engine: Any, saved: Saved, loaded: Callable[[int], None] = lambda values: None) -> None:
     """Put a checkpoint's weights, optimizer states and counts into `engine`. Collective.
 
-    Every value is then read back out of the engine: what it holds must have the fingerprints that were saved.
+    `loaded` is told how many more values this rank has, of its `values_held`. Every value is then read back out of the
+    engine: what it holds must have the fingerprints that were saved.
 
     Raises:
         InputError: the checkpoint does not hold what this optimizer needs, or the engine does not hold what was loaded.
@@ -106,6 +107,7 @@ def restore(engine: Any, saved: Saved) -> None:
                     host = torch.empty(fragment.numel)
                     pieces.read(source, fragment.name, host, fragment.begin)
                     view.copy_(host)
+                loaded(fragment.numel)
 
     together(fill)
     optimizer.set_updates(state["updates"])

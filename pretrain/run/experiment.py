@@ -12,6 +12,7 @@ from pretrain.engine import checkpoint, distributed
 from pretrain.engine.checkpoint import Saved
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import build_engine, zero_stage
+from pretrain.engine.fragments import values_held
 from pretrain.engine.guards import DivergedError, Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.restore import newest_whole, restore
@@ -37,6 +38,7 @@ from pretrain.run.setup import Setup, prepare
 from pretrain.run.trainer import train
 from pretrain.stream.decode import HOST, DeviceDecoder
 from pretrain.stream.loader import TrainLoader
+from pretrain.stream.progress import Progress
 from pretrain.weights.load import load_weights
 
 Fill = Callable[[VisionTransformer], str]  # fills a new network's parameters; says where they come from
@@ -95,7 +97,7 @@ def _go(setup: Setup, fill: Fill, extend: bool) -> int:
         engine, origin = build(setup, fill if saved is None else None)
         if saved is not None:
             origin = f"resumed from {saved.path}"
-            go_on(engine, guard, saved)
+            go_on(engine, guard, saved, world)
         begin(setup, start, passed_over)
         _say(world, _headline(setup, start, origin))
         while True:
@@ -150,9 +152,10 @@ def build(setup: Setup, fill: Fill | None) -> tuple[Any, str]:
     return build_engine(model, optimizer, config.deepspeed, setup.layout, config.optimizer.clip_norm), origin
 
 
-def go_on(engine: Any, guard: Guard, saved: Saved) -> None:
+def go_on(engine: Any, guard: Guard, saved: Saved, world: World) -> None:
     """Make engine and guard what they were when `saved` was. Collective."""
-    restore(engine, saved)
+    with Progress("loading the checkpoint", "values", values_held(engine)) as progress:
+        restore(engine, saved, progress.advance if world.main else lambda values: None)
     guard.restore(saved.state["guard"])
 
 
@@ -168,7 +171,7 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
     saved, _ = newest_whole(folder.checkpoints, world, [*early, *found[-1:]][0]) if found else (None, {})
     if saved is None:
         raise DivergedError(f"{back}, but there is no checkpoint to go back to")
-    go_on(engine, guard, saved)
+    go_on(engine, guard, saved, world)
     late = f", the oldest there is: it has been trained on steps from {back.first + 1} on" if not early else ""
     _say(world, f"went back to {saved.path}{late}")
     if world.main:

@@ -1,4 +1,4 @@
-"""Progress of long work on shards: one line on stderr, with the time left."""
+"""Progress of long work: one line on stderr, with the time left."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Progress:
             return
         self._next = now + (_TERMINAL_SECONDS if self._terminal else _LOG_SECONDS)
         left = (now - self._start) / self._done * (self._total - self._done)
-        line = f"{self._doing}: {self._done}/{self._total} {self._what}, {_clock(left)} left"
+        line = f"{self._doing}: {self._done:,}/{self._total:,} {self._what}, {_clock(left)} left"
         print(
             f"\r{line:<78}" if self._terminal else line,
             end="" if self._terminal else "\n",
