@@ -1,10 +1,11 @@
 """What a checkpoint costs training: written in the background, against a save that training waits for.
 
-    python benchmarks/saving.py [--rounds 5] [--width 768] [--save-steps 10]
+    python benchmarks/saving.py [--rounds 5] [--width 768] [--stage 0] [--save-steps 12]
 
-One rank, AdamW, ZeRO 1. The batch is chosen so that a save that is waited for takes about --save-steps steps. Then
-windows of 20 steps take turns: without a save, with one in the background, with one that is waited for. The first step
-of a window is the one that saves. Seconds of steps, medians and spread; JSON: runs/bench/saving.json.
+One rank, AdamW, an average of the weights: 16 bytes a parameter are saved. The batch is chosen so that a save that is
+waited for takes about --save-steps steps. Then windows of 20 steps take turns: without a save, with one in the
+background, with one that is waited for. The first step of a window is the one that saves. Seconds of steps, medians and
+spread; JSON: runs/bench/saving.json.
 """
 
 import os
@@ -39,7 +40,7 @@ WINDOW = 20
 class Training:
     """A network that takes steps on random images, and saves."""
 
-    def __init__(self, width: int, out: Path) -> None:
+    def __init__(self, width: int, stage: int, out: Path) -> None:
         self.world = distributed.start()
         spec = ViTSpec(
             patch_size=16, layers=12, width=width, mlp=4 * width, heads=width // 64, image_size=32, num_classes=1000
@@ -47,10 +48,11 @@ class Training:
         model = VisionTransformer(spec)
         initialize(model, 0)
         optimizer = build_optimizer(
-            model, name="adamw", lr=1e-4, betas=(0.9, 0.999), eps=1e-8, momentum=0.9, weight_decay=0.0, decay="all"
-        )
+            model, name="adamw", lr=1e-4, betas=(0.9, 0.999), eps=1e-8, momentum=0.9, weight_decay=0.0, decay="all",
+            averages=True,
+        )  # fmt: skip
         self.engine = build_engine(
-            model, optimizer, {"zero_optimization": {"stage": 1}}, batch_layout(8, None, self.world.size), 1.0
+            model, optimizer, {"zero_optimization": {"stage": stage}}, batch_layout(8, None, self.world.size), 1.0
         )
         self.folder = RunFolder(out)
         self.folder.create()
@@ -70,7 +72,7 @@ class Training:
         loss = self.engine(images).float().square().mean()
         accumulate(self.engine, loss)
         word = agree(self.world, loss, saver is not None and saver.writing)
-        update(self.engine, lr=1e-4)
+        update(self.engine, lr=1e-4, decay=0.999)
         self.done += 1
         if saver and not word.flags[0]:
             saver.settle()
@@ -104,11 +106,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--save-steps", type=float, default=10)
+    parser.add_argument("--stage", type=int, default=0, help="of ZeRO")
+    parser.add_argument("--save-steps", type=float, default=12)
     args = parser.parse_args()
     out = Path(tempfile.mkdtemp(prefix="saving_", dir="."))
     try:
-        training = Training(args.width, out)
+        training = Training(args.width, args.stage, out)
         training.calibrate(args.save_steps)
         kinds = {"no save": None, "background": training.savers[True], "waited for": training.savers[False]}
         windows: dict[str, list[list[float]]] = {name: [] for name in kinds}

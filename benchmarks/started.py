@@ -8,7 +8,6 @@ import contextlib
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from collections.abc import Sequence
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Protocol
+
+from pretrain.engine.place import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 _SCRIPT = ROOT / "launch" / "pretrain.py"
@@ -51,7 +52,7 @@ class Forked:
         _warm_up()
         self._log, context = log, get_context("forkserver")
         log.touch()
-        place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self._processes = [
             context.Process(
                 target=_rank,
@@ -101,7 +102,7 @@ class Command:
     """`deepspeed … launch/pretrain.py`, in a session of its own."""
 
     def __init__(self, world: int, words: Sequence[object], log: Path) -> None:
-        launcher = ["deepspeed", "--quiet", "--num_gpus", world, "--master_port", _free_port(), "launch/pretrain.py"]
+        launcher = ["deepspeed", "--quiet", "--num_gpus", world, "--master_port", free_port(), "launch/pretrain.py"]
         environment = {**os.environ, **_ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self._log, self._world = log, world
         with log.open("ab") as file:
@@ -157,13 +158,6 @@ class Command:
             return [self._process.wait(seconds)]
         except subprocess.TimeoutExpired:
             return [None]
-
-
-def _free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _warm_up() -> None:

@@ -17,7 +17,6 @@ sys.path[0] = str(ROOT)
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import time
@@ -32,6 +31,7 @@ from benchmarks.table import print_table, save, spread
 from pretrain.engine import distributed
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import AdamW, build_optimizer
+from pretrain.engine.place import free_port
 from pretrain.engine.step import accumulate, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import spec_from_arch
@@ -57,10 +57,7 @@ def main() -> None:
 
 def launch() -> int:
     """This command again, as the ranks of one group; the worst status."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     settings = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **os.environ, **place}
     ranks = [
         subprocess.Popen([sys.executable, *sys.argv], env={**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)})

@@ -19,6 +19,7 @@ import webdataset
 from PIL import Image
 
 from pretrain.engine import checkpoint
+from pretrain.engine.place import free_port
 from pretrain.shards.scan import index_shards
 from pretrain.stream.index import Index
 
@@ -64,15 +65,10 @@ def ranks() -> Callable[..., None]:
     """Run a Python script as `count` ranks of one process group; any rank that fails fails the test with its words."""
 
     def ranks(count: int, script: Path, *words: object, timeout: float = 300) -> None:
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         place = {
             "WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(free_port()),
             "PYTHONPATH": str(ROOT),
         }
         processes = [

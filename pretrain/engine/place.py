@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -81,7 +83,7 @@ def place(env: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": "1",
         "LOCAL_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
     }
 
 
@@ -107,7 +109,14 @@ def _first_host(node_list: str) -> str:
     return answer.stdout.split()[0]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A TCP port of this host that nobody uses.
+
+    It lies below those that the kernel gives to connections (from 32,768 on): one of those may be taken again before
+    its finder listens.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise InputError("no free TCP port found among 100 of those from 20,000 to 32,000; set MASTER_PORT")

@@ -4,12 +4,10 @@ Each rank is a fork of this process, which has imported everything. A run's fold
 statuses of all are in FOLDER/statuses.json.
 """
 
-import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from datetime import timedelta
@@ -19,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.engine.distributed import World
+from pretrain.engine.place import free_port
 from pretrain.engine.watchdog import Watchdog, shorten_collectives
 
 
@@ -36,7 +35,7 @@ WRONG = {
     "holds": hold_the_interpreter,
     "frozen": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "saves": lambda: time.sleep(4),
+    "saves": lambda: time.sleep(6),
     "raises": lambda: 1 / 0,
 }
 # What goes wrong, with which rank, of how many.
@@ -55,10 +54,10 @@ def train(folder: Path, wrong: str, wrong_rank: int, rank: int, size: int) -> No
         if rank != wrong_rank:
             dist.all_reduce(torch.ones(1))
         return time.sleep(3)
-    with Watchdog(folder, world, hang=2.0, slow=8.0, every=0.3) as watchdog:
+    with Watchdog(folder, world, hang=3.0, slow=9.0, every=0.6) as watchdog:
         for step in range(4):
             watchdog.beat(step, "forward")
-            time.sleep(0.5)  # a sign or two
+            time.sleep(0.8)  # a sign or two
             if (step, rank) == (1, wrong_rank):
                 if wrong == "saves":
                     watchdog.beat(step, "save")
@@ -84,17 +83,11 @@ def fork(folder: Path, wrong: str, wrong_rank: int, rank: int, size: int, port: 
         os._exit(status)
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def main(out: Path) -> None:
-    ranks = {}
-    for (wrong, wrong_rank, size), port in zip(RUNS, free_ports(len(RUNS)), strict=True):
+    ranks, ports = {}, set()
+    while len(ports) < len(RUNS):
+        ports.add(free_port())
+    for (wrong, wrong_rank, size), port in zip(RUNS, ports, strict=True):
         name = f"{wrong}_{wrong_rank}_of_{size}"
         (out / name).mkdir()
         for rank in range(size):
