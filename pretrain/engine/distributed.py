@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pretrain.engine.ops import compile_ops
 from pretrain.engine.place import place
 from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 
 Result = TypeVar("Result")
 
@@ -50,7 +50,7 @@ def start(timeout_minutes: float = 30.0) -> World:
         accelerator.set_device(_device_number(local_rank, accelerator.device_count()))
     _allow_open_files()
     compile_ops()
-    with quiet():
+    with quiet(), _without_shared_memory():
         deepspeed.init_distributed(
             dist_backend=accelerator.communication_backend_name(),
             auto_mpi_discovery=False,
@@ -149,14 +149,11 @@ def together(check: Callable[[], Result]) -> Result:
     try:
         result = check()
     except InputError as error:
-        refusal = str(error)
-    refusals = [refusal]
-    if _size() > 1:
-        refusals = [None] * _size()
-        dist.all_gather_object(refusals, refusal)
-    for rank, found in enumerate(refusals):
-        if found is not None:
-            raise InputError(found if rank == 0 else f"{found} (seen by rank {rank})")
+        refusal = type(error) is StorageError, str(error)
+    refusals = [(*found, rank) for rank, found in enumerate(collect([refusal])) if found is not None]
+    if refusals:
+        passing, text, rank = min(refusals, key=lambda found: found[0])  # rather one that stays than one that passes
+        raise (StorageError if passing else InputError)(text if rank == 0 else f"{text} (seen by rank {rank})")
     return cast(Result, result)
 
 
@@ -176,6 +173,23 @@ def _device_number(local_rank: int, visible: int) -> int:
         f"local rank {local_rank}, but {visible} devices are visible to it; start at most as many ranks on a node "
         "as it has devices"
     )
+
+
+@contextlib.contextmanager
+def _without_shared_memory() -> Iterator[None]:
+    """Have DeepSpeed take the ranks of a CPU host for ranks of several.
+
+    It would give each 69 MB of /dev/shm, for an all-reduce that is for inference alone, and leave them there behind it:
+    memory that a host loses with every run, until it is started anew.
+    """
+    told = os.environ.get("LOCAL_SIZE")
+    os.environ["LOCAL_SIZE"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_SIZE"]
+        if told is not None:
+            os.environ["LOCAL_SIZE"] = told
 
 
 def _allow_open_files() -> None:
