@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The errors that are not the program's own."""
 
 
 class InputError(Exception):
@@ -6,4 +6,11 @@ class InputError(Exception):
 
     The message names what and where (file, key or shard), what was found, and what would be right. The commands
     print it without a traceback and exit with status 2.
+    """
+
+
+class StorageError(InputError):
+    """Storage failed in a way that passes: the same command may succeed later.
+
+    A run that has a checkpoint to go on from ends with status 75 then, not 2.
     """

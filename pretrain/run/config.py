@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pretrain.engine.offered import check_offered
 from pretrain.errors import InputError
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
+from pretrain.stream.store import PATIENCE, Patience
 
 CONFIG_FOLDER = Path("configs")
 # What a run folder's config.json says beyond the config itself, so that it can be given to --config again.
@@ -102,6 +104,7 @@ class DataSection(Section):
     randaugment: tuple[Layers, Magnitude] | None = None  # [operations, magnitude]; its pixels are for 224 px
     mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # α of Beta(α, α); 0: no mixup
     read_ahead_mib: int = Field(default=1024, gt=0)  # of shards, per rank, beyond what the next batches ask for
+    patience_minutes: float = Field(default=5, gt=0, allow_inf_nan=False)  # of attempts at one range of a remote shard
     unreadable_chunks: Literal["stop", "quarantine"] = "stop"
     max_unreadable: float = Field(default=0.01, ge=0, le=1)  # share of about the last 10⁴ images; the run ends above
 
@@ -111,6 +114,10 @@ class DataSection(Section):
         if not 0 < bounds[0] <= bounds[1]:
             raise ValueError(f"expected [low, high] with 0 < low <= high, found {list(bounds)}")
         return bounds
+
+    def patience(self) -> Patience:
+        """How long is waited for remote shards."""
+        return replace(PATIENCE, deadline=60 * self.patience_minutes)
 
 
 class GuardSection(Section):

@@ -10,13 +10,13 @@ import torch
 from pretrain.engine.distributed import World, all_reduce_sum, collect
 from pretrain.engine.fragments import averaged
 from pretrain.engine.watchdog import Watchdog
-from pretrain.errors import InputError
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
 from pretrain.stream.fault import Fault, first_cause
 from pretrain.stream.images import EvalImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
+from pretrain.stream.store import Patience
 
 
 class Evaluator(Protocol):
@@ -76,13 +76,14 @@ class Validation:
         channels: int,
         batch: int,
         workers: int,
+        patience: Patience | None = None,
         dtype: torch.dtype,
         every: int | None,
     ) -> None:
         self.every = every
         self._index, self._loss_of, self._world, self._dtype = index, loss_of, world, dtype
         self._transform = EvalImages(image_size, channels)
-        self._batch, self._workers = batch, workers
+        self._batch, self._workers, self._patience = batch, workers, patience
 
     def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
         """("eval/loss", …), ("eval/top1", …), ("eval/top5", …), accuracies in [0, 1]."""
@@ -98,6 +99,7 @@ class Validation:
             mask_chunks=True,
             give_up=True,
             pin=world.device.type != "cpu",
+            patience=self._patience,
         )
         faults: list[Fault] = []
         with batches:
@@ -127,9 +129,9 @@ class Validation:
 
     def _report(self, faults: list[Fault]) -> None:
         """Refuse unreadable chunks on all ranks; name the first of the unreadable images. Collective."""
-        broken = collect([fault.reason for fault in faults if fault.of_chunk])
+        broken = collect([fault.cause for fault in faults if fault.of_chunk])
         if broken:
-            raise InputError(f"data.eval: {first_cause(broken)}")
+            raise first_cause(broken).error("data.eval: ")
         first = collect([fault.describe(self._index) for fault in faults])[0]
         if self._world.main:
             print(f"data.eval: {first}; grey, and counted as a miss", flush=True)

@@ -19,7 +19,7 @@ from pretrain.engine.restore import newest_whole, restore
 from pretrain.engine.schedule import Averaging
 from pretrain.engine.stop import Stop
 from pretrain.engine.watchdog import Watchdog
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer, load_tensors
 from pretrain.plan.flops import training_flops
@@ -29,6 +29,7 @@ from pretrain.run.claim import claimed
 from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import RunConfig
 from pretrain.run.evaluation import Evaluator, due
+from pretrain.run.folder import RunFolder
 from pretrain.run.inspection import Inspection
 from pretrain.run.meters import Meters
 from pretrain.run.quarantine import Quarantine
@@ -61,16 +62,24 @@ def run(
         extend: allow a resumed run another length and schedule.
 
     Returns:
-        the exit status: done, or stopped on request.
+        the exit status: done; or stopped with a checkpoint, on request or by storage that does not answer.
 
     Raises:
         InputError: config, data, layout and checkpoint do not go together.
         DivergedError: training went wrong.
     """
-    setup = prepare(config, out, world, evaluators)
-    distributed.together(setup.folder.create)
-    with claimed(out, world):
-        return _go(setup, fill, extend)
+    folder = RunFolder(out)
+    try:
+        setup = prepare(config, folder, world, evaluators)
+        distributed.together(folder.create)
+        with claimed(out, world):
+            return _go(setup, fill, extend)
+    except StorageError as error:
+        begun = world.main and checkpoint.candidates(folder.checkpoints)
+        if not distributed.share(bool(begun)):
+            raise
+        _say(world, f"stopped: {error}; once the storage answers, run the same command again to go on")
+        return STOPPED
 
 
 def _go(setup: Setup, fill: Fill, extend: bool) -> int:
@@ -202,6 +211,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
                 give_up=data.unreadable_chunks == "stop",
                 pin=world.device.type != "cpu",
                 floats=world.device.type == "cpu",  # an accelerator is sent bytes, a quarter of them
+                patience=data.patience(),
                 decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
         )

@@ -58,17 +58,16 @@ class Quarantine:
         """Write down the faults of all ranks in step `step`, counted from 0. Collective.
 
         Raises:
-            InputError: a chunk could not be read, or too many samples; the same on every rank.
+            InputError: a chunk could not be read (StorageError: for now), or too many samples; the same on every rank.
         """
         faults = [fault for fault in self._faults if not fault.reason.startswith(NOT_READ)]
         found = collect([{"step": step, **fault.record(self._index)} for fault in faults])
-        broken = collect([fault.reason for fault in self._faults if fault.of_chunk and not self._chunks])
+        broken = collect([fault.cause for fault in self._faults if fault.of_chunk and not self._chunks])
         if self._world.main and found:
             self._write(found)
         if broken:
-            raise InputError(
-                f'step {step + 1}: {first_cause(broken)} (data.unreadable_chunks="quarantine" would go on without its '
-                "samples)"
+            raise first_cause(broken).error(
+                f"step {step + 1}: ", ' (data.unreadable_chunks="quarantine" would go on without its samples)'
             )
         self._faults.clear()
         self._recent = self._recent * math.exp((self._settled - step) * self._batch / self._window) + len(found)

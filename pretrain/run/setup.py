@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ class Setup:
     function: dict[str, Any]  # that the trained parameters are one of
 
 
-def prepare(config: RunConfig, out: Path, world: World, evaluators: Sequence[Evaluator]) -> Setup:
+def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequence[Evaluator]) -> Setup:
     """Open the data and check that they, the config and the ranks go together. Collective.
 
     Raises:
@@ -67,7 +66,7 @@ def prepare(config: RunConfig, out: Path, world: World, evaluators: Sequence[Eva
         distributed.together(DeviceDecoder(world.device).check)
     return Setup(
         config,
-        RunFolder(out),
+        folder,
         world,
         index,
         layout,
@@ -117,6 +116,7 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
             channels=config.model.channels,
             batch=layout.micro_batch,
             workers=config.data.workers,
+            patience=config.data.patience(),
             dtype=precision(config.deepspeed),
             every=config.train.eval_every,
         )
@@ -139,6 +139,8 @@ def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int,
         # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks that
         # ask for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
         index.check_files(local=None if world.local_rank == 0 else 0, remote=_REMOTE_CHECKED if world.main else 0)
+        if world.local_rank == 0:
+            index.check_content()
         if index.num_classes > num_classes:
             raise InputError(
                 f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "

@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout  # in Python 3.10 not the built-in one
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -21,18 +22,19 @@ from numpy.typing import NDArray
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 from pretrain.stream.buffers import Ranges
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.location import read_range
 from pretrain.stream.members import plain_members
-from pretrain.stream.tar import IMAGE_SUFFIXES, split_name
+from pretrain.stream.store import Patience
+from pretrain.stream.tar import BLOCK, IMAGE_SUFFIXES, ShardTar, split_name
 
 _SCHEME = "vfrange"
 
-# What ends the waiting of a reading thread, and its memory; webdataset's openers are given a URL and nothing besides.
+# How long a reading thread waits, what ends that, and its memory: webdataset's openers are given nothing but a URL.
 _reading = threading.local()
 _NEVER = threading.Event()
 _LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
@@ -57,28 +59,32 @@ class RangeStream(io.RawIOBase):
 
 
 def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> RangeStream:
-    """Opener in webdataset's table: `vfrange:BEGIN-END:ETAG:SHARD` -> those bytes of a shard, local or remote.
+    """Opener in webdataset's table: `vfrange:BEGIN-END:SIZE:ETAG:SHARD` -> those bytes of a shard, local or remote.
 
     Raises ChunkError where they cannot be had, CancelledError where the thread's `stop` is set before they are.
     """
-    _, span, etag, shard = url.split(":", 3)
+    _, span, size, etag, shard = url.split(":", 4)
     begin, end = (int(place) for place in span.split("-"))
-    stop, ranges = getattr(_reading, "stop", None), getattr(_reading, "ranges", None) or Ranges()
+    stop, patience = getattr(_reading, "stop", None), getattr(_reading, "patience", None)
+    ranges = getattr(_reading, "ranges", None) or Ranges()
     try:
-        return RangeStream(read_range(shard, begin, end, unquote(etag), stop=stop, take=ranges.take))
+        found = read_range(shard, begin, end, unquote(etag), int(size), patience=patience, stop=stop, take=ranges.take)
     except InputError as error:
-        raise ChunkError(str(error)) from error
+        raise ChunkError(str(error), isinstance(error, StorageError)) from error
+    return RangeStream(found)
 
 
 webdataset.gopen_schemes[_SCHEME] = open_range
 
 
-def reading_threads(count: int, stop: threading.Event, members: list[threading.Thread]) -> ThreadPoolExecutor:
+def reading_threads(
+    count: int, stop: threading.Event, members: list[threading.Thread], patience: Patience | None = None
+) -> ThreadPoolExecutor:
     """Threads for reading chunks, themselves in `members`; once `stop` is set they begin no request any more."""
     ranges = Ranges()
 
     def begin() -> None:
-        _reading.stop, _reading.ranges = stop, ranges
+        _reading.stop, _reading.ranges, _reading.patience = stop, ranges, patience
         members.append(threading.current_thread())
 
     return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)
@@ -120,13 +126,16 @@ def _expand(extent: Extent) -> list[tuple[str, memoryview]]:
     """
     # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
     opener = webdataset.gopen_schemes[_SCHEME]
-    stream = opener(f"{_SCHEME}:{extent.begin}-{extent.end}:{quote(extent.etag, safe='')}:{extent.url}", "rb")
+    version = f"{extent.size}:{quote(extent.etag, safe='')}"
+    stream = opener(f"{_SCHEME}:{extent.begin}-{extent.end}:{version}:{extent.url}", "rb")
     files: Iterable[dict[str, Any]]
     try:
         plain = plain_members(stream.data)
         if plain is not None:
             files = [{"fname": name, "data": image, "__url__": extent.url} for name, image in plain if _is_image(name)]
         else:
+            # Refuses what tarfile would take besides, compressed tars and sparse files of any size among it.
+            list(ShardTar(io.BytesIO(bytes(stream.data) + bytes(2 * BLOCK)), extent.url).samples())
             source = [{"url": extent.url, "stream": stream}]
             files = tar_file_expander(source, handler=reraise_exception, select_files=_is_image)
         grouped = list(group_by_keys(files, handler=reraise_exception))
@@ -185,7 +194,7 @@ class Chunk:
             while not self._images.done() and not self._stop.is_set():
                 wait([self._images], timeout=_LOOK_UP)
             return self._images.result(timeout=0).pop(sample_id)
-        except (CancelledError, TimeoutError):
+        except (CancelledError, FutureTimeout):
             raise ChunkError(NOT_READ) from None
 
 
@@ -195,6 +204,10 @@ def _read(index: Index, extents: Sequence[Extent], counters: Counters, size: int
         if getattr(_reading, "stop", _NEVER).is_set():
             raise CancelledError
         return read_images(index, extents)
+    except (ChunkError, CancelledError, MemoryError):
+        raise
+    except Exception as error:  # nothing known: still a chunk, in its shard, that cannot be read
+        raise ChunkError(f"{extents[0].url}, bytes {extents[0].begin}-{extents[0].end}: {error!r}") from error
     finally:
         laps.lap("read_seconds")
         counters.add(bytes_read=size, **laps.spent)

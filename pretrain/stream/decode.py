@@ -114,13 +114,15 @@ def decode(data: Encoded, channels: int) -> Tensor:
     if height * width == 0:
         raise UnreadableImage(f"{kind} of {width} x {height} pixels")
     if kind == "png":
-        return _decode_png(data, channels)
+        return _decode_png(data, channels, height, width)
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         if kind == "jpeg":
             return torchvision.io.decode_jpeg(encoded, _mode(channels))
         image = torchvision.io.decode_webp(encoded, ImageReadMode.RGB)
     except RuntimeError as error:
+        if "allocate memory" in str(error):  # the host's fault, not the image's
+            raise MemoryError(f"{kind} of {width} x {height} pixels: {_last_clause(error)}") from error
         raise UnreadableImage(f"{kind}: {_last_clause(error)}") from error
     return F.rgb_to_grayscale(image) if channels == 1 else image
 
@@ -129,16 +131,20 @@ def _mode(channels: int) -> ImageReadMode:
     return ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
 
 
-def _decode_png(data: Encoded, channels: int) -> Tensor:
+def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor:
     # Pillow, not torchvision.io: its decode_png kills the process on an error in libpng (a bad checksum).
     try:
         image = PngImageFile(io.BytesIO(data))
+        if image.size != (width, height):  # Pillow takes the last header there is
+            raise ValueError(f"a second header, of {image.width} x {image.height} pixels")
         image.info.pop("transparency", None)  # of a palette; dropped like all alpha, without Pillow's warning
         if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
             pixels = (np.asarray(image) >> 8).astype(np.uint8)[:, :, None].repeat(channels, axis=2)
         else:
             pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
             pixels = pixels.reshape(image.height, image.width, channels)
+    except MemoryError:
+        raise
     except Exception as error:  # of a dozen kinds, none of them documented
         raise UnreadableImage(f"png: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -162,8 +168,8 @@ def read_header(data: Encoded) -> tuple[str, int, int]:
 def _jpeg_size(data: Encoded) -> tuple[int, int]:
     place = 2
     while True:
-        if data[place] != 0xFF:
-            raise UnreadableImage(f"jpeg: no marker at byte {place}")
+        while data[place] != 0xFF:  # stray bytes, which libjpeg passes over as well
+            place += 1
         while data[place] == 0xFF:  # any number of fill bytes
             place += 1
         marker = data[place]

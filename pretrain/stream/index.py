@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 from pretrain.stream.indexfile import INDEX_NAME, IndexFile, etag_of
 from pretrain.stream.location import local_path
 from pretrain.stream.store import Stat, is_remote, stat
@@ -27,7 +27,7 @@ _ASKED_AT_ONCE = 32
 class Extent:
     """Bytes [begin, end) of one shard, which hold exactly the samples [first_id, first_id + count).
 
-    `etag` is that of the shard when it was indexed, empty where none was recorded.
+    `etag` and `size` are those of the shard when it was indexed; empty and 0 where none was recorded.
     """
 
     url: str
@@ -36,6 +36,7 @@ class Extent:
     first_id: int
     count: int
     etag: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,12 @@ class Index:
             border = int(file.first[shard + 1])
             end = min(last + 1 - origin, border)
             until = int(file.data_end[shard]) if end == border else int(file.offsets[end]) * BLOCK
-            start = int(file.offsets[begin]) * BLOCK
-            yield Extent(file.shard_url(shard), start, until, first, end - begin, file.etag(shard))
+            start, size = int(file.offsets[begin]) * BLOCK, int(file.shard_bytes[shard])
+            if not start <= until <= size:  # before so much memory is taken
+                raise InputError(
+                    f"{file.path}: damaged: ids {first} to {first + end - begin - 1} in bytes {start}-{until}"
+                )
+            yield Extent(file.shard_url(shard), start, until, first, end - begin, file.etag(shard), size)
             first = origin + end
 
     def histogram(self) -> np.ndarray:
@@ -200,14 +205,22 @@ class Index:
         for row, url in enumerate(shards.urls()):
             rows[is_remote(url)].append(row)
 
-        def first_fault(block: Sequence[int], stop: threading.Event) -> str | None:
+        def first_fault(block: Sequence[int], stop: threading.Event) -> InputError | None:
             return next((fault for row in block if (fault := _shard_fault(shards[row], stop))), None)
 
         blocks = [*_blocks(_spread(rows[0], local), 64), *_blocks(_spread(rows[1], remote), 4)]
         with closing(in_threads(first_fault, blocks, _ASKED_AT_ONCE)) as faults:
             fault = next((fault for fault in faults if fault), None)
         if fault:
-            raise InputError(fault)
+            raise fault
+
+    def check_content(self) -> None:
+        """Compare the hash of everything that fixes the sequence of samples with what the files say; reads all of it.
+
+        Raises InputError naming the first file that is damaged: a flipped bit is another label, and nothing else tells.
+        """
+        for file in self._files:
+            file.check_content()
 
     def _checked(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
         array = np.asarray(ids)
@@ -285,15 +298,19 @@ def _blocks(rows: Sequence[int], size: int) -> list[Sequence[int]]:
     return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
-def _shard_fault(shard: Shard, stop: threading.Event) -> str | None:
+def _shard_fault(shard: Shard, stop: threading.Event) -> InputError | None:
     """What is wrong with a shard as far as its size and etag tell; None for nothing."""
     remote = is_remote(shard.url)
     try:
         found = stat(shard.url, stop=stop) if remote else Stat(os.stat(shard.url).st_size, "")
     except OSError as error:
-        return f"{shard.url}: {error.strerror}, but the index lists it; restore it, or index those there are"
+        return InputError(
+            f"{shard.url}: {error.strerror}, but the index lists it; restore it, or index those there are"
+        )
+    except StorageError as error:
+        return error
     except InputError as error:
-        return f"{error}; but the index lists it"
+        return InputError(f"{error}; but the index lists it")
     recorded = Stat(shard.bytes, etag_of(shard.digest))
     difference = recorded.difference(found)
     if difference is None:
@@ -302,7 +319,7 @@ def _shard_fault(shard: Shard, stop: threading.Event) -> str | None:
         difference = f"{found.size} bytes, the index says {shard.bytes}"
     word = "truncated" if found.size < shard.bytes else "changed"
     again = "URLS… --out INDEX" if remote else os.path.dirname(shard.url)
-    return (
+    return InputError(
         f"{shard.url}: {word}: {difference}; rebuild the shard, or index it as it is: python launch/shards.py index "
         f"{again}"
     )

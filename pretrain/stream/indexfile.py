@@ -167,6 +167,13 @@ class IndexFile:
         url = self._string(self._urls, shard)
         return url if is_remote(url) else os.path.normpath(os.path.join(self._home, url))
 
+    @property
+    def remote(self) -> bool:
+        """Whether some shard is at a URL."""
+        return (
+            b"://" in self._urls[1].tobytes()
+        )  # of 10⁵ names at once; a local path is normalised, and has no such thing
+
     def digest(self, shard: int) -> str:
         """ "sha256:…" or "etag:…" of a shard; empty where none was taken."""
         return self._string(self._digests, shard)
@@ -192,6 +199,12 @@ class IndexFile:
             page = begin - begin % mmap.PAGESIZE
             self._mapped.madvise(mmap.MADV_WILLNEED, page, begin + piece.nbytes - page)
             yield piece
+
+    def check_content(self) -> None:
+        """Raise InputError where the arrays are not those that the file was written with; reads all of them."""
+        found = self.rehash()
+        if found != self.hash:
+            raise self._fault(f"damaged: its arrays hash to {found[:12]}…, its header says {self.hash[:12]}…")
 
     def rehash(self) -> str:
         """The content hash computed anew from the arrays; reads all of them."""

@@ -21,13 +21,14 @@ from pretrain.errors import InputError
 from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
-from pretrain.stream.fault import NOT_READ, ChunkError, Fault
+from pretrain.stream.fault import NOT_READ, Cause, ChunkError, Fault
 from pretrain.stream.images import Transform, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.mixup import check_pairs, keep_whole, mix_weights
 from pretrain.stream.order import Order
 from pretrain.stream.plan import Plan, plan_evaluation, plan_training
 from pretrain.stream.reader import READ_AHEAD, Reader
+from pretrain.stream.store import Patience
 
 _AHEAD = 3  # micro-batches being decoded, at the least
 _STRIPE = 8  # images a decode thread takes at a time, at the most
@@ -81,6 +82,7 @@ class BatchStream:
         pin: bool = False,
         floats: bool = False,
         decoder: Decoder = HOST,
+        patience: Patience | None = None,
     ) -> None:
         if workers < 1:
             raise InputError(f"data.workers is {workers}; at least 1 decode thread would be right")
@@ -95,9 +97,9 @@ class BatchStream:
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
-        self._closed, self._cause = False, ""
+        self._closed, self._cause = False, Cause("", False)
         self._error: BaseException | None = None
-        self._reader = Reader(index, plans, window, read_ahead, self.counters)
+        self._reader = Reader(index, plans, window, read_ahead, self.counters, patience)
         self._threads = _decode_threads(workers)
         self._fill()
 
@@ -186,15 +188,15 @@ class BatchStream:
                 keys[row], data = chunk.take(sample_id)
                 encoded.append(data)
             except ChunkError as error:
-                reason = str(error)
-                if reason == NOT_READ and self._cause:  # the chunk at fault may belong to a batch still to come
-                    reason = f"{NOT_READ}: {self._cause}"
+                cause = Cause(str(error), error.passing)
+                if cause.reason == NOT_READ and self._cause.reason:  # which may be that of a batch still to come
+                    cause = Cause(f"{NOT_READ}: {self._cause.reason}", self._cause.passing)
                 elif self._give_up:
-                    self._cause = self._cause or reason
+                    self._cause = self._cause if self._cause.reason else cause
                     self._reader.give_up()
                 if not self._mask_chunks:
                     raise
-                faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, reason)))
+                faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, *cause)))
         return keys, encoded, faults
 
     def _labels(self, ids: NDArray[np.int64]) -> Tensor:
@@ -216,7 +218,7 @@ class TrainLoader(BatchStream):
     ChunkError · give_up: read nothing after the first such chunk, as a run that will end anyway should not wait
     for more of them · pin: page-locked images, for copies that do not wait
     floats: images in [-1, 1], for a host that trains: made while a row is in the cache · decoder: images come on its
-    device.
+    device · patience: how long is waited for remote shards (default: `store.PATIENCE`).
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 
@@ -239,6 +241,7 @@ class TrainLoader(BatchStream):
         pin: bool = False,
         floats: bool = False,
         decoder: Decoder = HOST,
+        patience: Patience | None = None,
     ) -> None:
         _check_rank(rank, world)
         batch = order.global_batch
@@ -270,6 +273,7 @@ class TrainLoader(BatchStream):
             pin=pin,
             floats=floats,
             decoder=decoder,
+            patience=patience,
         )
 
 
@@ -285,13 +289,14 @@ def evaluation_batches(
     mask_chunks: bool = False,
     give_up: bool = False,
     pin: bool = False,
+    patience: Patience | None = None,
 ) -> BatchStream:
     """Every sample of `ids` (default: of the index) once over all ranks, in the order given.
 
     Step t of rank r holds run t·world + r of `batch` ids: the batches, by step and then by rank, are `ids`.
     Every rank gets the same number of batches; rows beyond the end are padding, valid False. Transforms are
-    called with epoch 0. `mask_chunks`, `give_up` and `pin` as for training. Raises InputError for an id outside the
-    index.
+    called with epoch 0. `mask_chunks`, `give_up`, `pin` and `patience` as for training. Raises InputError for an id
+    outside the index.
     """
     _check_rank(rank, world)
     if batch < 1:
@@ -311,6 +316,7 @@ def evaluation_batches(
         mask_chunks=mask_chunks,
         give_up=give_up,
         pin=pin,
+        patience=patience,
     )
 
 

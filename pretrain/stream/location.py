@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import braceexpand
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 from pretrain.stream import store
 from pretrain.stream.remotefile import RemoteFile
 from pretrain.stream.store import Patience, check_url, in_bucket, is_remote, list_shards
@@ -36,11 +36,10 @@ def local_path(url: str | Path) -> Path:
         check_url(text)
         raise InputError(f"{text}: only shards are read from a URL; copy it to a local disk and give its path")
     if scheme:
-        # What stands behind may be a password.
-        name = f"{scheme.group()}…" if "@" in text or "?" in text else text
+        # What stands behind is not told: a command, or a password in one.
         raise InputError(
-            f"{name}: '{scheme.group()}' is not read here; shards are local paths or URLs of http, https, s3 and gs, "
-            f"indices are local paths (a file whose name holds a colon is written ./{name})"
+            f"{scheme.group()}…: '{scheme.group()}' is not read here; shards are local paths or URLs of http, https, "
+            f"s3 and gs, indices are local paths (a file whose name holds a colon is written ./{scheme.group()}…)"
         )
     if not text or "\0" in text:
         raise InputError(f"{text!r}: not a path")
@@ -91,6 +90,7 @@ def read_range(
     begin: int,
     end: int,
     etag: str = "",
+    size: int = 0,
     *,
     patience: Patience | None = None,
     stop: threading.Event | None = None,
@@ -98,38 +98,47 @@ def read_range(
 ) -> memoryview:
     """Bytes [begin, end) of a shard, all of them. Every reader of samples comes through here.
 
-    Those of a local shard lie in memory from `take`. The rest is for remote shards: the `etag` that was indexed, how
-    long is waited (default: `store.PATIENCE`), and an event that ends the waiting with CancelledError. Raises
-    InputError when the shard is missing, not readable, changed, or ends before `end`.
+    `etag` and `size` (0: not known) are what was indexed. `patience` is how long is waited for a remote shard (default:
+    `store.PATIENCE`), `stop` an event that ends the waiting with CancelledError. The bytes of a local shard lie in
+    memory from `take`. Raises InputError when the shard is missing, not readable, changed, or ends before `end`;
+    StorageError where that may pass.
     """
     if is_remote(url):
-        return memoryview(store.read_range(url, begin, end, etag, patience=patience, stop=stop))
-    data = take(end - begin)
+        return memoryview(store.read_range(url, begin, end, etag, size, patience=patience, stop=stop))
+    path, data = local_path(url), take(end - begin)
     for pause in (*_PAUSES, None):
         try:
-            at = _fill(url, begin, data)
+            at, found = _fill(path, begin, data)
             break
         except OSError as error:
-            if pause is None or error.errno not in _PASSING:
-                raise InputError(f"{url}: bytes {begin}-{end} cannot be read: {error.strerror}") from error
+            passing = error.errno in _PASSING
+            if pause is None or not passing:
+                text = f"{path}: bytes {begin}-{end} cannot be read: {error.strerror}"
+                # EIO is also what a broken disk says, and goes on saying.
+                raise (StorageError if passing and error.errno != errno.EIO else InputError)(text) from error
             if (stop or threading.Event()).wait(pause):
                 raise CancelledError from None
     if at < end:
         raise InputError(
-            f"{url}: truncated: the index places samples in bytes {begin}-{end}, the file ends at byte "
+            f"{path}: truncated: the index places samples in bytes {begin}-{end}, the file ends at byte "
             f"{at}; copy or write the shard again"
+        )
+    if size and found > size:
+        raise InputError(
+            f"{path}: changed since it was indexed: {found} bytes, not {size}; restore it, or index it again and start "
+            "a new run"
         )
     return data
 
 
-def _fill(url: str, begin: int, data: memoryview) -> int:
-    """Read a local shard from `begin` on until `data` is full or the file ends; the byte reached."""
+def _fill(path: Path, begin: int, data: memoryview) -> tuple[int, int]:
+    """Read a file from `begin` on until `data` is full or it ends; the byte reached, and the file's size."""
     at = begin
     # Not by way of a buffered file, which would copy what it reads once more.
-    with open_shard(url) as file:
+    with open(path, "rb", buffering=0) as file:
         while at < begin + len(data) and (count := os.preadv(file.fileno(), [data[at - begin :]], at)):
             at += count
-    return at
+        return at, os.fstat(file.fileno()).st_size
 
 
 def expand(patterns: Iterable[str | Path]) -> list[str]:

@@ -11,7 +11,7 @@ from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
 from pretrain.stream.index import Index
 from pretrain.stream.plan import Plan
-from pretrain.stream.store import is_remote
+from pretrain.stream.store import Patience
 
 _LAST_WORDS = 2.0  # seconds that reads under way are waited for in the end
 READ_AHEAD = 1 << 30  # bytes, by default
@@ -27,16 +27,25 @@ class Reader:
     about the same time; and what is asked for is always started, so nobody waits for a window to open.
     """
 
-    def __init__(self, index: Index, plans: Iterator[Plan], window: int, budget: int, counters: Counters) -> None:
+    def __init__(
+        self,
+        index: Index,
+        plans: Iterator[Plan],
+        window: int,
+        budget: int,
+        counters: Counters,
+        patience: Patience | None = None,
+    ) -> None:
         self._index, self._plans, self._counters = index, plans, counters
         self._window, self._budget = window, budget
         self._planned: deque[Plan] = deque()
         self._waiting: deque[Chunk] = deque()  # of the planned, in the order of need
         self._ahead, self._bytes_ahead = 0, 0.0  # samples started and not yet asked for
-        remote = any(is_remote(file.shard_url(0)) for file in index.files)
+        remote = any(file.remote for file in index.files)
         self._stop = threading.Event()
         self._members: list[threading.Thread] = []
-        self._threads = reading_threads(REMOTE_THREADS if remote else LOCAL_THREADS, self._stop, self._members)
+        count = REMOTE_THREADS if remote else LOCAL_THREADS
+        self._threads = reading_threads(count, self._stop, self._members, patience)
 
     def __iter__(self) -> Iterator[Plan]:
         return self

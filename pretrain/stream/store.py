@@ -25,7 +25,7 @@ import obstore
 from obstore.exceptions import BaseError, NotSupportedError, PreconditionError
 from obstore.store import GCSStore, HTTPStore, S3Store
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 
 _REMOTE = re.compile(r"(https?|s3|gs)://", re.IGNORECASE)
 _HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
@@ -156,9 +156,12 @@ def _place(url: str) -> _Place:
 
 
 def stat(url: str, patience: Patience | None = None, stop: threading.Event | None = None) -> Stat:
-    """Size and etag of an object, by HEAD. Raises InputError when it is missing or cannot be asked for."""
+    """Size and etag of an object, by HEAD.
+
+    Raises InputError when it is missing or cannot be asked for; StorageError when that may pass.
+    """
     place = _object(url)
-    effort = _Effort(url, place, "", patience or PATIENCE, stop)
+    effort = _Effort(url, place, "", patience, stop, asked=True)
     return _stat(effort.run(lambda: obstore.head(effort.client(), place.name)))
 
 
@@ -173,7 +176,7 @@ def list_shards(folder: str, patience: Patience | None = None) -> list[str]:
             f"{folder}: a folder cannot be listed over {place.scheme}; name its shards, e.g. "
             f"{folder.rstrip('/')}/shard-{{000000..000099}}.tar"
         )
-    effort = _Effort(folder, place, "its list", patience or PATIENCE, None)
+    effort = _Effort(folder, place, "its list", patience, None, asked=True)
     found = effort.run(lambda: obstore.list_with_delimiter(effort.client(), place.name or None))
     names = sorted(meta["path"] for meta in found["objects"])
     shards = [name for name in names if name.endswith(".tar") and not name.rpartition("/")[2].startswith(".")]
@@ -185,6 +188,7 @@ def read_range(
     begin: int,
     end: int,
     etag: str = "",
+    size: int = 0,
     *,
     version: Stat | None = None,
     patience: Patience | None = None,
@@ -192,13 +196,14 @@ def read_range(
 ) -> bytes:
     """Bytes [begin, end) of an object: all of them, of one version, or an error.
 
-    `etag` and `version` are what is expected, where that is known; where nothing is, what this process saw of the
-    object first. A broken transfer goes on from the byte it reached if a strong etag tells that it is of one version,
-    and begins anew if none does. Raises InputError where the object is missing, changed or too short, and once
-    `patience` is at an end; CancelledError soon after `stop` is set.
+    `etag` and `size` (0: not known) are what was indexed, `version` what is expected besides; without an etag, what
+    this process saw of the object first is expected. A broken transfer goes on from the byte it reached if a strong
+    etag tells that it is of one version, and begins anew if none does. Raises InputError where the object is missing,
+    changed or too short, and once `patience` is at an end (StorageError: that may pass); CancelledError soon after
+    `stop` is set.
     """
     place = _object(url)
-    effort = _Effort(url, place, f"bytes {begin}-{end}", patience or PATIENCE, stop)
+    effort = _Effort(url, place, f"bytes {begin}-{end}", patience, stop, asked=False)
     pieces: list[bytes] = []
     at = begin
     if not etag and version is None:
@@ -220,14 +225,21 @@ def read_range(
         except PreconditionError:
             raise _changed(url, f"its etag is no longer {tag}", indexed=bool(etag)) from None
         found = _stat(answer.meta)
-        if etag and found.etag and not same_etag(etag, found.etag):
+        if etag and not found.etag:
+            raise InputError(
+                f"{url}: its server tells no etag, the index has one ({etag}): whether this is what was indexed cannot "
+                "be told; index it again, from this server, and start a new run"
+            )
+        if etag and not same_etag(etag, found.etag):
             raise _changed(url, f"etag {found.etag}, not {etag}", indexed=True)
+        if size and found.size > size:
+            raise _changed(url, f"{found.size} bytes, not {size}", indexed=True)
+        if not etag:  # of several threads that see it for the first time, one was first
+            version = version or _seen.setdefault(url, found)
         difference = version.difference(found) if version else None
         if difference:
             raise _changed(url, difference, indexed=False)
         version = found
-        if not etag:
-            _seen.setdefault(url, found)
         if answer.range != (at, end):
             raise InputError(
                 f"{url}: truncated: bytes {begin}-{end} are asked for, it has {found.size}; copy or write the shard "
@@ -270,9 +282,12 @@ class _ShortBody(ConnectionError):
 class _Effort:
     """The attempts at one request, and what is said of them in the end."""
 
-    def __init__(self, url: str, place: _Place, what: str, patience: Patience, stop: threading.Event | None) -> None:
+    def __init__(
+        self, url: str, place: _Place, what: str, patience: Patience | None, stop: threading.Event | None, asked: bool
+    ) -> None:
+        """`asked`: it is the first that is asked of an object, whose host may be mistyped."""
         self._subject = f"{url}: {what}" if what else url
-        self._place, self._patience, self._stop = place, patience, stop
+        self._place, self._patience, self._stop, self._asked = place, patience or PATIENCE, stop, asked
         self._begun = time.monotonic()
         self._attempts = 0
         self._fruitless = 0  # attempts since bytes came last
@@ -310,19 +325,21 @@ class _Effort:
         pause = _jitter.uniform(0, longest)
         self._fruitless += 1
         spent = time.monotonic() - self._begun
-        new = self._place.root not in _found
+        # Only where a person waits for the answer: while samples are read, a name that is not found has gone away.
+        new = self._asked and self._place.root not in _found
         if spent + pause >= (min(_NEW_NAME, self._patience.deadline) if new else self._patience.deadline):
-            self._give_up(reason)
+            self._give_up(reason, passing=not new)
         if spent > _WORTH_A_WORD and not self._told:
             self._told = True
             _log.warning("%s: %s; attempts go on, %g s in all", self._subject, reason, self._patience.deadline)
         if (self._stop or threading.Event()).wait(pause):
             raise CancelledError
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, passing: bool = True) -> None:
         tries = "1 attempt" if self._attempts == 1 else f"{self._attempts} attempts"
         seconds = time.monotonic() - self._begun
-        raise InputError(f"{self._subject}: cannot be read: {reason}; given up after {tries} in {seconds:.1f} s")
+        text = f"{self._subject}: cannot be read: {reason}; given up after {tries} in {seconds:.1f} s"
+        raise StorageError(text) if passing else InputError(text)
 
 
 _TRANSPORT = (  # words in the library's account of a broken transport -> what is told of it, whether for good

@@ -153,4 +153,4 @@ def test_the_opener_stands_in_the_table_of_webdataset(shards, monkeypatch):
     monkeypatch.setitem(webdataset.gopen_schemes, "vfrange", lambda url, mode: opened.append(url) or opener(url, mode))
     assert bytes_of(shards.index, 0) == shards.images[0]
     (place,) = shards.index.extents(np.array([0]))
-    assert opened == [f"vfrange:{place.begin}-{place.end}::{shards.shard(0)}"]
+    assert opened == [f"vfrange:{place.begin}-{place.end}:{place.size}::{shards.shard(0)}"]

@@ -84,13 +84,13 @@ def test_key_hashes_are_the_crc32_of_the_keys(single):
 
 def test_a_run_of_ids_is_one_extent_up_to_the_next_sample(single):
     index = Index.open(single)
-    assert index.extents(np.array([0, 1])) == [Extent(str(single / "a.tar"), 0, 9 * 512, 0, 2)]
-    assert index.extents([6]) == [Extent(str(single / "c.tar"), 3 * 512, 6 * 512, 6, 1)]
+    assert index.extents(np.array([0, 1])) == [Extent(str(single / "a.tar"), 0, 9 * 512, 0, 2, size=16384)]
+    assert index.extents([6]) == [Extent(str(single / "c.tar"), 3 * 512, 6 * 512, 6, 1, size=16384)]
 
 
 def test_the_last_sample_of_a_shard_ends_where_its_data_ends(single):
     index = Index.open(single)
-    assert index.extents([2]) == [Extent(str(single / "a.tar"), 9 * 512, 12 * 512, 2, 1)]
+    assert index.extents([2]) == [Extent(str(single / "a.tar"), 9 * 512, 12 * 512, 2, 1, size=16384)]
     assert index.extents([8])[0].end == 12 * 512
 
 
