@@ -31,7 +31,8 @@ class Loopback:
     `faults` are met by the next requests, one each (`head_faults` by HEAD requests), a status code or: "reset" and
     "stall" in mid-body, "short" (fewer bytes than announced), "cut" (fewer bytes, announced as such), "whole" (all
     bytes, status 200), "shifted" (another range than asked), "grown" (another total size), "new etag", "stall
-    first" (before the headers). `usual` is met by all others. `etag`: "strong", "weak" or "none".
+    first" (before the headers). `usual` is met by all others, once `good` requests have been served; `named` by those
+    for an object of that name. `etag`: "strong", "weak" or "none".
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,6 +40,8 @@ class Loopback:
         self.faults: deque[int | str] = deque()
         self.head_faults: deque[int | str] = deque()
         self.usual: int | str | None = None
+        self.good = 0
+        self.named: dict[str, int | str] = {}
         self.etag = "strong"
         self.latency = 0.0
         self.requests: list[Request] = []
@@ -117,12 +120,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, faults: deque[int | str]) -> None:
         host = self.server.loopback
-        with host.lock:
-            fault = faults.popleft() if faults else host.usual
         if host.latency:
             host.closing.wait(host.latency)
         url = urlsplit(self.path)
         name = unquote(url.path).lstrip("/").removeprefix(f"{host.bucket}").lstrip("/")
+        with host.lock:
+            usual = host.usual if len(host.requests) >= host.good else None
+            fault = faults.popleft() if faults else host.named.get(name, usual)
         self._request = Request(self.command, name, dict(self.headers))
         with host.lock:
             host.requests.append(self._request)
@@ -147,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": '"another"' if fault == "new etag" else etag} if etag else {}
         if fault == "stall first":
             host.closing.wait(30)
-        if wanted is not None and wanted != etag:
+        if wanted is not None and etag is not None and wanted != etag:
             self._send(412, headers, b"")
         elif asked and begin >= len(data):
             self._send(416, headers, b"")

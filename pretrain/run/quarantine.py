@@ -64,11 +64,11 @@ class Quarantine:
         found = collect([{"step": step, **fault.record(self._index)} for fault in faults])
         broken = collect([fault.cause for fault in self._faults if fault.of_chunk and not self._chunks])
         if self._world.main and found:
-            self._write(found)
+            self._write(found, tell=not broken)
         if broken:
-            raise first_cause(broken).error(
-                f"step {step + 1}: ", ' (data.unreadable_chunks="quarantine" would go on without its samples)'
-            )
+            cause = first_cause(broken)
+            choice = ' (data.unreadable_chunks="quarantine" would go on without its samples)'
+            raise cause.error(f"step {step + 1}: ", "" if cause.passing else choice)
         self._faults.clear()
         self._recent = self._recent * math.exp((self._settled - step) * self._batch / self._window) + len(found)
         self._settled = step
@@ -79,8 +79,8 @@ class Quarantine:
                 f"byte {found[-1]['offset']}: {found[-1]['error']}"
             )
 
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        if not self._told:
+    def _write(self, records: list[dict[str, Any]], tell: bool) -> None:
+        if tell and not self._told:
             self._told = True
             first = records[0]
             print(

@@ -24,6 +24,7 @@ from pretrain.stream.index import Index
 from pretrain.stream.mixup import check_pairs
 from pretrain.stream.order import Order
 from pretrain.stream.randaugment import RandAugment
+from pretrain.stream.store import Patience
 
 _REMOTE_CHECKED = 64  # shards, spread over the index
 
@@ -53,7 +54,7 @@ def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequ
         InputError: they do not.
     """
     data, spec, dtype = config.data, config.model.spec(), precision(config.deepspeed)
-    index = _open_index(data.train, "data.train", spec.num_classes, world)
+    index = _open_index(data.train, "data.train", spec.num_classes, world, data.patience())
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
     if data.mixup:
@@ -106,7 +107,7 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
     """Validation on `data.eval`, if it is set."""
     if config.data.eval is None:
         return []
-    index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world)
+    index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience())
     return [
         Validation(
             index,
@@ -123,7 +124,9 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
     ]
 
 
-def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World) -> Index:
+def _open_index(
+    paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World, patience: Patience
+) -> Index:
     """The index that a config key names, its shards in place and its labels within the network's classes. Collective.
 
     Every node has a file of its own, and a stale copy on one would train on other samples: all must hold the same.
@@ -138,7 +141,8 @@ def _open_index(paths: str | tuple[str, ...] | None, key: str, num_classes: int,
         index = Index.open(paths)
         # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks that
         # ask for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
-        index.check_files(local=None if world.local_rank == 0 else 0, remote=_REMOTE_CHECKED if world.main else 0)
+        local, remote = None if world.local_rank == 0 else 0, _REMOTE_CHECKED if world.main else 0
+        index.check_files(local=local, remote=remote, patience=patience)
         if world.local_rank == 0:
             index.check_content()
         if index.num_classes > num_classes:

@@ -16,7 +16,7 @@ import numpy as np
 from pretrain.errors import InputError, StorageError
 from pretrain.stream.indexfile import INDEX_NAME, IndexFile, etag_of
 from pretrain.stream.location import local_path
-from pretrain.stream.store import Stat, is_remote, stat
+from pretrain.stream.store import Patience, Stat, is_remote, stat
 from pretrain.stream.tar import BLOCK
 from pretrain.stream.workers import in_threads
 
@@ -193,12 +193,14 @@ class Index:
                 counts += np.bincount(piece, minlength=len(counts))
         return counts
 
-    def check_files(self, *, local: int | None = None, remote: int | None = None) -> None:
+    def check_files(
+        self, *, local: int | None = None, remote: int | None = None, patience: Patience | None = None
+    ) -> None:
         """Compare the size (of a remote one also the etag) of every shard with what is recorded, 32 at a time; reads
         no data.
 
         `local`, `remote`: look at so many shards of that kind only, spread over the index. Raises InputError naming
-        the first shard that is missing or another.
+        the first shard that is missing or another; StorageError where one could not be asked for, for now.
         """
         shards = self.shards
         rows: tuple[list[int], list[int]] = ([], [])
@@ -206,7 +208,7 @@ class Index:
             rows[is_remote(url)].append(row)
 
         def first_fault(block: Sequence[int], stop: threading.Event) -> InputError | None:
-            return next((fault for row in block if (fault := _shard_fault(shards[row], stop))), None)
+            return next((fault for row in block if (fault := _shard_fault(shards[row], stop, patience))), None)
 
         blocks = [*_blocks(_spread(rows[0], local), 64), *_blocks(_spread(rows[1], remote), 4)]
         with closing(in_threads(first_fault, blocks, _ASKED_AT_ONCE)) as faults:
@@ -298,11 +300,11 @@ def _blocks(rows: Sequence[int], size: int) -> list[Sequence[int]]:
     return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
-def _shard_fault(shard: Shard, stop: threading.Event) -> InputError | None:
+def _shard_fault(shard: Shard, stop: threading.Event, patience: Patience | None) -> InputError | None:
     """What is wrong with a shard as far as its size and etag tell; None for nothing."""
     remote = is_remote(shard.url)
     try:
-        found = stat(shard.url, stop=stop) if remote else Stat(os.stat(shard.url).st_size, "")
+        found = stat(shard.url, patience, stop) if remote else Stat(os.stat(shard.url).st_size, "")
     except OSError as error:
         return InputError(
             f"{shard.url}: {error.strerror}, but the index lists it; restore it, or index those there are"

@@ -1,9 +1,11 @@
 """A chunk: exactly the samples asked for, and every damage named."""
 
+import builtins
 import errno
 import io
 import os
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ import webdataset
 
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
-from pretrain.stream.chunk import read_images
+from pretrain.stream.chunk import Chunk, read_images, reading_threads
+from pretrain.stream.counters import Counters
+from pretrain.stream.fault import ChunkError
 from pretrain.stream.index import Index
 
 
@@ -72,6 +76,41 @@ def test_a_truncated_shard_names_the_byte_it_ends_at(write_shards):
     fails_with(index, range(24, 32), str(shards.shard(1)), "truncated", f"ends at byte {place.begin + 700}")
 
 
+def test_a_shard_that_cannot_be_opened_for_a_while_is_outlasted_too(write_shards, monkeypatch):
+    shards = write_shards("flaky", [20])
+    index, failures = shards.index, [errno.ESTALE, errno.ETIMEDOUT]
+
+    def fails(path, *args, real=open, **options):
+        if failures and str(path).endswith(".tar"):
+            raise OSError(failures[0], os.strerror(failures.pop(0)))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(builtins, "open", fails)
+    monkeypatch.setattr("pretrain.stream.location._PAUSES", (0.01, 0.01, 0.01))
+    assert bytes_of(index, 3) == shards.images[3]
+    assert not failures
+
+
+def test_a_shard_that_has_grown_is_another_one(write_shards):
+    shards = write_shards("grown", [20])
+    index = shards.index
+    with shards.shard(0).open("ab") as file:
+        file.write(bytes(10_240))
+    fails_with(index, range(8), str(shards.shard(0)), "changed since it was indexed")
+
+
+def test_what_nobody_foresaw_is_told_with_the_shard(write_shards, monkeypatch):
+    index = write_shards("odd", [20]).index
+    threads = reading_threads(1, threading.Event(), [])
+    monkeypatch.setattr("pretrain.stream.chunk.plain_members", lambda data: 1 / 0)
+    monkeypatch.setattr("pretrain.stream.chunk._mismatch", None)
+    chunk = Chunk(np.arange(8))
+    chunk.start(threads, index, Counters())
+    with pytest.raises(ChunkError, match=r"shard-000\.tar, bytes 0-\d+: TypeError"):
+        chunk.take(0)
+    threads.shutdown()
+
+
 def test_a_local_read_that_fails_for_a_while_is_outlasted_and_one_that_stays_broken_is_told(write_shards, monkeypatch):
     shards = write_shards("flaky", [20])
     index, failures = shards.index, [errno.EIO, errno.ESTALE]
@@ -88,6 +127,10 @@ def test_a_local_read_that_fails_for_a_while_is_outlasted_and_one_that_stays_bro
     failures += [errno.EIO] * 4
     fails_with(index, range(8), str(shards.shard(0)), "cannot be read: Input/output error")
     assert not failures, "four attempts"
+    failures += [errno.ESTALE] * 4
+    with pytest.raises(ChunkError, match="Stale file handle") as caught:
+        images_of(index, range(8))
+    assert caught.value.passing
     failures += [errno.EACCES] * 2
     fails_with(index, range(8), "cannot be read: Permission denied")
     assert len(failures) == 1, "no second attempt"

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -101,6 +102,29 @@ def test_an_image_above_the_pixel_limit_is_refused_before_it_is_decoded(encoded)
     for data in (png, jpeg):
         with pytest.raises(UnreadableImage, match=f"above the limit of {MAX_PIXELS:,}"):
             decode(bytes(data), 3)
+
+
+def test_a_png_of_two_sizes_is_refused_before_the_second_is_decoded(encoded):
+    """Its first header is within the limit; Pillow decodes by the last."""
+    png = encoded(smooth(8, 8))
+    body = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png[24:29]
+    second = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    with pytest.raises(UnreadableImage, match="a second header, of 30000 x 30000 pixels"):
+        decode(png[:33] + second + png[33:], 3)
+
+
+def test_stray_bytes_between_the_markers_of_a_jpeg_are_passed_over(encoded):
+    jpeg = encoded(smooth(8, 8), "JPEG")
+    assert torch.equal(decode(jpeg[:20] + b"\0\0" + jpeg[20:], 3), decode(jpeg, 3))
+
+
+def test_a_host_without_memory_is_not_a_bad_image(encoded, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", fails)
+    with pytest.raises(MemoryError, match="jpeg of 8 x 8 pixels"):
+        decode(encoded(smooth(8, 8), "JPEG"), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

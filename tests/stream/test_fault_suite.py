@@ -14,6 +14,7 @@ import torch
 import pretrain.stream.store as store
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
+from pretrain.stream.fault import NOT_READ, first_cause
 from pretrain.stream.images import TrainImages
 from pretrain.stream.index import Index
 from pretrain.stream.loader import TrainLoader
@@ -70,6 +71,18 @@ def remote(serve, write_shards, tmp_path):
     whole = batches(shards.index)
     server.requests.clear()
     return server, index, whole
+
+
+def test_after_the_first_chunk_that_cannot_be_read_a_run_that_ends_for_it_waits_for_no_other(remote):
+    server, index, _ = remote
+    server.named = {"shard-000.tar": 404, "shard-001.tar": "stall first"}
+    patience = store.Patience(stall=20, deadline=200)
+    found = in_time(lambda: batches(index, give_up=True, patience=patience), seconds=15)
+    causes = [fault.cause for batch in found for fault in batch.faults]
+    assert len(causes) == STEPS * BATCH
+    assert all("404 Not Found" in cause.reason for cause in causes if cause.reason != NOT_READ)
+    assert "404 Not Found" in first_cause(causes).reason
+    assert not first_cause(causes).passing
 
 
 @pytest.mark.parametrize(

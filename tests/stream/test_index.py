@@ -1,6 +1,7 @@
 """The index: lookups by canonical id, concatenation, and an open that maps rather than reads."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -80,6 +81,29 @@ def test_key_hashes_are_the_crc32_of_the_keys(single):
     hashes = Index.open(single).key_hash(np.array([5, 0]))
     assert hashes.dtype == np.uint32
     assert hashes.tolist() == [zlib.crc32(b"k5"), zlib.crc32(b"k0")]
+
+
+@pytest.mark.parametrize("name", ["offsets", "key_hashes", "labels"])
+def test_one_flipped_bit_is_found(single, name):
+    index = Index.open(single)
+    index.check_content()
+    file = index.files[0]
+    with open(file.path, "r+b") as raw:
+        raw.seek(file._places[name] + 4)
+        (byte,) = raw.read(1)
+        raw.seek(-1, os.SEEK_CUR)
+        raw.write(bytes([byte ^ 1]))
+    with pytest.raises(InputError, match=f"{file.path}: damaged: its arrays hash to"):
+        Index.open(single).check_content()
+
+
+def test_an_impossible_place_is_refused_before_memory_is_taken_for_it(single):
+    index = Index.open(single)
+    with open(index.files[0].path, "r+b") as raw:
+        raw.seek(index.files[0]._places["offsets"] + 4)
+        raw.write((1 << 31).to_bytes(4, "little"))
+    with pytest.raises(InputError, match="damaged: ids 0 to 0 in bytes 0-1099511627776"):
+        Index.open(single).extents([0])
 
 
 def test_a_run_of_ids_is_one_extent_up_to_the_next_sample(single):

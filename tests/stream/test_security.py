@@ -1,7 +1,10 @@
 """Hostile shards and URLs: refused, and nothing of them is run, unpickled, written or believed."""
 
 import builtins
+import bz2
+import gzip
 import io
+import lzma
 import os
 import pickle
 import subprocess
@@ -151,10 +154,51 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         index_shards([tmp_path / "a.tar"])
 
 
+class Elsewhere:
+    """An index of samples whose keys are all `a`."""
+
+    def key_hash(self, ids):
+        return np.full(len(ids), key_hash("a"), np.uint32)
+
+
 def header(name, size, kind):
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, size
     return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def sparse(size):
+    """A GNU sparse file of `size` bytes, of which one block is there."""
+    block = bytearray(header("a.png", 512, tarfile.GNUTYPE_SPARSE))
+    block[386:398], block[398:410] = b"%011o\0" % 0, b"%011o\0" % 512  # where its one piece is
+    block[483:495] = b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + bytes(512)
+
+
+LARGE = header("a.png", 1 << 24, tarfile.REGTYPE) + bytes(1 << 24)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (gzip.compress(LARGE), "compressed with gzip"),
+        (bz2.compress(LARGE), "compressed with bzip2"),
+        (lzma.compress(LARGE), "compressed with xz"),
+        (sparse(512), "is a link, device or sparse file"),
+        (sparse(1 << 40), "truncated"),
+    ],
+    ids=["gzip", "bzip2", "xz", "sparse", "sparse, a terabyte"],
+)
+def test_compressed_tars_and_sparse_files_are_refused_unexpanded(tmp_path, data, found):
+    (tmp_path / "a.tar").write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=found):
+        read_images(Elsewhere(), [Extent(str(tmp_path / "a.tar"), 0, len(data), 0, 1)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
@@ -162,10 +206,6 @@ def test_a_header_that_claims_a_terabyte_costs_nothing(tmp_path, shards, kind):
     data = header("a.png", 1 << 40, kind) + bytes(4096)
     (tmp_path / "a.tar").write_bytes(data)
     index = shards.index
-
-    class Elsewhere:
-        def key_hash(self, ids):
-            return np.full(len(ids), key_hash("a"), np.uint32)
 
     tracemalloc.start()
     with pytest.raises(InputError):

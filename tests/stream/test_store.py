@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pretrain.stream.store as store
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 from pretrain.stream.location import open_shard
 from pretrain.stream.store import Patience, check_url, is_remote, list_shards, read_range, stat
 
@@ -130,6 +130,15 @@ def test_another_object_than_the_one_indexed_is_refused_at_once(server, script, 
     assert len(server.requests) == len(script)
 
 
+def test_where_no_etag_tells_the_version_the_size_may(server):
+    url, etag = f"{server.http}/a.tar", stat(f"{server.http}/a.tar").etag
+    assert read_range(url, 0, 500, size=SIZE) == DATA[:500]
+    server.faults.append("grown")
+    assert "changed since it was indexed: 3000512 bytes, not 3000000" in fault(read_range, url, 0, 500, size=SIZE)
+    server.etag = "none"
+    assert f"its server tells no etag, the index has one ({etag})" in fault(read_range, url, 0, 500, etag)
+
+
 @pytest.mark.parametrize("etag", ["weak", "none"])
 def test_without_a_strong_etag_a_broken_transfer_begins_anew(server, etag):
     """Bytes of two versions could not be told apart, and are never joined."""
@@ -174,6 +183,10 @@ def test_what_never_passes_is_given_up_at_the_deadline(server, usual, found):
     message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, patience=Patience(1, 0.3, 1, 0.01, 0.3))
     assert f"bytes 0-{SIZE}: cannot be read: " in message
     assert found in message
+    with pytest.raises(StorageError):
+        read_range(f"{server.http}/a.tar", 0, SIZE, patience=Patience(1, 0.3, 0.1, 0.01, 0.3))
+    server.requests.clear()
+    message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, patience=Patience(1, 0.3, 1, 0.01, 0.3))
     assert f"given up after {len(server.requests)} attempts in " in message
 
 
@@ -187,8 +200,14 @@ def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away
     monkeypatch.setattr(store, "_NEW_NAME", 0.3)
     url, patient = "http://no-such-host.invalid/a.tar", Patience(deadline=2.0, first_backoff=0.1)
     begin = time.monotonic()
-    assert "host not found; given up after" in fault(stat, url, patience=patient)
+    with pytest.raises(InputError, match="host not found; given up after") as refused:
+        stat(url, patient)
+    assert not isinstance(refused.value, StorageError), "no later attempt finds a mistyped name"
     assert time.monotonic() - begin < 1.5
+    begin = time.monotonic()
+    with pytest.raises(StorageError, match="host not found; given up after"):
+        read_range(url, 0, 1, patience=patient)  # of an object that has been asked for before, if not by this process
+    assert time.monotonic() - begin > 1.0
     monkeypatch.setattr(store, "_found", {"no-such-host.invalid"})
     begin = time.monotonic()
     assert "host not found; given up after" in fault(stat, url, patience=patient)

@@ -91,6 +91,32 @@ def test_a_chunk_that_one_rank_cannot_read_ends_all_ranks_with_one_message(confi
     assert [line["step"] for line in lines(tmp_path / "out/metrics.jsonl")] == list(range(1, 17))
 
 
+def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(config, run, serve, tmp_path):
+    server, out = serve(tmp_path / "train"), tmp_path / "out"
+    shards = [f"{server.http}/{path.name}" for path in sorted((tmp_path / "train").glob("*.tar"))]
+    assert run(sys.executable, "launch/shards.py", "index", *shards, "--out", tmp_path / "far.vfi").returncode == 0
+    command = (*DEEPSPEED, "--config", config, "--out", out, f"data.train={tmp_path / 'far.vfi'}")
+    server.requests.clear()
+    server.usual, server.good = 503, 70  # of about 120
+    done = run(*command, "data.patience_minutes=0.02")
+    said = done.stdout + done.stderr
+    assert done.returncode in (1, 75), said  # the launcher's own, where it is not one rank
+    assert said.count("503 Service Unavailable; given up after") == 1
+    assert "run the same command again to go on" in said
+    assert "error:" not in said
+    stopped = lines(out / "metrics.jsonl")[-1]["step"]
+    assert 0 < stopped < STEPS
+    assert (out / "checkpoints/latest").read_text() == f"step_{stopped:08d}"
+
+    done = run(*command, "data.patience_minutes=0.02")  # it has not come back yet
+    assert "stopped: " in done.stdout
+    server.usual = None
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = trained(out)
+    assert seen == [u for ids in ids_of(config, run, range(STEPS)) for u in ids]
+
+
 def test_its_samples_are_quarantined_where_the_config_says_so(config, run, tmp_path):
     u = ids_of(config, run, CHANGE)[0][17]
     damage_header(tmp_path / "train", u)
