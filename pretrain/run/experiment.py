@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
@@ -311,8 +312,23 @@ def _headline(setup: Setup, start: int, origin: str) -> str:
             f"batch {layout.global_batch} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "
             f"{layout.micro_batch}; {str(setup.dtype).removeprefix('torch.')}, ZeRO {zero_stage(config.deepspeed)}, "
             f"{setup.world.device.type}",
+            *_short_read_ahead(setup),
         ]
     )
+
+
+def _short_read_ahead(setup: Setup) -> list[str]:
+    """A word where the lanes of a rank, which change chunk at about the same time, need more than may be read ahead."""
+    order, data = setup.order, setup.config.data
+    samples = order.lane_count * order.chunk / setup.world.size
+    needed = samples * setup.index.bytes / setup.index.samples / 2**20
+    if needed <= data.read_ahead_mib:
+        return []
+    return [
+        f"note: {order.lane_count:,} lanes of {order.chunk} samples are {needed:,.0f} MiB a rank; with "
+        f"data.read_ahead_mib={data.read_ahead_mib} training may wait each time they change chunk; "
+        f"{2 ** ceil(log2(needed))} would do, or fewer data.lanes in a new run"
+    ]
 
 
 def _say(world: World, text: str) -> None:

@@ -92,6 +92,11 @@ class Index:
         return int(self._first[-1])
 
     @property
+    def bytes(self) -> int:
+        """Of all samples in the shards: with their headers and labels, without the ends of archives."""
+        return sum(int(file.data_end.sum()) for file in self._files)
+
+    @property
     def hash(self) -> str:
         """sha256 (hex) of what fixes the sequence of samples; of the files' hashes where there are
         several.

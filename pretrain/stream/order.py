@@ -77,6 +77,10 @@ class Order:
             raise InputError(
                 f"order: step {step}, slots [{begin}, {end}); steps count from 0, slots lie in [0, {self.global_batch})"
             )
+        if (step + 1) * self.global_batch > 1 << 62:
+            raise InputError(
+                f"order: step {step} of batches of {self.global_batch}; positions up to 2^62 would be right"
+            )
         return np.arange(step * self.global_batch + begin, step * self.global_batch + end, dtype=np.int64)
 
     def at(self, positions: Positions) -> Ids:

@@ -231,6 +231,14 @@ def test_slots_outside_the_batch_are_refused(step, begin, end):
         Order(100, 16, seed=0).ids(step, begin, end)
 
 
+def test_steps_beyond_what_positions_count_are_refused():
+    order = Order(600, 24, 0)
+    last = (1 << 62) // 24 - 1
+    assert sorted(order.epochs(last)) == list(order.epochs(last))
+    with pytest.raises(InputError, match=f"step {last + 1} of batches of 24; positions up to 2\\^62"):
+        order.ids(last + 1)
+
+
 def test_the_state_is_small_and_leads_back_to_the_step():
     order = Order(300_000_000, 4096, seed=1)
     text = json.dumps(order.state("ab" * 32, 2_000_000))
