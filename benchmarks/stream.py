@@ -2,10 +2,11 @@
 
     python benchmarks/stream.py [--repeats 25] [--quick]
 
-Resume: from nothing open to the first batch, at 1 %, 50 % and 99 % of an epoch, in turns; of a set on disk, and by one
-of 64 ranks of a run over 3·10⁸ samples (benchmarks/vast.py). Memory: the most anonymous memory of a process that
-passes over a set, and over ten times the set. Reading: bytes asked of the kernel (rchar) over two epochs by 1, 2 and 8
-ranks, divided by the bytes that the samples take in the shards. Shuffle: benchmarks/shuffle.py.
+Index: a fresh process opens one of 3·10⁸ samples, and hashes it. Resume: from nothing open to the first batch, at 1 %,
+50 % and 99 % of an epoch, in turns; of a set on disk, and by one of 64 ranks of a run over 3·10⁸ samples
+(benchmarks/vast.py). Memory: the most anonymous memory of a process that passes over a set, and over ten times the
+set. Reading: bytes asked of the kernel (rchar) over two epochs by 1, 2 and 8 ranks, divided by the bytes that the
+samples take in the shards. Shuffle: benchmarks/shuffle.py.
 Images are 64 px JPEGs, but 500×375 where bytes are counted. Linux only. Figures: runs/bench/stream.json.
 """
 
@@ -62,11 +63,25 @@ def first_batch(index_path: Path, batch: int, world: int, part: float) -> float:
         return time.perf_counter() - began
 
 
-def resume(small: Photos, folder: Path, repeats: int) -> dict[str, list[float]]:
-    """First-batch seconds: "set, part" -> one a round."""
+def opening(index_path: Path) -> dict[str, float]:
+    """Seconds in which an index opens and tells one extent, anonymous bytes of that, and seconds to hash all of it."""
+    before, began = _kernel("status", "RssAnon"), time.perf_counter()
+    index = Index.open(index_path)
+    index.extents([index.samples - 1])
+    opened, anonymous = time.perf_counter() - began, _kernel("status", "RssAnon") - before
+    index.files[0].rehash()
+    return {"seconds": opened, "anonymous": anonymous * 1024, "hash_seconds": time.perf_counter() - began - opened}
+
+
+def vast_index(small: Photos, folder: Path) -> Path:
+    """An index of 3·10⁸ samples, of which those that rank 0 resumes with are there."""
     vast = Order(VAST, VAST_BATCH, seed=0)
     used = [ids_near(vast, int(part * VAST / VAST_BATCH), 0, VAST_WORLD) for part in PARTS]
-    index = write_vast_index(folder, small.shards, VAST, np.unique(np.concatenate(used)))
+    return write_vast_index(folder, small.shards, VAST, np.unique(np.concatenate(used)))
+
+
+def resume(small: Photos, index: Path, repeats: int) -> dict[str, list[float]]:
+    """First-batch seconds: "set, part" -> one a round."""
     sets = {
         f"{small.count:,} samples": (small.shards, BATCH, 1),
         f"3·10⁸ samples, 1 of {VAST_WORLD} ranks": (index, VAST_BATCH, VAST_WORLD),
@@ -148,6 +163,19 @@ def in_a_fresh_process(work: Callable[..., Any], *args: Any) -> Any:
         return pool.apply(work, args)
 
 
+def show_opening(found: list[dict[str, float]]) -> None:
+    kinds = {
+        "to open, ms": ("seconds", 1e3, ".1f", "≤ 1,000"),
+        "anonymous memory, MiB": ("anonymous", 2**-20, ".1f", "≤ 200"),
+        "to hash whole, s": ("hash_seconds", 1, ".1f", ""),
+    }
+    rows = [
+        [name, *spread([scale * each[key] for each in found], form), aim]
+        for name, (key, scale, form, aim) in kinds.items()
+    ]
+    print_table("An index of 3·10⁸ samples", ["", "median", "low – high", "aim"], rows)
+
+
 def show_resume(found: dict[str, list[float]]) -> None:
     rows = []
     for name, seconds in found.items():
@@ -197,7 +225,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         small = write_photos(folder / "resume", 20_000, 64, 64, shard=10_000)
-        resumed = resume(small, folder, args.repeats)
+        vast = vast_index(small, folder)
+        opened = [in_a_fresh_process(opening, vast) for _ in range(5)]
+        show_opening(opened)
+        resumed = resume(small, vast, args.repeats)
         show_resume(resumed)
 
         ordered = order_seconds(4 * args.repeats)
@@ -222,6 +253,7 @@ def main() -> None:
     save(
         "stream",
         {
+            "opening": opened,
             "first_batch_seconds": resumed,
             "order_seconds": ordered,
             "peer_order_seconds": {str(peer_samples): peer},
