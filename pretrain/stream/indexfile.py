@@ -170,9 +170,8 @@ class IndexFile:
     @property
     def remote(self) -> bool:
         """Whether some shard is at a URL."""
-        return (
-            b"://" in self._urls[1].tobytes()
-        )  # of 10⁵ names at once; a local path is normalised, and has no such thing
+        # All names at once, of 10⁵ shards; a path in an index is normalised, and has no double slash.
+        return b"://" in self._urls[1].tobytes()
 
     def digest(self, shard: int) -> str:
         """ "sha256:…" or "etag:…" of a shard; empty where none was taken."""
