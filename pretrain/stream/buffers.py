@@ -11,22 +11,21 @@ from torch import Tensor
 
 
 class Buffers:
-    """Uninitialised tensors of one shape and type (uint8 or float32), on one device.
+    """Uninitialised tensors of one shape and type (uint8 or float32), in the host's memory.
 
-    A new tensor's memory has to be fetched page by page, at a fifth of the cost of writing it. On the host a tensor's
-    memory comes back here when the last tensor that shares it is gone; page-locked memory and a device's have pools of
-    torch's own, which also wait for the copies that are under way.
+    A new tensor's memory has to be fetched page by page, at a fifth of the cost of writing it. A tensor's memory comes
+    back here when the last tensor that shares it is gone; page-locked memory has a pool of torch's own, which also
+    waits for the copies that are under way.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pin: bool) -> None:
-        self._shape, self._dtype = shape, dtype
-        self._device, self._pin = device, pin and device.type == "cpu"
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, pin: bool) -> None:
+        self._shape, self._dtype, self._pin = shape, dtype, pin
         self._free: list[np.ndarray] = []
 
     def take(self) -> Tensor:
         """A tensor that nobody else writes to for as long as it, or a view of it, is held."""
-        if self._pin or self._device.type != "cpu":
-            return torch.empty(self._shape, dtype=self._dtype, device=self._device, pin_memory=self._pin)
+        if self._pin:
+            return torch.empty(self._shape, dtype=self._dtype, pin_memory=True)
         try:
             memory = self._free.pop()
         except IndexError:

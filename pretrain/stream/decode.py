@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import simplejpeg
 import torch
 import torchvision.io
 from PIL.PngImagePlugin import PngImageFile
@@ -22,6 +23,8 @@ from pretrain.errors import InputError
 Encoded = bytes | memoryview
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each decode thread
+_SCAN = b"\xff\xda"  # the marker in front of one
+MAX_SCANS = 100  # a progressive JPEG has ten; each takes as long as its pixels, however few its bytes
 GREY = 128  # stands in for an image that cannot be read
 
 
@@ -30,10 +33,10 @@ class UnreadableImage(Exception):
 
 
 class Decoder(Protocol):
-    """Encoded images -> uint8 [channels, h, w] on `device` each, or what is wrong with it; in order, as asked for."""
+    """Encoded images -> uint8 [channels, h, w] each, or what is wrong with it; in order, as asked for."""
 
-    @property
-    def device(self) -> torch.device: ...
+    def settle(self) -> None:
+        """Called once by every thread that will decode, and go on with what it decoded."""
 
     def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
 
@@ -41,7 +44,8 @@ class Decoder(Protocol):
 class HostDecoder:
     """One image after the other, each when it is asked for: what was decoded last is still in the cache."""
 
-    device = torch.device("cpu")
+    def settle(self) -> None:
+        pass
 
     def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
         for data in images:
@@ -58,10 +62,15 @@ HOST = HostDecoder()
 class DeviceDecoder:
     """JPEGs together on an accelerator (nvJPEG, on CUDA), everything else on the host and copied there.
 
-    Pixels may differ from the host's by a level or two: the two decoders round differently.
+    Pixels may differ from the host's by a level or two: the two decoders round differently. A decode thread has a
+    stream of its own, whose memory the streams of training never see: rows of a batch are handed on in the host's.
     """
 
     device: torch.device
+
+    def settle(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.set_stream(torch.Stream(self.device))
 
     def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
         jpegs = [number for number, data in enumerate(images) if self._takes(data)]
@@ -81,6 +90,10 @@ class DeviceDecoder:
 
     def _together(self, images: Sequence[Encoded], channels: int) -> Sequence[Tensor]:
         encoded = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in images]
+        if self.device.type != "cpu":
+            # nvJPEG writes from a stream that does not wait for this thread's, which may still read what that memory
+            # held before.
+            torch.accelerator.current_stream(self.device).synchronize()
         return torchvision.io.decode_jpeg(encoded, _mode(channels), device=self.device) if encoded else []
 
     def check(self) -> None:
@@ -115,6 +128,9 @@ def decode(data: Encoded, channels: int) -> Tensor:
         raise UnreadableImage(f"{kind} of {width} x {height} pixels")
     if kind == "png":
         return _decode_png(data, channels, height, width)
+    if kind == "jpeg":
+        with contextlib.suppress(ValueError):
+            return _decode_jpeg(data, channels)
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         if kind == "jpeg":
@@ -125,6 +141,13 @@ def decode(data: Encoded, channels: int) -> Tensor:
             raise MemoryError(f"{kind} of {width} x {height} pixels: {_last_clause(error)}") from error
         raise UnreadableImage(f"{kind}: {_last_clause(error)}") from error
     return F.rgb_to_grayscale(image) if channels == 1 else image
+
+
+def _decode_jpeg(data: Encoded, channels: int) -> Tensor:
+    """Torchvision's pixels in four fifths of its time. Raises ValueError for whatever is in any way unusual."""
+    # Strict: print colours, stray bytes, damage are torchvision's to judge; only some of them make an image unreadable.
+    pixels = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _mode(channels: int) -> ImageReadMode:
@@ -166,7 +189,7 @@ def read_header(data: Encoded) -> tuple[str, int, int]:
 
 
 def _jpeg_size(data: Encoded) -> tuple[int, int]:
-    place = 2
+    place, frame, height, width, components = 2, 0, 0, 0, 0
     while True:
         while data[place] != 0xFF:  # stray bytes, which libjpeg passes over as well
             place += 1
@@ -175,12 +198,20 @@ def _jpeg_size(data: Encoded) -> tuple[int, int]:
         marker = data[place]
         place += 1
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-            height, width = struct.unpack_from(">HH", data, place + 3)
-            return height, width
-        if marker in (0xD9, 0xDA):
-            raise UnreadableImage("jpeg: no frame header before the image data")
+            frame = marker
+            height, width, components = struct.unpack_from(">HHB", data, place + 3)
+        if marker in (0xD9, _SCAN[1]):
+            break
         if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # markers without a body
             place += struct.unpack_from(">H", data, place)[0]
+    if not frame:
+        raise UnreadableImage("jpeg: no frame header before the image data")
+    # Where the first scan of a sequential frame has all its components, decoders look for no other.
+    if frame > 0xC1 or data[place + 2] != components:
+        scans = bytes(data).count(_SCAN)
+        if scans > MAX_SCANS:
+            raise UnreadableImage(f"jpeg of {scans:,} scans, above the limit of {MAX_SCANS}")
+    return height, width
 
 
 def _webp_size(data: Encoded) -> tuple[int, int]:

@@ -6,6 +6,8 @@ integer arithmetic modulo 2^64 and nothing else, so that no version of numpy cha
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -51,6 +53,16 @@ def _mix(word: int) -> int:
     return word ^ (word >> 31)
 
 
+def _add(state: int, word: int) -> int:
+    """One word more, as in `hash_words`."""
+    return _mix(state + _GOLDEN + _mix(word + _GOLDEN))
+
+
+@lru_cache(maxsize=8)  # the samples of a batch share it
+def _epoch_state(seed: int, epoch: int) -> int:
+    return _add(_add(_add(0, AUGMENT), seed), epoch)
+
+
 class Draws:
     """A short stream of random numbers for one sample of one epoch, the same on any rank and in any thread.
 
@@ -58,9 +70,7 @@ class Draws:
     """
 
     def __init__(self, seed: int, epoch: int, sample_id: int) -> None:
-        self._state = 0
-        for word in (AUGMENT, seed, epoch, sample_id):  # as hash_words
-            self._state = _mix(self._state + _GOLDEN + _mix(word + _GOLDEN))
+        self._state = _add(_epoch_state(seed, epoch), sample_id)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number in [low, high), 53 random bits."""

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from pretrain.errors import InputError
@@ -60,15 +61,14 @@ class TrainImages:
         draws = Draws(self.seed, epoch, sample_id)
         flip = self.flip and draws.uniform() < 0.5
         top, left, height, width = self.crop(image.shape[1], image.shape[2], draws)
-        size = [self.image_size, self.image_size]
-        image = F.resized_crop(image, top, left, height, width, size, antialias=True)
+        image = _resized(image[:, top : top + height, left : left + width], self.image_size)
         if flip:
             image = image.flip(-1)
         return self.randaugment(image, draws) if self.randaugment else image
 
     def crop(self, height: int, width: int, draws: Draws) -> tuple[int, int, int, int]:
         """(top, left, height, width) of a crop: Szegedy et al. 2015, tries and fall-back as torchvision."""
-        low, high = (math.log(bound) for bound in self.aspect)
+        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
         for _ in range(_CROP_TRIES):
             area = height * width * draws.uniform(*self.area)
             aspect = math.exp(draws.uniform(low, high))
@@ -149,6 +149,14 @@ def to_float(images: Tensor, dtype: torch.dtype) -> Tensor:
     if images.is_floating_point():
         return images.to(dtype)
     return images.float().div_(127.5).sub_(1).to(dtype)
+
+
+def _resized(image: Tensor, size: int) -> Tensor:
+    """uint8 [c, h, w] -> [c, size, size], bilinear with antialias."""
+    if image.device.type != "cpu":  # whose kernels do not take uint8; torchvision goes by way of floats
+        return F.resize(image, [size, size], antialias=True)
+    # torchvision would end in the same kernel, after as long again under the interpreter's lock as all the rest takes.
+    return interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 def _resize_to(size: int) -> int:

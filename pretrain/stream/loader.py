@@ -38,7 +38,7 @@ _STRIPE = 8  # images a decode thread takes at a time, at the most
 class Batch:
     """A micro-batch. It is the caller's: nothing writes to it again.
 
-    images: uint8 [m, c, h, w], or as `floats` fp32 in [-1, 1], on the decoder's device · labels: int64 [m, L],
+    images: uint8 [m, c, h, w], or as `floats` fp32 in [-1, 1], on the host · labels: int64 [m, L],
     padded with -1 · ids: np.int64 [m] · valid: bool [m], False for a sample that could not be read (grey; its id and
     labels stand) and for a row that pads an evaluation (grey; id and labels -1) · weight: fp32 [m], each row's own
     share under mixup; None without · faults: one for each sample that could not be read.
@@ -93,14 +93,14 @@ class BatchStream:
         self._dtype = torch.float32 if floats else torch.uint8
         grey = torch.tensor(GREY, dtype=torch.uint8)
         self._grey = to_float(grey, torch.float32) if floats else grey
-        self._buffers = Buffers((rows, transform.channels, size, size), self._dtype, decoder.device, pin)
+        self._buffers = Buffers((rows, transform.channels, size, size), self._dtype, pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
         self._closed, self._cause = False, Cause("", False)
         self._error: BaseException | None = None
         self._reader = Reader(index, plans, window, read_ahead, self.counters, patience)
-        self._threads = _decode_threads(workers)
+        self._threads = _decode_threads(workers, decoder)
         self._fill()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -191,7 +191,7 @@ class BatchStream:
                 cause = Cause(str(error), error.passing)
                 if cause.reason == NOT_READ and self._cause.reason:  # which may be that of a batch still to come
                     cause = Cause(f"{NOT_READ}: {self._cause.reason}", self._cause.passing)
-                elif self._give_up:
+                elif self._give_up or cause.passing:
                     self._cause = self._cause if self._cause.reason else cause
                     self._reader.give_up()
                 if not self._mask_chunks:
@@ -216,9 +216,10 @@ class TrainLoader(BatchStream):
     read_ahead: bytes of shards read beyond what is asked for · mixup: its alpha; 0 for none · mask_chunks: hand
     over the samples of a chunk that cannot be read as grey and masked, with their faults, instead of raising
     ChunkError · give_up: read nothing after the first such chunk, as a run that will end anyway should not wait
-    for more of them · pin: page-locked images, for copies that do not wait
-    floats: images in [-1, 1], for a host that trains: made while a row is in the cache · decoder: images come on its
-    device · patience: how long is waited for remote shards (default: `store.PATIENCE`).
+    for more of them; nor is anything read, whatever it says, after one that storage did not serve for now: each of
+    the others would be waited for as long · pin: page-locked images, for copies that do not wait
+    floats: images in [-1, 1], for a host that trains: made while a row is in the cache · decoder: what decodes, and
+    where · patience: how long is waited for remote shards (default: `store.PATIENCE`).
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 
@@ -320,16 +321,21 @@ def evaluation_batches(
     )
 
 
-def _decode_threads(workers: int) -> ThreadPoolExecutor:
-    """Threads within which torch does not start threads of its own."""
+def _decode_threads(workers: int, decoder: Decoder) -> ThreadPoolExecutor:
+    """Threads for a decoder, within which torch does not start threads of its own."""
     # torch.set_num_threads() holds for the calling thread and for any that asks for the first time later. So
     # each of these asks before it sets its own, and the caller then sets its own again.
     own = torch.get_num_threads()
     started = threading.Barrier(workers + 1)
 
     def settle() -> None:
-        torch.get_num_threads()
-        torch.set_num_threads(1)
+        try:
+            torch.get_num_threads()
+            torch.set_num_threads(1)
+            decoder.settle()
+        except BaseException:
+            started.abort()
+            raise
 
     threads = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=settle)
     for _ in range(workers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import numpy as np
 
 from pretrain.stream.tar import BLOCK, HARMLESS_PAX
 
@@ -16,13 +16,19 @@ def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
     names or sizes: what WebDataset's writer and tar make of short names. A header takes tarfile 20 µs, with the
     interpreter's lock held against every decode thread of the rank, and a sample has two to four of them.
     """
+    if len(data) % BLOCK:
+        return None
     found: list[tuple[str, memoryview]] = []
+    blocks: list[int] = []  # of the headers
+    sums: list[int] = []  # that these give for themselves
     at, end = 0, len(data)
     while at < end:
         header = bytes(data[at : at + BLOCK])
-        magic, size = header[257:265], _octal(header[124:136])
-        if size is None or magic not in (_POSIX, _GNU) or not _is_whole(header):
+        magic, size, total = header[257:265], _octal(header[124:136]), _octal(header[148:156])
+        if size is None or total is None or magic not in (_POSIX, _GNU):
             return None
+        blocks.append(at // BLOCK)
+        sums.append(total)
         begin = at + BLOCK
         at = begin + -(-size // BLOCK) * BLOCK
         if at > end:
@@ -37,22 +43,27 @@ def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
             if name.endswith(b"/") or name.startswith(b"__"):  # a folder; what webdataset keeps for itself
                 return None
             found.append((name.decode("utf-8", "surrogateescape"), data[begin : begin + size]))
-        elif kind != b"x" or any(data[begin + size : at]) or not _says_nothing(bytes(data[begin : begin + size])):
-            return None
-    return found
+        else:
+            records = bytes(data[begin:at])
+            if kind != b"x" or records[size:] != bytes(len(records) - size) or not _says_nothing(records[:size]):
+                return None
+    return found if _are_whole(data, blocks, sums) else None
 
 
-def _octal(digits: bytes) -> int | None:
-    digits = digits.strip(b" \0")
-    # No sign, no underscore, and no number base 256: what int() or tarfile would take besides.
-    return int(digits, 8) if digits.isdigit() and b"8" not in digits and b"9" not in digits else None
+def _octal(field: bytes) -> int | None:
+    digits = field.strip(b" \0")
+    try:
+        # No sign, no underscore, and no number base 256: what int() or tarfile would take besides.
+        return int(digits, 8) if digits.isdigit() else None
+    except ValueError:
+        return None
 
 
-def _is_whole(header: bytes) -> bool:
-    """Whether a header has the sum that it says, its own eight bytes counted as spaces."""
-    # Adler-32's lower half is the sum and 1, modulo 65,521: more than ASCII can add up to, and a fifth of sum()'s time.
-    total = (zlib.adler32(header) & 0xFFFF) - 1 if header.isascii() else sum(header)
-    return _octal(header[148:156]) == total - sum(header[148:156]) + 8 * ord(" ")
+def _are_whole(data: memoryview, blocks: list[int], sums: list[int]) -> bool:
+    """Whether the headers have the sums that they say, each with its own eight bytes counted as spaces."""
+    headers = np.frombuffer(data, np.uint8).reshape(-1, BLOCK)[blocks]
+    headers[:, 148:156] = ord(" ")
+    return bool((headers.sum(axis=1) == sums).all())  # all at once: a fifth of the time of one by one
 
 
 def _text(field: bytes) -> bytes:

@@ -7,10 +7,20 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torchvision.io
 from PIL import Image
+from torchvision.io import ImageReadMode
 
 import pretrain.stream.decode as decode_module
-from pretrain.stream.decode import MAX_PIXELS, DeviceDecoder, HostDecoder, UnreadableImage, decode, read_header
+from pretrain.stream.decode import (
+    MAX_PIXELS,
+    MAX_SCANS,
+    DeviceDecoder,
+    HostDecoder,
+    UnreadableImage,
+    decode,
+    read_header,
+)
 
 
 def smooth(height, width):
@@ -118,13 +128,52 @@ def test_stray_bytes_between_the_markers_of_a_jpeg_are_passed_over(encoded):
     assert torch.equal(decode(jpeg[:20] + b"\0\0" + jpeg[20:], 3), decode(jpeg, 3))
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}], ids=str)
+@pytest.mark.parametrize("grey", [False, True])
+def test_jpegs_whole_or_damaged_are_what_torchvision_makes_of_them(encoded, options, grey):
+    """Two builds of one library, of which one is faster; what it finds unusual is judged by the other."""
+    rng = np.random.default_rng(0)
+    picture = smooth(45, 61)
+    whole = encoded(picture[..., 0] if grey else picture, "JPEG", **options)
+    refused = 0
+    for number in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(20, len(data), number % 4):
+            data[place] = rng.integers(256)
+        if number % 7 == 6:
+            del data[rng.integers(20, len(data)) :]
+        for channels, mode in ((1, ImageReadMode.GRAY), (3, ImageReadMode.RGB)):
+            try:
+                expected = torchvision.io.decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode)
+            except RuntimeError:
+                refused += 1
+                with pytest.raises(UnreadableImage):
+                    decode(bytes(data), channels)
+            else:
+                assert torch.equal(decode(bytes(data), channels), expected)
+    assert 0 < refused < 120
+
+
+def test_a_jpeg_of_very_many_scans_is_refused(encoded):
+    """A scan of a hundred bytes takes as long as one of megabytes."""
+    jpeg = encoded(smooth(16, 16), "JPEG", progressive=True)
+    last = jpeg.rindex(b"\xff\xda")
+
+    def of_scans(count):
+        return jpeg[:-2] + jpeg[last:-2] * (count - jpeg.count(b"\xff\xda")) + jpeg[-2:]
+
+    assert decode(of_scans(MAX_SCANS), 3).shape == (3, 16, 16)
+    with pytest.raises(UnreadableImage, match=f"jpeg of {MAX_SCANS + 1} scans, above the limit of {MAX_SCANS}"):
+        decode(of_scans(MAX_SCANS + 1), 3)
+
+
 def test_a_host_without_memory_is_not_a_bad_image(encoded, monkeypatch):
     def fails(*args):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("torchvision.io.decode_jpeg", fails)
-    with pytest.raises(MemoryError, match="jpeg of 8 x 8 pixels"):
-        decode(encoded(smooth(8, 8), "JPEG"), 3)
+    monkeypatch.setattr("torchvision.io.decode_webp", fails)
+    with pytest.raises(MemoryError, match="webp of 8 x 8 pixels"):
+        decode(encoded(smooth(8, 8), "WEBP"), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
