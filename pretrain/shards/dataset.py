@@ -90,17 +90,33 @@ def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
     """An image file's bytes → (suffix, bytes to store): JPEG, PNG and WebP untouched, anything else as PNG.
 
     The format is told by the content: well-known sets hold PNGs and GIFs under the name of a JPEG.
-    Raises InputError naming `where` for what is not an image.
+    Raises InputError naming `where` for what is not an image, and for pixels that a PNG does not hold.
     """
     try:
         image = Image.open(io.BytesIO(data))
         suffix = _STORED.get(image.format or "")
-        return (suffix, data) if suffix else ("png", _as_png(image))
+        if suffix:
+            return suffix, data
+        if image.mode in _PNG_MODES:
+            return "png", _as_png(image)
+        return "png", _as_png(_grey16(image, where) if image.mode[0] in "IF" else image.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{where}: not a readable image ({len(data)} bytes): mend or remove it") from error
 
 
+def _grey16(image: Image.Image, where: str) -> Image.Image:
+    # Through numpy: Pillow's conversions of these modes clip to 0 … 255, a 16-bit ramp becomes white.
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise InputError(
+            f"{where}: grey pixels of type {pixels.dtype}, from {low} to {high}; shards hold whole numbers, "
+            "0 … 255 in 8 bits or 0 … 65535 in 16: scale the pixels to one of these ranges and save them so"
+        )
+    return Image.fromarray(pixels.astype(np.uint16))
+
+
 def _as_png(image: Image.Image) -> bytes:
     with io.BytesIO() as file:
-        (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "png")
+        image.save(file, "png")
         return file.getvalue()

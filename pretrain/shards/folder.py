@@ -89,7 +89,8 @@ def class_folders(name: str, split: str, base: Path, classes: Sequence[str]) -> 
     labels: list[int] = []
     empty = []
     for label, folder in enumerate(classes):
-        found = [os.path.join(folder, file) for file in _images(base / folder)] if (base / folder).is_dir() else []
+        below = _images(base / folder, base) if (base / folder).is_dir() else []
+        found = [os.path.join(folder, file) for file in below]
         files += found
         labels += [label] * len(found)
         if not found:
@@ -149,7 +150,7 @@ def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
         )
     numbers = None if classes is None else {name: number for number, name in enumerate(classes)}
     below = os.path.relpath(base, listing.parent)
-    files = list(_images(base))
+    files = list(_images(base, base))
     listed = {os.path.normpath(path): value for path, value in content["labels"].items()}
     labels: list[int] = []
     starts = [0]
@@ -190,7 +191,7 @@ def _flat_imagenet(split: str, base: Path, solution: Path, classes: Sequence[str
     with open(solution, newline="", encoding="utf-8") as rows:
         wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(rows)}
     numbers = {wnid: number for number, wnid in enumerate(classes)}
-    files = list(_images(base))
+    files = list(_images(base, base))
     labels = []
     for file in files:
         wnid = wnids.get(Path(file).stem)
@@ -200,14 +201,20 @@ def _flat_imagenet(split: str, base: Path, solution: Path, classes: Sequence[str
     return file_dataset("imagenet", split, base, files, np.array(labels, np.int32), None, classes)
 
 
-def _images(folder: Path) -> Iterator[str]:
-    """Image files below `folder` in sorted order, relative to it; links to folders are followed."""
+def _images(folder: Path, base: Path) -> Iterator[str]:
+    """Image files below `folder`, which is `base` or in it, in sorted order and relative to `folder`.
+
+    Links to folders are followed, unless one leads back to a folder on the way from `base` down to it: InputError.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
     others = []
+    way = [(base, os.stat(base))]
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        if Path(place) != base:
+            _go_down(way, Path(place))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             path = os.path.relpath(os.path.join(place, file), folder)
@@ -217,6 +224,23 @@ def _images(folder: Path) -> Iterator[str]:
                 others.append(path)
     if others:
         _note(f"{folder}: passed over {len(others)} files that are not named as images, e.g. {others[0]}")
+
+
+def _go_down(way: list[tuple[Path, os.stat_result]], folder: Path) -> None:
+    """Make `way` lead down to `folder`. Raises InputError where a folder is on it twice: os.walk itself goes round
+    such a loop until the system refuses the path, 40 links later, and every image is a row each time.
+    """
+    while way[-1][0] != folder.parent:
+        way.pop()
+    found = os.stat(folder)
+    for above, known in way:
+        if os.path.samestat(known, found):
+            link = next((place for place in (folder, *folder.parents) if place.is_symlink()), folder)
+            raise InputError(
+                f"{link}: leads back to {above}, whose images would be taken again and again; remove this link "
+                "(links to other folders are followed)"
+            )
+    way.append((folder, found))
 
 
 def _root(folder: Path) -> Path:

@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import io
 import json
+import struct
 import urllib.error
 
 import numpy as np
@@ -14,6 +15,7 @@ from pretrain.errors import InputError
 from pretrain.shards.folder import open_folder, open_imagenet
 from pretrain.shards.sources import last_fifth, open_source, read_flowers, read_idx, read_pets
 from pretrain.shards.write import write_shards
+from pretrain.stream.decode import decode
 from pretrain.stream.index import Index
 
 
@@ -123,6 +125,48 @@ def test_a_grey_image_file_stays_grey(tmp_path):
     assert (suffix, Image.open(io.BytesIO(content)).mode) == ("png", "L")
 
 
+RAMP = np.array([[0, 255, 256], [40_000, 65_280, 65_535]])
+
+
+def tiff_of_16_bits(path, order):
+    """Grey, one strip; Pillow writes no big-endian files itself."""
+    path.parent.mkdir(exist_ok=True)
+    tags = [(256, 3), (257, 2), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, 12)]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 20)
+    path.write_bytes(head + RAMP.astype(f"{order}u2").tobytes() + struct.pack(f"{order}H", 9) + entries + bytes(4))
+
+
+def test_grey_of_16_bits_is_stored_whole_and_read_by_its_upper_byte(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.pgm").write_bytes(b"P5 3 2 65535\n" + RAMP.astype(">u2").tobytes())
+    (tmp_path / "cat" / "b.pgm").write_text("P2 3 2 65535\n" + " ".join(map(str, RAMP.flat)))
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "cat" / "c.tif")
+    tiff_of_16_bits(tmp_path / "cat" / "d.tif", ">")
+    tiff_of_16_bits(tmp_path / "cat" / "e.tif", "<")
+    found = rows(open_folder(tmp_path))
+    assert len(found) == 5
+    for _, suffix, content in found:
+        assert (suffix, np.asarray(Image.open(io.BytesIO(content))).tolist()) == ("png", RAMP.tolist())
+        assert decode(content, 1)[0].tolist() == (RAMP >> 8).tolist()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "found"),
+    [
+        (RAMP.astype(np.int32) + 1, "int32, from 1 to 65536"),
+        (RAMP.astype(np.int32) - 1, "int32, from -1 to 65534"),
+        (RAMP.astype(np.float32), "float32, from 0.0 to 65535.0"),
+        (RAMP.astype(np.float32) / 65_535, "float32, from 0.0 to 1.0"),
+    ],
+)
+def test_pixels_that_no_png_holds_are_refused(tmp_path, pixels, found):
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "cat" / "a.tif")
+    with pytest.raises(InputError, match=rf"cat/a\.tif: grey pixels of type {found}; .* 0 … 65535 in 16"):
+        rows(open_folder(tmp_path))
+
+
 def test_an_unreadable_image_is_named(tmp_path):
     picture(tmp_path / "cat" / "a.jpg")
     (tmp_path / "cat" / "b.jpg").write_bytes(b"")
@@ -154,6 +198,30 @@ def test_links_to_folders_are_followed(tmp_path):
     (tmp_path / "set" / "cat").symlink_to(tmp_path / "store")
     (tmp_path / "set" / "dog" / "more").symlink_to(tmp_path / "store")
     assert open_folder(tmp_path / "set").labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("links", "named", "back_to"),
+    [
+        ({"cat/self": "."}, "cat/self", "cat"),
+        ({"cat/deep/up": "../.."}, "cat/deep/up", ""),
+        ({"again": "."}, "again", ""),
+        ({"cat/out": "../.."}, "cat/out", ""),
+        ({"cat/other": "../dog", "dog/back": "../cat"}, "cat/other/back", "cat"),
+    ],
+)
+def test_a_link_that_leads_back_is_refused(tmp_path, links, named, back_to):
+    base = tmp_path / "set"
+    for name in ("cat/1.jpg", "cat/deep/2.jpg", "dog/3.jpg"):
+        picture(base / name)
+    for link, target in links.items():
+        (base / link).symlink_to(target)
+    with pytest.raises(InputError) as error:
+        open_folder(base)
+    assert str(error.value).startswith(f"{base / named}: leads back to {base / back_to}, ")
+    write_labels(base, {})
+    with pytest.raises(InputError, match="leads back to"):
+        open_folder(base)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
