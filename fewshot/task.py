@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fewshot.draw import Draw, draw_support
 from pretrain.errors import InputError
-from pretrain.stream.index import Index
+from pretrain.stream.index import Index, check_classes
 
 Paths = str | Sequence[str]
 
@@ -52,7 +52,7 @@ def open_task(
         if indices[name].multilabel:
             raise InputError(f"{section}.{name}: {paths} has lists of labels; few-shot needs one label an image")
     learned, scored = indices["support"], indices["query"]
-    _check_classes(learned.classes, scored.classes, section)
+    check_classes(learned.classes, scored.classes, f"{section}.support", f"{section}.query")
     classes = learned.num_classes
     if classes < 2:
         raise InputError(f"{section}.support: {support} holds {classes} class; two or more would be right")
@@ -67,16 +67,3 @@ def open_task(
     draws = draw_support(labels, classes=classes, shots=shots, seeds=seeds, where=f"{section}.support {support}")
     needed = np.unique(np.concatenate([draw.ids for draw in draws]))
     return Task(learned, scored, classes, draws, needed, query_labels)
-
-
-def _check_classes(support: tuple[str, ...] | None, query: tuple[str, ...] | None, section: str) -> None:
-    """Where both indices name their classes, the names must agree, or a label means two things."""
-    if support is None or query is None or support == query:
-        return
-    pairs = zip(support, query, strict=False)
-    at = next((label for label, (a, b) in enumerate(pairs) if a != b), min(len(support), len(query)))
-    learned, scored = (names[at] if at < len(names) else "absent" for names in (support, query))
-    raise InputError(
-        f"{section}.query: class {at} is {scored!r} here and {learned!r} in {section}.support; both must "
-        "number the same classes alike"
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pretrain.run.loss import Loss, choose_loss
 from pretrain.run.resume import trained_function
 from pretrain.stream.decode import DeviceDecoder
 from pretrain.stream.images import TrainImages
-from pretrain.stream.index import Index
+from pretrain.stream.index import Index, check_classes
 from pretrain.stream.mixup import check_pairs
 from pretrain.stream.order import Order
 from pretrain.stream.randaugment import RandAugment
@@ -47,8 +47,10 @@ class Setup:
     function: dict[str, Any]  # that the trained parameters are one of
 
 
-def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequence[Evaluator]) -> Setup:
+def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequence[Callable[[], Evaluator]]) -> Setup:
     """Open the data and check that they, the config and the ranks go together. Collective.
+
+    evaluators: make those that run beside validation.
 
     Raises:
         InputError: they do not.
@@ -84,7 +86,7 @@ def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequ
         ),
         choose_loss(config.train.loss, index.multilabel, config.train.label_smoothing),
         dtype,
-        [*validation(config, world, layout), *evaluators],
+        [*validation(config, world, layout, index), *(make() for make in evaluators)],
         trained_function(config, steps, dtype),
     )
 
@@ -103,11 +105,12 @@ def run_steps(config: RunConfig, samples: int) -> int:
     return steps
 
 
-def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluator]:
-    """Validation on `data.eval`, if it is set."""
+def validation(config: RunConfig, world: World, layout: Layout, trained: Index) -> list[Evaluator]:
+    """Validation on `data.eval`, if it is set, whose classes must be those that are trained on."""
     if config.data.eval is None:
         return []
     index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience())
+    check_classes(trained.classes, index.classes, "data.train", "data.eval")
     return [
         Validation(
             index,
@@ -127,31 +130,41 @@ def validation(config: RunConfig, world: World, layout: Layout) -> list[Evaluato
 def _open_index(
     paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World, patience: Patience
 ) -> Index:
-    """The index that a config key names, its shards in place and its labels within the network's classes. Collective.
-
-    Every node has a file of its own, and a stale copy on one would train on other samples: all must hold the same.
-    """
+    """The index that a config key names, its shards in place and its labels within the network's classes. Collective."""
     if paths is None:
         raise InputError(
             f"{key}: not set; give a folder of shards with its index, as made by "
             f"`python launch/shards.py build SOURCE DIR`, e.g. {key}=DIR"
         )
 
-    def open_here() -> Index:
-        index = Index.open(paths)
-        # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks that
-        # ask for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
-        local, remote = None if world.local_rank == 0 else 0, _REMOTE_CHECKED if world.main else 0
-        index.check_files(local=local, remote=remote, patience=patience)
+    index = distributed.together(lambda: Index.open(paths))
+    index.check_distinct()
+    check_index(index, key, world, patience)
+    if index.num_classes > num_classes:
+        raise InputError(
+            f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "
+            f"to {num_classes - 1}; set model.num_classes={index.num_classes}"
+        )
+    return index
+
+
+def check_index(index: Index, key: str, world: World, patience: Patience | None = None, *, files: bool = True) -> None:
+    """Refuse an index that is damaged, or whose shards (unless `files` is False) are not in place. Collective.
+
+    Every node has a file of its own, and a stale copy on one would stand for other samples: all must hold the same.
+
+    Raises:
+        InputError: the same on every rank; StorageError where a shard could not be asked for, for now.
+    """
+
+    def check() -> None:
+        if files:
+            # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks
+            # that ask for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
+            local, remote = None if world.local_rank == 0 else 0, _REMOTE_CHECKED if world.main else 0
+            index.check_files(local=local, remote=remote, patience=patience)
         if world.local_rank == 0:
             index.check_content()
-        if index.num_classes > num_classes:
-            raise InputError(
-                f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "
-                f"to {num_classes - 1}; set model.num_classes={index.num_classes}"
-            )
-        return index
 
-    index = distributed.together(open_here)
+    distributed.together(check)
     distributed.refuse_unlike(index.hash, f"{key}: the index")
-    return index

@@ -176,9 +176,14 @@ class Chunk:
         self, threads: ThreadPoolExecutor, index: Index, counters: Counters, stop: threading.Event | None = None
     ) -> None:
         """Queue the reading; once `stop` is set, nobody waits for it."""
-        extents = index.extents(self.ids)
-        self.bytes = sum(extent.end - extent.begin for extent in extents)
         self._stop = stop or threading.Event()
+        try:
+            extents = index.extents(self.ids)
+        except InputError as error:  # of a damaged index; told where the samples are asked for, as all that is
+            self._images = Future()
+            self._images.set_exception(ChunkError(str(error)))
+            return
+        self.bytes = sum(extent.end - extent.begin for extent in extents)
         self._images = threads.submit(_read, index, extents, counters, self.bytes)
 
     @property

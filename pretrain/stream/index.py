@@ -70,13 +70,17 @@ class Index:
     def open(cls, paths: str | Path | Sequence[str | Path]) -> Index:
         """Open an index file, a folder of shards that holds one (`index.vfi`), or a list of either.
 
-        Raises InputError for a folder without an index (with the command that makes it) and for a file that
-        is missing, truncated or no index.
+        Raises InputError for a folder without an index (with the command that makes it), for a file that is missing,
+        truncated or no index, and for one that numbers the classes otherwise.
         """
         several = [paths] if isinstance(paths, str | Path) else list(paths)
         if not several:
             raise InputError("no index given; an INDEX is an index file, or a folder of shards that holds one")
-        return cls([IndexFile(_index_path(path)) for path in several])
+        files = [IndexFile(_index_path(path)) for path in several]
+        named = [file for file in files if file.classes]
+        for file in named[1:]:
+            check_classes(named[0].classes, file.classes, str(named[0].path), str(file.path))
+        return cls(files)
 
     def __reduce__(self) -> tuple[object, tuple[list[str]]]:
         return Index.open, ([os.path.abspath(file.path) for file in self._files],)
@@ -221,6 +225,14 @@ class Index:
         if fault:
             raise fault
 
+    def check_distinct(self) -> None:
+        """Raise InputError where two files hold the same samples: they would come twice an epoch."""
+        seen: dict[str, IndexFile] = {}
+        for file in self._files:
+            if file.hash in seen:
+                raise InputError(f"{file.path}: holds the samples of {seen[file.hash].path} again; name it once")
+            seen[file.hash] = file
+
     def check_content(self) -> None:
         """Compare the hash of everything that fixes the sequence of samples with what the files say; reads all of it.
 
@@ -250,6 +262,23 @@ class Index:
         for number in np.unique(part).tolist():
             rows = np.flatnonzero(part == number)
             yield self._files[number], rows, ids[rows] - self._first[number]
+
+
+def check_classes(
+    names: tuple[str, ...] | None, others: tuple[str, ...] | None, where: str, elsewhere: str
+) -> None:
+    """Raise InputError where two indices that name their classes do not number them alike: a label would mean two
+    things.
+    """
+    if names is None or others is None or names == others:
+        return
+    at = next((label for label, (a, b) in enumerate(zip(names, others, strict=False)) if a != b), None)
+    label = min(len(names), len(others)) if at is None else at
+    here, there = (repr(known[label]) if label < len(known) else "absent" for known in (names, others))
+    raise InputError(
+        f"{elsewhere}: class {label} is {there} here and {here} in {where}; both must number the same classes alike: "
+        "build or index them with one list of classes"
+    )
 
 
 class ShardTable(Sequence[Shard]):

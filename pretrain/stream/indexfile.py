@@ -29,6 +29,7 @@ import numpy as np
 from pretrain.errors import InputError
 from pretrain.stream.location import home, local_path
 from pretrain.stream.store import is_remote
+from pretrain.stream.tar import BLOCK
 
 INDEX_NAME = "index.vfi"
 MAGIC = b"VFINDEX\n"
@@ -204,6 +205,15 @@ class IndexFile:
         found = self.rehash()
         if found != self.hash:
             raise self._fault(f"damaged: its arrays hash to {found[:12]}…, its header says {self.hash[:12]}…")
+        # What the hash leaves out, since it says nothing of the samples' sequence.
+        last = self.offsets[self.first[1:] - 1].astype(np.int64) * BLOCK
+        wrong = np.flatnonzero((last >= self.data_end) | (self.data_end > self.shard_bytes))
+        if len(wrong):
+            row = int(wrong[0])
+            raise self._fault(
+                f"damaged: the samples of shard {row} begin at byte {last[row]} at the latest, end at "
+                f"{self.data_end[row]}, and the shard has {self.shard_bytes[row]} bytes"
+            )
 
     def rehash(self) -> str:
         """The content hash computed anew from the arrays; reads all of them."""

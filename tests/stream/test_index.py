@@ -97,6 +97,38 @@ def test_one_flipped_bit_is_found(single, name):
         Index.open(single).check_content()
 
 
+@pytest.mark.parametrize(("name", "value"), [("data_end", 9 * 512), ("data_end", 1 << 40), ("shard_bytes", 4096)])
+def test_shards_that_end_where_they_cannot_are_found(single, name, value):
+    """The hash is of the samples' sequence, which they are no part of."""
+    index = Index.open(single)
+    with open(index.files[0].path, "r+b") as raw:
+        raw.seek(index.files[0]._places[name])
+        raw.write(value.to_bytes(8, "little"))
+    with pytest.raises(InputError, match=r"index\.vfi: damaged: the samples of shard 0 begin at byte 4608 at the latest"):
+        Index.open(single).check_content()
+
+
+def test_one_index_named_twice_is_refused(single, lists, tmp_path):
+    shutil.copytree(single, tmp_path / "copy")
+    Index.open([single, lists]).check_distinct()
+    for again in (single, single / INDEX_NAME, tmp_path / "copy"):
+        with pytest.raises(InputError, match=f"holds the samples of {single / INDEX_NAME} again"):
+            Index.open([single, lists, again]).check_distinct()
+
+
+def test_indices_that_number_classes_otherwise_are_refused(single, tmp_path):
+    def named(*names):
+        path = tmp_path / "other.vfi"
+        write_index(path, [entry("e.tar", [0, 7], 9, [0, 1], first_key=12)], classes=list(names))
+        return path
+
+    Index.open([single, named(*(f"class {n}" for n in range(8)))])
+    with pytest.raises(InputError, match="class 1 is 'class 2' here and 'class 1' in .*single/index.vfi"):
+        Index.open([single, named("class 0", "class 2")])
+    with pytest.raises(InputError, match="class 2 is absent here and 'class 2' in"):
+        Index.open([single, named("class 0", "class 1")])
+
+
 def test_an_impossible_place_is_refused_before_memory_is_taken_for_it(single):
     index = Index.open(single)
     with open(index.files[0].path, "r+b") as raw:
@@ -161,8 +193,9 @@ def test_a_concatenation_has_a_hash_of_its_own_that_knows_the_order(single, list
     assert Index.open([single]).hash == Index.open(single).hash
 
 
-def test_random_lookups_agree_with_a_table_of_all_samples(single, lists):
-    index = Index.open([single, lists, single])
+def test_random_lookups_agree_with_a_table_of_all_samples(single, lists, tmp_path):
+    write_index(tmp_path / "third.vfi", [entry("e.tar", [0, 7], 9, [6, 1], first_key=12)])
+    index = Index.open([single, lists, tmp_path / "third.vfi"])
     everything = np.arange(index.samples)
     labels, keys = index.labels(everything), index.key_hash(everything)
     ids = np.random.default_rng(0).integers(0, index.samples, 200)
