@@ -4,9 +4,9 @@
 
 Index: a fresh process opens one of 3·10⁸ samples, and hashes it. Resume: from nothing open to the first batch, at 1 %,
 50 % and 99 % of an epoch, in turns; of a set on disk, and by one of 64 ranks of a run over 3·10⁸ samples
-(benchmarks/vast.py). Memory: the most anonymous memory of a process that passes over a set, and over ten times the
-set. Reading: bytes asked of the kernel (rchar) over two epochs by 1, 2 and 8 ranks, divided by the bytes that the
-samples take in the shards. Shuffle: benchmarks/shuffle.py.
+(benchmarks/vast.py). Kills: benchmarks/elastic.py. Memory: the most anonymous memory of a process that passes over a
+set, and over ten times the set. Reading: bytes asked of the kernel (rchar) over two epochs by 1, 2 and 8 ranks, divided
+by the bytes that the samples take in the shards. Shuffle: benchmarks/shuffle.py.
 Images are 64 px JPEGs, but 500×375 where bytes are counted. Linux only. Figures: runs/bench/stream.json.
 """
 
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.elastic import killed
 from benchmarks.photos import Photos, write_photos
 from benchmarks.shuffle import SAMPLES, SHARD, SHARDS, WINDOWS, streams, unevenness
 from benchmarks.table import print_table, save, spread
@@ -193,6 +194,11 @@ def show_order(seconds: list[float], peer_samples: int, peer: float | None) -> N
     print_table("Order at any position", ["what", "ms", "low – high", "aim"], rows)
 
 
+def show_kills(found: dict[str, int]) -> None:
+    title = "Killed at random steps, gone on with on 1, 2, 4, 3, … ranks and 1 to 3 threads"
+    print_table(title, ["", "count"], [[name, f"{count:,}"] for name, count in found.items()])
+
+
 def show_memory(found: dict[str, dict[str, int]]) -> None:
     rows = []
     for name, sizes in found.items():
@@ -236,6 +242,9 @@ def main() -> None:
         peer = peer_order_seconds(peer_samples)
         show_order(ordered, peer_samples, peer)
 
+        kills = killed(write_photos(folder / "kills", 1_009, 64, 64, shard=100).shards)
+        show_kills(kills)
+
         memory = {}
         for count in (6_000 // shrink, 60_000 // shrink):
             shards = write_photos(folder / f"memory{count}", count, 64, 64, shard=1_000).shards
@@ -257,6 +266,7 @@ def main() -> None:
             "first_batch_seconds": resumed,
             "order_seconds": ordered,
             "peer_order_seconds": {str(peer_samples): peer},
+            "kills": kills,
             "anonymous_bytes": memory,
             "bytes_read": {"ranks": read, "of_samples": samples, "of_images": images},
             "chi_squared_per_df": {name: dict(zip(WINDOWS, values, strict=True)) for name, values in shuffled.items()},

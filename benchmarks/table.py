@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 OUT = Path("runs/bench")
-_PACKAGES = ("torch", "torchvision", "webdataset", "pillow", "numpy", "timm", "mosaicml-streaming")
+_PACKAGES = ("torch", "torchvision", "webdataset", "pillow", "simplejpeg", "numpy", "timm", "mosaicml-streaming")
 
 
 def spread(values: Sequence[float], form: str = ".0f") -> tuple[str, str]:
