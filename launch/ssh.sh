@@ -11,10 +11,24 @@ set -u
 hostfile=${1:?the hostfile}
 run=${2:?the run folder}
 shift 2
+case $run in /*) ;; *) run=$PWD/$run ;; esac # by its whole path a process on a node is this run's, no other checkout's
 mkdir -p "$run" || exit 2
 alive=$run/hostfile
 nodes=$(grep -cE '^[^#[:space:]]' "$hostfile") || { echo "$hostfile: no line 'host slots=GPUS'" >&2; exit 2; }
 PATH=$PWD/.venv/bin:$PATH
+
+# One script a run folder: two would end each other's ranks for left-overs. The lock goes with this process: whatever
+# it starts may outlive it, and does not inherit it (9>&-).
+exec 9>>"$run/.launch" || exit 2
+flock -n 9
+case $? in
+  0) echo "process $$ on $HOSTNAME" >&9 ;;
+  1)
+    echo "$run: launch/ssh.sh is at work in it ($(tail -n 1 "$run/.launch")); stop that one, or give another folder" >&2
+    exit 2
+    ;;
+  *) echo "$run: nothing keeps a second launch/ssh.sh out of this folder" >&2 ;; # flock has said why
+esac
 
 # ssh alone would never notice that a node is gone; so it takes a minute.
 ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
@@ -25,49 +39,91 @@ trap 'stopping=1; touch "$run/STOP"' INT TERM
 
 latest() { cat "$run/checkpoints/latest" 2>/dev/null; }
 
-# Writes the nodes that answer to $alive, at most $1 of them, and ends what a broken start may have left on them.
+# What a process of this run has in its command line. [l]: not the shell that carries the pattern itself.
+# shellcheck disable=SC2001
+ours="[l]aunch/pretrain\.py .*--out $(sed 's/[][\.*^$+?(){}|]/\\&/g' <<<"$run")( |\$)"
+
+# Writes the nodes that answer to $alive, at most $1 of them. What $2 does there with this run's processes:
+#   pgrep        before the first start, they are another's: it may be healthy, so this ends
+#   pkill -KILL  after a start that broke, they are what it left on the nodes
+#   true         nothing: the ranks of the last start have ended by themselves
 gather() {
   : >"$alive"
   while read -r host slots <&3; do
     case $host in '' | '#'*) continue ;; esac
-    # [l]: not the shell that carries the pattern itself. 1: there was nothing to end.
     # shellcheck disable=SC2029
-    ssh "${ssh[@]}" "$host" "pkill -KILL -f '[l]aunch/pretrain.py .*--out $run( |\$)'; test \$? -le 1" </dev/null ||
-      { echo "$host does not answer: left out" >&2; continue; }
+    ssh "${ssh[@]}" "$host" "$2 -f $(printf %q "$ours")" </dev/null >/dev/null 9>&-
+    case $? in
+      0)
+        if [ "$2" = pgrep ]; then
+          echo "$run: a run is under way in it on $host; wait for it, stop it (touch $run/STOP), or, if it is what a" \
+            "broken start has left there, end it: ssh $host \"pkill -KILL -f '$ours'\"" >&2
+          exit 2
+        fi
+        ;;
+      1) ;; # there was nothing to find
+      *) echo "$host does not answer: left out" >&2; continue ;;
+    esac
     if [ "$(wc -l <"$alive")" -lt "$1" ]; then echo "$host $slots" >>"$alive"; fi
   done 3<"$hostfile"
 }
 
-tries=0 most=$nodes
+# `deepspeed` also ends with 0 where what it has started is killed by a signal. So only the run's own word counts, which
+# the same command gives once there is nothing left to do; 0 without it becomes 100.
+# shellcheck disable=SC2016
+watched='
+  deepspeed "$@" | {
+    trap "" PIPE # Ctrl-C may have ended whoever reads this, and the ranks are still saving
+    said=100
+    while IFS= read -r line; do
+      printf "%s\n" "$line" 2>/dev/null
+      case $line in *": finished at step "*"; nothing to do"*) said=0 ;; esac
+    done
+    exit "$said"
+  }
+  ends=("${PIPESTATUS[@]}")
+  exit "$((ends[0] ? ends[0] : ends[1]))"'
+
+tries=0 most=$nodes search=pgrep
 while :; do
-  gather "$most"
+  gather "$most" "$search"
   now=$(wc -l <"$alive")
   if [ "$now" = 0 ]; then echo "no node answers" >&2; exit 1; fi
   echo "starting on $now of $nodes nodes" >&2
   before=$(latest)
 
-  # In a session of its own, so that Ctrl-C reaches it as STOP only: the launcher would kill where the ranks should save.
+  # In a session of its own, so that Ctrl-C reaches it as STOP only: the launcher would kill where ranks should save.
   # --force_multi: a single node that is left is not this machine.
-  setsid deepspeed --hostfile "$alive" --launcher pdsh --force_multi launch/pretrain.py --out "$run" "$@" &
+  setsid bash -c "$watched" deepspeed --hostfile "$alive" --launcher pdsh --force_multi \
+    launch/pretrain.py --out "$run" "$@" 9>&- &
   while kill -0 $! 2>/dev/null; do wait $!; done # a trapped signal ends `wait`, not the run
   wait $!
   status=$?
-  if [ -n "$stopping" ]; then exit "$status"; fi
+  what="status $status" search='pkill -KILL'
 
   case $status in
-    0) exit 0 ;; # finished
-    2)           # at fault is the input, or the batch does not divide among the nodes that are left: then take fewer
-      most=$((now - 1))
-      if [ "$now" = "$nodes" ] || [ "$most" = 0 ]; then exit 2; fi
+    0) # finished, and a stop that came meanwhile is not for the next run
+      rm -f "$run/STOP"
+      exit 0
+      ;;
+    2) # at fault is the input, or the batch does not divide among the nodes that are left: then take fewer
+      most=$((now - 1)) search=true
+      if [ -n "$stopping" ] || [ "$now" = "$nodes" ] || [ "$most" = 0 ]; then exit 2; fi
       continue
       ;;
+    75) search=true ;;
+    100)
+      what="status 0, not yet confirmed by the run"
+      if [ -n "$stopping" ]; then status=75; else status=1; fi # STOP is there; the same command tells what became of it
+      ;;
   esac
+  if [ -n "$stopping" ]; then exit "$status"; fi
   most=$nodes
   if [ "$status" = 75 ] || [ "$(latest)" != "$before" ]; then tries=0; else tries=$((tries + 1)); fi
   if [ "$tries" = 3 ]; then
-    echo "status $status, and no new checkpoint in three starts: given up" >&2
+    echo "$what, and no new checkpoint in three starts: given up" >&2
     exit "$status"
   fi
-  echo "status $status, checkpoint $(latest): starting again" >&2
-  sleep 10
+  echo "$what, checkpoint $(latest): starting again" >&2
+  sleep 10 9>&-
 done

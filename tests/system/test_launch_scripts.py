@@ -1,7 +1,8 @@
 """launch/slurm.sbatch and launch/ssh.sh: when they start again, on which nodes, and when they give up.
 
 The commands they call are stand-ins: `srun` and `deepspeed` end with the next status of a list, `ssh` reaches whoever
-is not listed as dead. test_nodes.py runs the real ones.
+is not listed as dead, and there `pgrep` and `pkill` find the command lines in the file `processes`. test_nodes.py runs
+the real ones.
 """
 
 import os
@@ -13,19 +14,25 @@ from pathlib import Path
 import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-# Ends as `statuses` says, one word a start: a status, and "+" where the start writes a checkpoint.
+# Ends as `statuses` says, one word a start: a status, "+" where the start writes a checkpoint, "!" where it leaves a
+# rank on the nodes; "done" is 0 with the word that the run is finished.
 ENDS = """#!/bin/bash
 [[ $* =~ --hostfile\\ ([^ ]*) ]] && paste -sd' ' "${BASH_REMATCH[1]}" >>nodes
 n=$(cat starts 2>/dev/null || echo 0); echo $((n + 1)) >starts
 words=($(cat statuses)); word=${words[$n]}
-if [ "$word" = wait ]; then while [ ! -e run/STOP ]; do /bin/sleep 0.05; done; exit 75; fi
+all="$*" rank="python -u launch/pretrain.py --local_rank=0"
+if [[ $word == *! ]]; then echo "$rank ${all#*launch/pretrain.py }" >>processes; fi
+if [[ $word == wait* ]]; then for _ in {1..1000}; do [ -e run/STOP ] && exit 75; /bin/sleep 0.05; done; fi
+if [ "$word" = done ]; then echo "node-a: run: finished at step 5 of 5; nothing to do (set …)"; exit 0; fi
 if [[ $word == *+ ]]; then mkdir -p run/checkpoints; echo "step_$n" >run/checkpoints/latest; fi
-exit "${word%+}"
+exit "${word%[+!]}"
 """
 STAND_INS = {
     "srun": ENDS,
     "deepspeed": ENDS,
-    "ssh": '#!/bin/bash\nfor host in $(cat dead); do [[ " $* " == *" $host "* ]] && exit 255; done; exit 0\n',
+    "ssh": '#!/bin/bash\nfor host in $(cat dead); do [[ " $* " == *" $host "* ]] && exit 255; done; sh -c "${@: -1}"\n',
+    "pgrep": '#!/bin/bash\ngrep -E -- "${@: -1}" processes\n',
+    "pkill": '#!/bin/bash\ngrep -E -- "${@: -1}" processes >>killed\n',
     "scontrol": '#!/bin/sh\necho "$@" >>scontrol.log\n',
     "sleep": "#!/bin/sh\n",
 }
@@ -35,12 +42,17 @@ STAND_INS = {
 def place(tmp_path):
     (tmp_path / "bin").mkdir()
     for name, text in STAND_INS.items():
-        path = tmp_path / "bin" / name
-        path.write_text(text)
-        path.chmod(0o755)
-    (tmp_path / "dead").write_text("")
+        stand_in(tmp_path, name, text)
+    for empty in ("dead", "processes", "killed"):
+        (tmp_path / empty).write_text("")
     (tmp_path / "hosts").write_text("# the cluster\nnode-a slots=8\n\nnode-b slots=8\nnode-c slots=8\n")
     return tmp_path
+
+
+def stand_in(place: Path, name: str, text: str) -> None:
+    path = place / "bin" / name
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 def start(place: Path, script: str, *words: str, statuses: str) -> subprocess.Popen:
@@ -76,34 +88,124 @@ ALL, AB, A = "node-a slots=8 node-b slots=8 node-c slots=8", "node-a slots=8 nod
 @pytest.mark.parametrize(
     ("dead", "statuses", "ends", "nodes"),
     [
-        ("", "0", 0, [ALL]),
+        ("", "done", 0, [ALL]),
+        ("", "0+ done", 0, [ALL] * 2),
         ("", "2", 2, [ALL]),  # nothing is missing, so the input is at fault
-        ("", "75 255+ 0", 0, [ALL] * 3),
-        ("node-c", "2 0", 0, [AB, A]),  # the batch does not divide among two
+        ("", "75 255+ done", 0, [ALL] * 3),
+        ("node-c", "2 done", 0, [AB, A]),  # the batch does not divide among two
         ("node-c", "2 2", 2, [AB, A]),
-        ("node-b node-c", "0", 0, [A]),
-        ("node-a node-b node-c", "0", 1, []),
-        ("", "1 1 1 0", 1, [ALL] * 3),  # three starts in a row without a checkpoint
-        ("", "1 1 1+ 1 1 0", 0, [ALL] * 6),
+        ("node-b node-c", "done", 0, [A]),
+        ("node-a node-b node-c", "done", 1, []),
+        ("", "1 1 1 done", 1, [ALL] * 3),  # three starts in a row without a checkpoint
+        ("", "1 1 1+ 1 1 done", 0, [ALL] * 6),
     ],
 )
 def test_over_ssh_the_run_goes_on_with_the_nodes_that_answer(dead, statuses, ends, nodes, place):
     (place / "dead").write_text(dead)
-    job = start(place, "ssh.sh", "hosts", "run", "--config", "h14.json", statuses=statuses)
-    said = job.communicate(timeout=30)[0]
-    assert job.returncode == ends, said
-    started = (place / "nodes").read_text().splitlines() if (place / "nodes").exists() else []
-    assert started == nodes, said
+    status, said = over_ssh(place, statuses=statuses)
+    assert status == ends, said
+    assert started(place) == nodes, said
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ends", "starts"),
+    [
+        ("0+ 0 0+ done", 0, 4),  # the launcher was killed three times
+        ("1 0 1 done", 1, 3),  # a start without a checkpoint, like any other
+        ("0 0 0 done", 1, 3),
+    ],
+)
+def test_over_ssh_status_0_is_the_end_only_where_the_run_says_that_it_is_finished(statuses, ends, starts, place):
+    status, said = over_ssh(place, statuses=statuses)
+    assert status == ends, said
+    assert len(started(place)) == starts
+    assert "status 0, not yet confirmed by the run" in said
+
+
+def test_over_ssh_a_second_start_on_the_folder_is_refused_and_ends_nothing(place):
+    first = start(place, "ssh.sh", "hosts", "run", "--config", "h14.json", statuses="wait!")
+    wait_for(place / "starts")
+    status, said = over_ssh(place, statuses="done")
+    assert (status, said.count("\n")) == (2, 1), said
+    assert f"{place}/run: launch/ssh.sh is at work in it (process {first.pid} on " in said
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 75
+    assert (len(started(place)), (place / "killed").read_text()) == (1, "")
+
+
+def test_over_ssh_the_folder_is_free_once_the_script_is_dead_whatever_it_has_started(place):
+    first = start(place, "ssh.sh", "hosts", "run", "--config", "h14.json", statuses="wait done")
+    wait_for(place / "starts")
+    first.kill()
+    first.wait()
+    status, said = over_ssh(place, statuses="wait done")
+    (place / "run" / "STOP").touch()  # for what the first one has started
+    assert status == 0, said
+
+
+def test_over_ssh_a_folder_that_cannot_be_locked_is_used_all_the_same(place):
+    stand_in(place, "flock", "#!/bin/sh\necho 'flock: 9: Function not implemented' >&2; exit 65\n")
+    status, said = over_ssh(place, statuses="done")
+    assert status == 0, said
+    assert "nothing keeps a second launch/ssh.sh out of this folder" in said
+
+
+# Of another checkout, of a folder whose name begins alike, and of one that "." would match.
+OTHERS = """python -u launch/pretrain.py --local_rank=0 --out r.un --config h14.json
+python -u launch/pretrain.py --local_rank=0 --out {place}/r.un-2 --config h14.json
+python -u launch/pretrain.py --local_rank=0 --out {place}/r_un --config h14.json
+python -u launch/pretrain.py --local_rank=0 --out /other{place}/r.un --config h14.json
+"""
+
+
+def test_over_ssh_what_a_broken_start_left_on_the_nodes_is_ended_and_nothing_else(place):
+    (place / "processes").write_text(OTHERS.format(place=place))
+    status, said = over_ssh(place, "r.un", statuses="255! done")
+    assert status == 0, said
+    mine = f"python -u launch/pretrain.py --local_rank=0 --out {place}/r.un --config h14.json\n"
+    assert (place / "killed").read_text() == 3 * mine  # once on each node
+
+
+@pytest.mark.parametrize("statuses", ["2! done", "75! done"])
+def test_over_ssh_nothing_is_ended_where_the_ranks_ended_by_themselves(statuses, place):
+    (place / "dead").write_text("node-c")
+    status, said = over_ssh(place, statuses=statuses)
+    assert status == 0, said
+    assert (place / "killed").read_text() == ""
+
+
+def test_over_ssh_a_run_that_is_under_way_on_a_node_is_left_alone(place):
+    (place / "processes").write_text(f"python -u launch/pretrain.py --local_rank=0 --out {place}/r.un --config c\n")
+    status, said = over_ssh(place, "r.un", statuses="done")
+    assert (status, said.count("\n")) == (2, 1), said
+    assert f"{place}/r.un: a run is under way in it on node-a; wait for it, stop it" in said
+    assert (started(place), (place / "killed").read_text()) == ([], "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_over_ssh_a_signal_is_a_stop_and_the_end(number, place):
-    job = start(place, "ssh.sh", "hosts", "run", "--config", "h14.json", statuses="wait 0")
-    deadline = time.monotonic() + 30
-    while not (place / "starts").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    job = start(place, "ssh.sh", "hosts", "run", "--config", "h14.json", statuses="wait done")
+    wait_for(place / "starts")
     job.send_signal(number)
     said = job.communicate(timeout=30)[0]
     assert job.returncode == 75, said
     assert (place / "starts").read_text() == "1\n"
+
+
+def over_ssh(place: Path, run: str = "run", *, statuses: str) -> tuple[int, str]:
+    """Status and output of `launch/ssh.sh` on the run folder `run`."""
+    job = start(place, "ssh.sh", "hosts", run, "--config", "h14.json", statuses=statuses)
+    said = job.communicate(timeout=30)[0].decode()
+    return job.returncode, said
+
+
+def started(place: Path) -> list[str]:
+    """The nodes of each start."""
+    return (place / "nodes").read_text().splitlines() if (place / "nodes").exists() else []
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -44,7 +45,7 @@ class Job:
                 "patch_size": 4, "layers": 1, "width": 24, "mlp": 24, "heads": 3,
                 "image_size": 8, "channels": 1, "num_classes": 10,
             },
-            "data": {"train": str(data), "workers": 1, "audit": True},
+            "data": {"train": str(data), "workers": 1, "audit": True, "patience_minutes": 0.1},
             "train": {
                 "global_batch": BATCH, "micro_batch": 4, "steps": STEPS, "hang_minutes": 0.15, "slow_minutes": 0.5,
             },
@@ -60,15 +61,27 @@ class Job:
         (folder / "deepspeed_env").write_text(place + "OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n")
 
     def start(self, *hosts: str) -> subprocess.Popen:
-        hostfile = self.folder / "hostfile"
-        hostfile.write_text("".join(f"{host} slots=1\n" for host in hosts))
         self.console = (self.folder / f"console-{len(hosts)}.txt").open("w+")
-        words = ["env", f"DS_ENV_FILE={self.folder}/deepspeed_env", "DS_ACCELERATOR=cpu"]
-        words += [Path(sys.executable).with_name("deepspeed"), "--hostfile", hostfile, "--launcher", "pdsh"]
+        hostfile = self.hostfile(*hosts)
+        words = [Path(sys.executable).with_name("deepspeed"), "--hostfile", hostfile, "--launcher", "pdsh"]
         words += ["--force_multi", "launch/pretrain.py", "--config", self.folder / "tiny.json", "--out", self.out]
         return subprocess.Popen(
-            self.login.words(*words), stdout=self.console, stderr=subprocess.STDOUT, start_new_session=True
+            self.words(*words), stdout=self.console, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+    def watched(self, *overrides: str) -> list[str]:
+        """`launch/ssh.sh` with the nodes of the hostfile instead, which gives the command as often as it takes."""
+        config = ("--config", self.folder / "tiny.json", *overrides)
+        return self.words("launch/ssh.sh", self.folder / "hostfile", self.out, *config)
+
+    def hostfile(self, *hosts: str) -> Path:
+        path = self.folder / "hostfile"
+        path.write_text("".join(f"{host} slots=1\n" for host in hosts))
+        return path
+
+    def words(self, *words: object) -> list[str]:
+        place = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+        return self.login.words("env", place, f"DS_ENV_FILE={self.folder}/deepspeed_env", "DS_ACCELERATOR=cpu", *words)
 
     def processes(self, node) -> str:
         """The run's processes on a node, by number."""
@@ -135,3 +148,28 @@ def test_a_cut_link_and_a_dead_node_are_named_and_the_run_goes_on_with_the_nodes
         json.loads(line) for line in order.stdout.splitlines()
     ]
     assert [line["step"] for line in lines(job.out / "metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.long
+def test_a_killed_launcher_is_not_taken_for_the_end_nor_a_running_script_for_a_left_over(digits, tmp_path):
+    steps = 3000  # the ranks go on without their launcher, until the script starts again
+    with nodes_module.cluster(["node-a", "node-b"], tmp_path / "cluster") as (login, nodes):
+        job = Job(login, tmp_path, digits / "train", stage=0)
+        job.hostfile("node-a", "node-b")
+        job.console = (tmp_path / "console.txt").open("w+")
+        words = job.watched(f"train.steps={steps}", "logging.every=5")
+        process = subprocess.Popen(words, stdout=job.console, stderr=subprocess.STDOUT, start_new_session=True)
+        job.reach(process, 25)
+        second = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert (second.returncode, second.stderr.count("\n")) == (2, 1), second.stderr
+        assert f"{job.out}: launch/ssh.sh is at work in it (process " in second.stderr
+
+        pdsh = login.run("pgrep", "-x", r"pdsh(\.bin)?").stdout.split()
+        assert login.run("kill", "-KILL", *pdsh).returncode == 0
+        assert job.end(process, 400) == 0, job.said()
+        assert [job.processes(node) for node in nodes.values()] == ["", ""]
+    said = job.said()
+    assert said.count("status 0, not yet confirmed by the run, checkpoint step_0") == 2, said
+    assert "resumed from" in said, said
+    assert f"finished at step {steps} of {steps}; nothing to do" in said, said
+    assert [line["step"] for line in lines(job.out / "metrics.jsonl")][-1] == steps
