@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pretrain.engine.fragments import WEIGHT, allocate, held
+from pretrain.engine.fragments import WEIGHT, allocate, check_names, held
 from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
 from pretrain.model.vit import Block
@@ -124,7 +124,11 @@ def build_engine(
     layout: Layout,
     clip_norm: float,
 ) -> Any:
-    """A DeepSpeedEngine that trains `model`, whose parameters are filled and the same on every rank."""
+    """A DeepSpeedEngine that trains `model`, whose parameters are filled and the same on every rank. Collective.
+
+    Raises:
+        InputError: DeepSpeed refuses the section, or does not hold the weights where it says.
+    """
     config = deepspeed_config(section, layout, clip_norm)
     given = {}
     if precision(section) is not torch.float32:  # DeepSpeed would make its fp32 weights from rounded ones
@@ -134,6 +138,7 @@ def build_engine(
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     except (ValidationError, DeepSpeedConfigError) as error:
         raise InputError(f"deepspeed: DeepSpeed refuses this section of the config: {error}") from None
+    check_names(engine)  # before the next lines, which go by the names
     for part in held(engine) if given else ():
         part.view(engine.basic_optimizer, WEIGHT).copy_(given[part.name][part.begin : part.begin + part.numel])
     allocate(engine)

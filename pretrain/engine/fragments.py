@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.engine.distributed import together
 from pretrain.engine.optimizer import AVERAGE
+from pretrain.engine.quiet import deepspeed
+from pretrain.errors import InputError
 
 WEIGHT = "weight"
 _CHUNK = 1 << 20  # values fingerprinted at a time
@@ -97,12 +100,42 @@ def refresh(engine: Any) -> None:
     """Make the network compute with the fp32 weights as they are now. Collective."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 3:
+        # Parameters that are whole stay as they are, as DeepSpeed gathers what is taken apart only: small ones between
+        # steps, any after a forward pass without a backward one. So take all apart, and have the small ones again.
+        zero.checkpoint_event_prologue()
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.checkpoint_event_epilogue()
     elif stage > 0:
         zero.update_lp_params()
+
+
+def check_names(engine: Any) -> None:
+    """Refuse an engine that computes with other values than are `held` under its parameters' names. Collective.
+
+    DeepSpeed says where it keeps a parameter. Were that wrong, values would be saved under other parameters' names, and
+    no fingerprint would tell, as it goes by the same names. Under ZeRO 3 one parameter at a time is gathered.
+
+    Raises:
+        InputError: naming the parameters.
+    """
+    pieces = {fragment.name: fragment for fragment in held(engine)}
+    wrong = []
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):  # does nothing where they are not taken apart
+            if name in pieces and not _computes_with(engine, pieces[name], parameter):
+                wrong.append(name)
+
+    def check() -> None:
+        if wrong:
+            listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            raise InputError(
+                f"deepspeed: under ZeRO {engine.zero_optimization_stage()}, DeepSpeed {deepspeed.__version__} holds "
+                f"other values as {listed} than the network computes with; checkpoints would mix up the weights. Leave "
+                "options of zero_optimization out, or install deepspeed==0.19.8"
+            )
+
+    together(check)
 
 
 @contextmanager
@@ -152,6 +185,14 @@ def _flats(engine: Any) -> list[Tensor]:
     if stage == 3:
         return list(zero.fp32_partitioned_groups_flat)
     return _flat_partitions(zero) if stage > 0 else list(engine.module.parameters())
+
+
+def _computes_with(engine: Any, fragment: Fragment, parameter: Tensor) -> bool:
+    """Whether `parameter`, which is whole, has the fragment's values in its own precision."""
+    here = parameter.detach().view(-1).narrow(0, fragment.begin, fragment.numel)
+    kept = fragment.view(engine.basic_optimizer, WEIGHT).to(here.device, here.dtype)
+    # NaN: not filled yet, a checkpoint will be read.
+    return torch.equal(kept, here) or torch.allclose(kept, here, rtol=0, atol=0, equal_nan=True)
 
 
 @torch.no_grad()

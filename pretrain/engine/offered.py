@@ -8,20 +8,25 @@ from typing import Any
 
 _OBJECTS = ("zero_optimization", "bf16", "fp16", "data_types")
 
-# What decides what is computed, where it lies, and what is reported. DeepSpeed passes over a key it does not know.
-_KEYS = (
-    *_OBJECTS, "communication_data_type", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+# What is reported, and when: of no effect on what is computed.
+LOGGING = (
     "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger",
     "tensorboard", "wandb", "csv_monitor", "comet",
 )  # fmt: skip
+# Keys that may say one thing only, and why.
+FIXED = {
+    "zero_allow_untested_optimizer": (True, "the optimizer is torch's, none of those that DeepSpeed has tested"),
+    "zero_force_ds_cpu_optimizer": (False, "the optimizer is torch's, with offload too, and would be refused"),
+}
+# What decides what is computed, where it lies, and what is reported. DeepSpeed passes over a key it does not know.
+_KEYS = (*_OBJECTS, "communication_data_type", *FIXED, *LOGGING)
 _ZERO_KEYS = (
     "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
     "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_param", "offload_optimizer",
     "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
     "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_gather_16bit_weights_on_model_save", "stage3_module_granularity_threshold",
-    "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "ignore_unused_parameters",
-    "round_robin_gradients", "log_trace_cache_warnings", "enable_sanity_checks",
+    "stage3_gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params",
+    "stage3_allgather_sequential", "ignore_unused_parameters", "log_trace_cache_warnings", "enable_sanity_checks",
 )  # fmt: skip
 
 # Keys of zero_optimization that are not offered, and why.
@@ -34,6 +39,13 @@ _REFUSED = {
     "zero_quantized_weights": "what is communicated is not rounded; leave it out",
     "zero_quantized_nontrainable_weights": "what is communicated is not rounded; leave it out",
     "zero_quantized_gradients": "what is communicated is not rounded; leave it out",
+    "round_robin_gradients": (
+        "with it DeepSpeed takes the parts of the weights for parts of others, and checkpoints would mix them up; "
+        "leave it out"
+    ),
+    "stage3_module_granularity_threshold": (
+        "a block is gathered as a whole without it, and where more is, DeepSpeed's backward pass fails; leave it out"
+    ),
 }
 # Keys of offload_optimizer and offload_param that have other optimizers or files behind them.
 _OFFLOAD = ("device", "pin_memory")
@@ -56,6 +68,9 @@ def check_offered(section: dict[str, Any]) -> None:
     for key, instead in _REFUSED.items():
         if zero.get(key):
             raise ValueError(f"zero_optimization.{key} is not offered: {instead}")
+    for key, (right, why) in FIXED.items():
+        if section.get(key, right) is not right:
+            raise ValueError(f"{key} must be {str(right).lower()}, or left out, found {section[key]!r}: {why}")
     _check_known(section, _KEYS, "")
     _check_known(zero, (*_ZERO_KEYS, *_REFUSED), "zero_optimization.")
     _check_precision(section, stage)

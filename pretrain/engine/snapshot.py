@@ -30,13 +30,21 @@ class Snapshot:
         """Of a copy."""
         return 4 * len(kinds(self._engine)) * sum(part.numel for part in self._fragments)
 
+    @property
+    def memory(self) -> int:
+        """Bytes of the host's memory that the buffers take."""
+        if not _page_locks():
+            return self.bytes
+        count = len(kinds(self._engine))
+        return count * (1 << (self.bytes // count - 1).bit_length())  # torch rounds each up to a power of two
+
     def lacks(self, ranks: int) -> str | None:
         """Why this host has no room for the buffers of its `ranks` ranks beside what training takes; None: it has."""
         room = hostmemory.available() - ranks * hostmemory.still_to_come()
-        if self._buffers or _SPARE * ranks * self.bytes <= room:
+        if self._buffers or _SPARE * ranks * self.memory <= room:
             return None
         return (
-            f"a copy of what {ranks} ranks save takes {ranks * self.bytes / 2**30:.1f} GiB of this host's memory, "
+            f"a copy of what {ranks} ranks save takes {ranks * self.memory / 2**30:.1f} GiB of this host's memory, "
             f"training leaves {max(room, 0) / 2**30:.1f}"
         )
 
@@ -52,7 +60,7 @@ class Snapshot:
         sizes = [part.numel for part in self._fragments]
         for kind in views if not self._buffers else ():
             buffer = torch.empty(sum(sizes))
-            if get_accelerator().device_name() != "cpu":
+            if _page_locks():
                 buffer = get_accelerator().pin_memory(buffer)
             self._buffers[kind] = list(buffer.split(sizes))
         for kind, copies in self._buffers.items():
@@ -60,3 +68,7 @@ class Snapshot:
                 copy.copy_(view, non_blocking=True)
         get_accelerator().synchronize()
         return dict(self._buffers)
+
+
+def _page_locks() -> bool:
+    return get_accelerator().device_name() != "cpu"

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from pretrain.engine.checkpoint import Saved
+from pretrain.engine.offered import FIXED, LOGGING
 from pretrain.errors import InputError
 from pretrain.run.config import DataSection, RunConfig, TrainSection, differences
 
 _DATA = ("chunk", "lanes", "crop_area", "crop_aspect", "flip", "decoder", "randaugment", "mixup")
 
 # Said otherwise ("precision"), or of no effect on the function.
-_LAYOUT = ("bf16", "zero_optimization", "wall_clock_breakdown", "flops_profiler", "comms_logger")
+_LAYOUT = ("bf16", "zero_optimization", *FIXED, *LOGGING)
 
 # An average may begin or end with any resume; how one that goes on is taken may not change.
 _AVERAGING = "averaging"
@@ -43,7 +44,7 @@ def trained_function(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[
         "schedule": tree["schedule"],
         "precision": str(dtype).removeprefix("torch."),
         # Whatever else DeepSpeed is told may change what is computed (autocast, quantised communication).
-        "deepspeed": {key: tree["deepspeed"][key] for key in tree["deepspeed"] if key not in _LAYOUT},
+        "deepspeed": _computing(tree["deepspeed"]),
     }
 
 
@@ -72,12 +73,21 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
         )
 
 
+def _computing(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: said for key, said in section.items() if key not in _LAYOUT}
+
+
 def _with_defaults(function: dict[str, Any]) -> dict[str, Any]:
-    """With the keys that came after a run was begun as they are left out: what they say was not there to be said."""
+    """As it would be told now, of a run begun before.
+
+    With the keys that have come since as they are left out: what they say was not there to be said. Without those of
+    DeepSpeed's that have been found to be of no effect.
+    """
     data = DataSection().model_dump(mode="json")
     smoothing = TrainSection.model_fields["label_smoothing"].default
     return {
         **function,
         "data": {**{key: data[key] for key in _DATA}, **function["data"]},
         "train": {"label_smoothing": smoothing, **function["train"]},
+        "deepspeed": _computing(function["deepspeed"]),
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.engine import hostmemory
+from pretrain.engine import hostmemory, snapshot
 from pretrain.engine.snapshot import Snapshot
 
 GIB = 2**30
@@ -49,6 +49,35 @@ def test_there_is_room_only_beside_what_all_ranks_will_take_again(engine, monkey
     said = Snapshot(engine).lacks(ranks)
     assert (said is None) == room
     assert room or f"{ranks:.1f} GiB of this host's memory" in said
+
+
+def test_page_locked_memory_is_counted_as_torch_takes_it(engine, monkeypatch):
+    locked = []
+
+    class Accelerator:
+        def device_name(self):
+            return "cuda"
+
+        def pin_memory(self, buffer):
+            locked.append(buffer.nbytes)
+            return buffer
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(snapshot, "get_accelerator", Accelerator)
+    monkeypatch.setattr(hostmemory, "still_to_come", lambda: 0)
+    taken = Snapshot(engine)
+    assert taken.bytes == 2 * 8320
+    assert taken.memory == 2 * 16384, "each buffer up to a power of two"
+    for free, room in ((2 * 16384 * 1.2, True), (2 * 8320 * 1.2, False)):
+        monkeypatch.setattr(hostmemory, "available", lambda free=free: int(free))
+        assert (taken.lacks(1) is None) == room
+    taken.take()
+    assert locked == [8320, 8320]
+    exact = Snapshot(engine)
+    monkeypatch.setattr(Snapshot, "bytes", 2 * GIB)
+    assert exact.memory == 2 * GIB, "already powers of two"
 
 
 def test_what_was_given_back_counts_as_still_to_come():

@@ -1,7 +1,9 @@
 """Train each variant while rank 1 meets a loss or gradients that are no numbers at given steps: one process group.
 
 argv: the config, where to put the runs, variants {name: {"changes": [...], "losses": [steps], "gradients": [steps],
-"refuses": [steps done after which an evaluation refuses, once]}}. Files are written slowly.
+"spikes": [steps whose loss is a thousand times what it is],
+"refuses": [steps done after which an evaluation refuses, once], "passing": whether by storage that may come back}}.
+Files are written slowly.
 """
 
 import json
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from pretrain.engine import archive, checkpoint, distributed
+from pretrain.engine import archive, checkpoint, distributed, guards
 from pretrain.engine.guards import DivergedError
 from pretrain.engine.quiet import get_accelerator
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 from pretrain.run import setup, trainer
+from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import RunConfig, read_config
 from pretrain.run.experiment import fresh, run
 
@@ -37,7 +40,7 @@ def poisoned(variant):
         def loss(logits, *rest):
             if world.rank == 1 and now["step"] in variant.get("gradients", ()):
                 logits.register_hook(lambda gradient: gradient * torch.nan)
-            value = loss_of(logits, *rest)
+            value = loss_of(logits, *rest) * (1000 if now["step"] in variant.get("spikes", ()) else 1)
             return value * torch.nan if world.rank == 1 and now["step"] in variant.get("losses", ()) else value
 
         return loss
@@ -50,13 +53,13 @@ class Measuring:
 
     every = 3
 
-    def __init__(self, refuses):
-        self.refuses, self.made = set(refuses), []
+    def __init__(self, refuses, error):
+        self.refuses, self.error, self.made = set(refuses), error, []
 
     def run(self, model, step):
         if step in self.refuses:
             self.refuses.remove(step)
-            raise InputError(f"no evaluation after step {step}")
+            raise self.error(f"no evaluation after step {step}")
         self.made.append(step)
         yield "eval/step", float(step)
 
@@ -66,21 +69,29 @@ def slowly(path, tensors, write=archive.write):
     return write(path, tensors)
 
 
+def note_newest(name, attempt):
+    newest = checkpoint.newest(out / name / "checkpoints")[0]
+    (out / f"{name}.{world.rank}.{attempt}.refused").write_text(str(newest.step))
+
+
 trainer.seed_step, archive.write = note_step, slowly
+guards._ENOUGH = 5  # the runs are shorter than what a spike is told from
 get_accelerator().is_fp16_supported = lambda: True
 for name, variant in variants.items():
     setup.choose_loss = poisoned(variant)
     config = read_config(RunConfig, config_file, variant["changes"])
-    measuring = Measuring(variant.get("refuses", ()))
-    evaluators = [measuring] if "refuses" in variant else []
+    measuring = Measuring(variant.get("refuses", ()), StorageError if "passing" in variant else InputError)
+    evaluators = [lambda measuring=measuring: measuring] if "refuses" in variant else []
     for attempt in range(1 + len(measuring.refuses)):
         try:
-            assert run(config, out / name, world, fill=fresh(config), evaluators=evaluators) == 0
+            status = run(config, out / name, world, fill=fresh(config), evaluators=evaluators)
+            assert status == (STOPPED if "passing" in variant and attempt < len(variant["refuses"]) else DONE)
+            if status == STOPPED:
+                note_newest(name, attempt)
         except DivergedError as error:
             (out / f"{name}.{world.rank}.diverged").write_text(str(error))
         except InputError:
-            newest = checkpoint.newest(out / name / "checkpoints")[0]
-            (out / f"{name}.{world.rank}.{attempt}.refused").write_text(str(newest.step))
+            note_newest(name, attempt)
     if evaluators:
         assert run(config, out / name, world, fill=fresh(config), evaluators=evaluators) == 0, "nothing to do"
         (out / f"{name}.{world.rank}.made").write_text(json.dumps(measuring.made))

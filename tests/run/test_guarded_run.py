@@ -11,6 +11,7 @@ from pretrain.stream.order import Order
 from pretrain.weights.load import load_weights
 
 STEPS, BATCH = 12, 8
+SPIKED = {"spiked": [], "spiked_bf16": ["deepspeed.bf16.enabled=true"]}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,8 @@ def runs(digits: Path, ranks, tmp_path_factory) -> Path:
         "back": {"changes": ["train.guard.then=rollback", "deepspeed.zero_optimization.stage=2"], "losses": [7, 8]},
         "late": {"changes": ["train.guard.then=rollback", "train.guard.margin=100"], "losses": [7, 8]},
         "evaluated": {"changes": [], "refuses": [6, STEPS]},
+        "unsaved": {"changes": ["checkpoint.every=null"], "refuses": [3, 9]},
+        "outage": {"changes": ["checkpoint.every=null"], "refuses": [3, 9], "passing": True},
         "half": {
             "changes": [
                 "deepspeed.zero_optimization.stage=2", "deepspeed.fp16.enabled=true",
@@ -45,6 +48,9 @@ def runs(digits: Path, ranks, tmp_path_factory) -> Path:
         },
         "nowhere": {"changes": ["train.guard.then=rollback"], "losses": [0, 1]},
     }  # fmt: skip
+    for name, half in SPIKED.items():  # under ZeRO 3 the network has copies of the weights that outlive a step
+        changes = ["deepspeed.zero_optimization.stage=3", "train.guard.then=rollback", "train.guard.spike=50"]
+        variants[name] = {"changes": [*changes, *half], "spikes": [7, 8]}
     for stage in range(4):
         changes = [f"deepspeed.zero_optimization.stage={stage}"]
         variants[f"gradients{stage}"] = {"changes": changes, "gradients": [6]}
@@ -109,6 +115,20 @@ def test_a_roll_back_avoids_the_steps_and_tells_one_history(runs):
     assert all(line["loss"] is not None for line in told[9:])
 
 
+@pytest.mark.parametrize("name", SPIKED)
+def test_after_spikes_a_run_goes_on_with_exactly_the_weights_it_went_back_to(runs, name):
+    told, discarded = lines(runs / name), lines(runs / name, "metrics.discarded.jsonl")
+    assert [line["step"] for line in discarded] == [4, 5, 6, 7, 8, 9]
+    assert min(line["loss"] for line in discarded[-2:]) > 100 * max(line["loss"] for line in discarded[:-2])
+    assert [line["step"] for line in told] == list(range(1, STEPS + 1))
+    assert state(runs / name)["guard"]["avoided"] == [[5, 8]]
+    # The same steps from the same weights: what had been trained since is in none of the network's copies.
+    for again, first in zip(told[3:6], discarded[:3], strict=True):
+        assert {key: again[key] for key in ("step", "loss", "grad_norm", "lr")} == {
+            key: first[key] for key in ("step", "loss", "grad_norm", "lr")
+        }
+
+
 def test_without_a_checkpoint_to_go_back_to_the_run_ends(runs):
     assert "no checkpoint to go back to" in (runs / "nowhere.0.diverged").read_text()
 
@@ -124,10 +144,16 @@ def test_what_is_being_saved_is_whole_when_an_evaluation_ends_the_run(runs):
         assert [(runs / f"evaluated.{rank}.{n}.refused").read_text() for n in range(2)] == ["6", str(STEPS)]
 
 
-def test_an_evaluation_that_was_not_made_is_made_when_the_run_goes_on_or_is_started_again(runs):
-    told = [line["step"] for line in lines(runs / "evaluated") if "eval/step" in line]
-    assert told == [3, 6, 9, 12]
-    assert [json.loads((runs / f"evaluated.{rank}.made").read_text()) for rank in range(2)] == [[3, 6, 9, 12]] * 2
+@pytest.mark.parametrize("name", ["unsaved", "outage"])
+def test_an_evaluation_that_ends_the_run_costs_no_step(runs, name):
+    for rank in range(2):
+        assert [(runs / f"{name}.{rank}.{n}.refused").read_text() for n in range(2)] == ["3", "9"]
+
+
+@pytest.mark.parametrize("name", ["evaluated", "unsaved", "outage"])
+def test_an_evaluation_that_was_not_made_is_made_when_the_run_goes_on_or_is_started_again(runs, name):
+    assert [line["step"] for line in lines(runs / name) if "eval/step" in line] == [3, 6, 9, 12]
+    assert [json.loads((runs / f"{name}.{rank}.made").read_text()) for rank in range(2)] == [[3, 6, 9, 12]] * 2
 
 
 def test_overflows_that_the_loss_scale_cannot_answer_end_the_run_like_others(runs):

@@ -43,3 +43,28 @@ def test_what_changes_the_batches_is_refused(override):
 )
 def test_what_does_not_is_not(override):
     refuse_changes(saved(function()), function(override), extend=False)
+
+
+LOGGING = [
+    "deepspeed.steps_per_print=10", "deepspeed.wall_clock_breakdown=true", "deepspeed.memory_breakdown=true",
+    "deepspeed.dump_state=true", 'deepspeed.flops_profiler={"enabled":true}', 'deepspeed.comms_logger={"enabled":true}',
+    'deepspeed.tensorboard={"enabled":true}', 'deepspeed.wandb={"enabled":true}',
+    'deepspeed.csv_monitor={"enabled":true}', 'deepspeed.comet={"enabled":true}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", [*LOGGING, "deepspeed.zero_allow_untested_optimizer=true"])
+def test_what_deepspeed_is_to_report_may_come_and_go(override):
+    refuse_changes(saved(function()), function(override), extend=False)
+    refuse_changes(saved(function(override)), function(), extend=False)
+
+
+def test_a_run_that_took_it_for_a_part_of_what_is_trained_goes_on_without_it():
+    old = function()
+    old["deepspeed"] = {**old["deepspeed"], "steps_per_print": 10, "zero_force_ds_cpu_optimizer": True}
+    refuse_changes(saved(old), function(), extend=False)
+
+
+def test_what_deepspeed_is_to_compute_otherwise_is_refused():
+    with pytest.raises(InputError, match=r"deepspeed\.communication_data_type was None, is 'fp32'"):
+        refuse_changes(saved(function()), function("deepspeed.communication_data_type=fp32"), extend=False)
