@@ -13,9 +13,12 @@ from fewshot.score import fp64_device, score, summarise
 from fewshot.store import FeatureSet
 from fewshot.subject import representation
 from fewshot.task import open_task
-from pretrain.engine.distributed import World, share
+from pretrain.console import say
+from pretrain.engine.distributed import World, share, together
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
+from pretrain.run.setup import check_index
+from pretrain.stream.fault import Fault
 
 _BATCH = 64  # images a rank looks at together
 
@@ -23,8 +26,8 @@ _BATCH = 64  # images a rank looks at together
 class FewshotEvaluator:
     """The ridge probe of the `fewshot` section, on the representation (class token without one).
 
-    Opens and checks the indices, and draws, once. Only the drawn images of the support index are looked at.
-    Raises InputError as `open_task` does, and where the config has no `fewshot` section.
+    Opens and checks the indices, and draws, once; that is collective. Only the drawn images of the support index are
+    looked at. Raises InputError as `open_task` and `check_index` do, and where the config has no `fewshot` section.
     """
 
     def __init__(self, config: RunConfig, world: World) -> None:
@@ -32,27 +35,36 @@ class FewshotEvaluator:
         if section is None:
             raise InputError(f"config {config.name}: no fewshot section; set fewshot.every, .support, .query")
         self.every: int | None = section.every
-        self._task = open_task(
-            section.support, section.query, shots=section.shots, seeds=section.seeds, section="fewshot"
+        self._task = together(
+            lambda: open_task(
+                section.support, section.query, shots=section.shots, seeds=section.seeds, section="fewshot"
+            )
         )
         self._l2, self._workers, self._world = section.l2, config.data.workers, world
+        self._patience = config.data.patience()
+        for split, index in (("support", self._task.support), ("query", self._task.query)):
+            check_index(index, f"fewshot.{split}", world, self._patience)
         self._spec = config.model.spec()
 
     def run(self, model: nn.Module, step: int) -> Iterator[tuple[str, float]]:
         """("fewshot/5shot_ridge", accuracy), a pair for each shots, mean over the seeds; on every rank.
 
         Collective, and done when it returns: a rank that does not iterate keeps no other waiting. NaN where
-        the features are not finite. Under ZeRO `model` may be the partitioned network.
+        the features are not finite. Under ZeRO `model` may be the partitioned network. An image that does not decode
+        is seen as grey; ("fewshot/unreadable", how many) follows where there are any, of both sets.
+
+        Raises InputError where a chunk cannot be read (StorageError: for now); the same on every rank.
         """
         return iter(share(self._score(model)).items())
 
     def _score(self, model: nn.Module) -> dict[str, float]:
         task, layer = self._task, representation(self._spec)
-        parts = {}
+        parts, grey = {}, 0
         for split, index, ids in (
             ("support", task.support, task.support_ids),
             ("query", task.query, np.arange(task.query.samples)),
         ):
+            unreadable: list[Fault] = []
             parts[split] = extract(
                 model,
                 index,
@@ -63,15 +75,23 @@ class FewshotEvaluator:
                 batch=_BATCH,
                 workers=self._workers,
                 world=self._world,
-                doing=f"few-shot {split}",
-                skip_unreadable=True,
+                patience=self._patience,
+                doing=f"fewshot.{split}",
+                unreadable=unreadable,
             )
+            grey += len(unreadable)
+            if unreadable and self._world.main:
+                say(
+                    f"fewshot.{split}: {len(unreadable):,} of {len(ids):,} images cannot be read and are seen as grey, "
+                    f"the first: {unreadable[0].describe(index)}"
+                )
         support, query = parts["support"], parts["query"]
         if support is None or query is None:
             return {}
         names = {draw.shots: f"fewshot/{draw.shots}shot_ridge" for draw in task.draws}
+        besides = {"fewshot/unreadable": float(grey)} if grey else {}
         if not (np.isfinite(support[layer]).all() and np.isfinite(query[layer]).all()):
-            return dict.fromkeys(names.values(), math.nan)
+            return dict.fromkeys(names.values(), math.nan) | besides
         results, _ = score(
             FeatureSet(task.support_ids, support[layer], query[layer]),
             task.draws,
@@ -81,4 +101,4 @@ class FewshotEvaluator:
             l2=self._l2,
             device=fp64_device(self._world.device),
         )
-        return {names[row.shots]: row.mean for row in summarise(results)}
+        return {names[row.shots]: row.mean for row in summarise(results)} | besides

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pretrain.engine.distributed import World, any_rank, collect, gather_rows, refuse_unlike
-from pretrain.errors import InputError
+from pretrain.stream.fault import Cause, Fault, first_cause
 from pretrain.stream.images import SquashImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
 from pretrain.stream.progress import Progress
+from pretrain.stream.store import Patience
 
 
 def extract(
@@ -28,8 +29,9 @@ def extract(
     batch: int,
     workers: int,
     world: World,
+    patience: Patience | None = None,
     doing: str = "features",
-    skip_unreadable: bool = False,
+    unreadable: list[Fault] | None = None,
 ) -> dict[str, NDArray[np.float32]] | None:
     """Features of canonical `ids` [n] by layer, fp32 [n, ·] in that order; None but on rank 0. Collective.
 
@@ -38,9 +40,10 @@ def extract(
     computed in the same place of the same shape of batch: bit-equal for any number of ranks. Another `batch`
     may change the last digits, as matrix products of another shape do.
 
-    Raises InputError where an image cannot be read, unless `skip_unreadable`, which sees it as grey.
+    Images that do not decode are added to the list `unreadable`, those of all ranks on every rank, and seen as grey.
+    Without that list they raise InputError, as a chunk that cannot be read always does (StorageError: for now, after
+    `patience` where it is remote); the same on every rank.
     """
-
     refuse_unlike(index.hash, f"{doing}: the index")
     found: dict[str, NDArray[np.float32]] = {}
     done = 0
@@ -53,17 +56,21 @@ def extract(
         workers=workers,
         ids=ids,
         mask_chunks=True,
-        give_up=not skip_unreadable,
+        give_up=True,
         pin=world.device.type != "cpu",
+        patience=patience,
     )
+    grey: list[Fault] = []
     training = model.training
     model.eval()
     # Not inference_mode: under ZeRO-3 the parameters gathered inside would be unfit for training afterwards.
     with batches, torch.no_grad(), Progress(doing, "images", len(ids) if world.main else 0) as progress:
         for part in batches:
-            refused = [fault for fault in part.faults if fault.of_chunk or not skip_unreadable]
+            refused = [fault for fault in part.faults if fault.of_chunk or unreadable is None]
             if any(any_rank(world.device, bool(refused))):
-                raise InputError(f"{collect([fault.describe(index) for fault in refused])[0]}; mend it or leave it out")
+                cause = first_cause(collect([Cause(fault.describe(index), fault.passing) for fault in refused]))
+                raise cause.error(f"{doing}: ", "" if cause.passing else "; mend it or leave it out")
+            grey += part.faults
             images = to_float(part.images.to(world.device, non_blocking=True), torch.float32)
             features = model(images, features=True)
             rows = gather_rows(torch.cat([features[layer].float() for layer in layers], dim=1))
@@ -82,6 +89,8 @@ def extract(
             done += len(taken)
             progress.advance(len(taken))
     model.train(training)
+    if unreadable is not None:
+        unreadable += collect(grey)
     return found if world.main else None
 
 

@@ -18,6 +18,7 @@ from fewshot.store import Given, content, feature_file, read_layer, write_featur
 from fewshot.subject import Entry, Subject, headline, subjects
 from fewshot.task import Task
 from pretrain.engine.distributed import World, share
+from pretrain.run.setup import check_index
 from pretrain.stream.progress import Progress
 
 FEATURES = "features"  # folder of a run's feature files; may be removed at any time
@@ -38,13 +39,22 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
 
     A feature file is named by what fixes it: weights, image size, images. It holds the union of the support
     sets and the whole query set, so that neither ImageNet's other million images nor a second run cost time.
+
+    Raises InputError where an index is damaged or differs among nodes, and, if there is something to compute, where a
+    shard is not in place or an image cannot be read; the same on every rank.
     """
     images = {"support": content(task.support, task.support_ids), "query": content(task.query)}
-    plan = [(entry, one) for entry in entries for one in subjects(entry, config.fewshot.features, config.seed)]
+    plan = []
+    for entry in entries:
+        for subject in subjects(entry, config.fewshot.features, config.seed):
+            layers = list(subject.features.values())
+            what = {"subject": subject.identity, "layers": layers, "images": images}
+            plan.append((entry, subject, feature_file(out / FEATURES, what)))
+    lacking = share(not all(file.is_file() for *_, file in plan))  # the shards may be gone once all features are taken
+    for split, index in (("support", task.support), ("query", task.query)):
+        check_index(index, f"data.{split}", world, files=lacking)
     taken = []
-    for entry, subject in plan:
-        layers = list(subject.features.values())
-        file = feature_file(out / FEATURES, {"subject": subject.identity, "layers": layers, "images": images})
+    for entry, subject, file in plan:
         name = f"{entry.id}: {' '.join(subject.features)}"
         if share(file.is_file()):
             say(f"{name}: already in {out / FEATURES}", world)
@@ -143,7 +153,7 @@ def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, 
             batch=config.fewshot.batch,
             workers=config.data.workers,
             world=world,
-            doing=f"{split} features",
+            doing=f"features of data.{split}",
         )
         arrays.update({f"{split}_{layer}": values for layer, values in (found or {}).items()})
     if world.main:

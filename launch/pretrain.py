@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where pretrain.py hides pretrain
 
 import argparse
+from functools import partial
 
 from pretrain.engine.stop import listen
 from pretrain.run.command import Parser, run_command
@@ -39,7 +40,7 @@ def main() -> int:
     if config.fewshot:
         from fewshot.evaluator import FewshotEvaluator
 
-        evaluators.append(FewshotEvaluator(config, world))
+        evaluators.append(partial(FewshotEvaluator, config, world))
     return run(
         config, args.out or Path("runs") / config.name, world, fill=fill, evaluators=evaluators, extend=args.extend
     )

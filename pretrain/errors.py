@@ -8,6 +8,8 @@ class InputError(Exception):
     print it without a traceback and exit with status 2.
     """
 
+    only_this_rank = False  # whether no other rank knows of it, so that this one must tell it
+
 
 class StorageError(InputError):
     """Storage failed in a way that passes: the same command may succeed later.

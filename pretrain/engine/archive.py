@@ -7,12 +7,14 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pretrain.engine.reading import ABSENT, patiently
 from pretrain.errors import InputError
 
 _BLOCK = 1 << 24  # bytes written, or hashed, at a time
@@ -51,8 +53,8 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file = safe_open(str(path), framework="pt", device="cpu")
-        except (OSError, SafetensorError) as error:
+            self._file = patiently(path, partial(safe_open, str(path), framework="pt", device="cpu"))
+        except (*ABSENT, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None
 
     def read(self, name: str, begin: int, numel: int) -> Tensor:

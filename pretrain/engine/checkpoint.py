@@ -16,11 +16,14 @@ any stage.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ from torch import Tensor
 from pretrain.engine import archive
 from pretrain.engine.fragments import WEIGHT, fingerprint
 from pretrain.engine.optimizer import AVERAGE
-from pretrain.errors import InputError
+from pretrain.engine.reading import ABSENT, patiently
+from pretrain.errors import InputError, StorageError
 
 FORMAT = 2
 LATEST, STATE, LAYOUT = "latest", "state.json", "layout.json"
@@ -138,17 +142,31 @@ def seal(state: dict[str, Any]) -> str:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """What looks like a checkpoint under `folder`, newest first; not what somebody named otherwise beside them."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(found, key=_step, reverse=True)
+    """What looks like a checkpoint under `folder`, newest first; not what somebody named otherwise beside them.
+
+    Raises:
+        OSError: the folder cannot be listed, which is not to be taken for there being none.
+    """
+    try:
+        names = os.listdir(folder)
+    except ABSENT:
+        return []
+    found = [name for name in names if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).isdecimal()]
+    return sorted((folder / name for name in found), key=_step, reverse=True)
 
 
 def newest(folder: Path) -> tuple[Saved | None, dict[Path, str]]:
-    """The newest checkpoint under `folder` whose files have their sizes, and what is wrong with each newer one."""
+    """The newest checkpoint under `folder` whose files have their sizes, and what is wrong with each newer one.
+
+    Raises:
+        StorageError: one cannot be read for now; it may be whole.
+    """
     passed_over: dict[Path, str] = {}
-    for path in candidates(folder):
+    for path in patiently(folder, bound(candidates, folder)):
         try:
             return read(path), passed_over
+        except StorageError:
+            raise
         except InputError as error:
             passed_over[path] = str(error)
     return None, passed_over
@@ -159,12 +177,13 @@ def read(path: Path) -> Saved:
 
     Raises:
         InputError: it is not whole: no `state.json`, or a file is missing or of another size than was written.
+        StorageError: storage does not serve it for now.
     """
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        state = json.loads(patiently(path / STATE, bound((path / STATE).read_text, encoding="utf-8")))
+    except ABSENT:
         raise InputError(f"checkpoint {path}: no {STATE}, so it is no whole checkpoint") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"checkpoint {path}: {STATE} cannot be read: {error}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else state
@@ -172,8 +191,7 @@ def read(path: Path) -> Saved:
     if state.pop("seal", None) != seal(state):
         raise InputError(f"checkpoint {path}: damaged: {STATE} is not what was written")
     for name, written in state["files"].items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
+        found = patiently(path / name, bound(_size, path / name))
         if found != written["bytes"]:
             what = "is missing" if found is None else f"has {found} bytes"
             raise InputError(f"checkpoint {path}: damaged: {name} {what}, {written['bytes']} bytes were written")
@@ -185,13 +203,14 @@ def verify(saved: Saved, names: Iterable[str] | None = None) -> None:
 
     Raises:
         InputError: naming the first file that differs.
+        StorageError: storage does not serve it for now.
     """
     for name in saved.state["files"] if names is None else names:
         written = saved.state["files"][name]["sha256"]
         try:
-            found = archive.sha256(saved.path / name)
-        except OSError as error:
-            raise InputError(f"checkpoint {saved.path}: {name} cannot be read: {error.strerror}") from None
+            found = patiently(saved.path / name, bound(archive.sha256, saved.path / name))
+        except ABSENT:
+            raise InputError(f"checkpoint {saved.path}: damaged: {name} is missing") from None
         if found != written:
             raise InputError(
                 f"checkpoint {saved.path}: damaged: {name} has sha256 {found[:12]}…, {written[:12]}… was written"
@@ -199,11 +218,14 @@ def verify(saved: Saved, names: Iterable[str] | None = None) -> None:
 
 
 def set_aside(paths: Iterable[Path]) -> None:
-    """Rename damaged checkpoints, so that they neither count among those kept nor stand where a new one goes."""
+    """Rename damaged checkpoints, so that they neither count among those kept nor stand where a new one goes.
+
+    None takes the place of one that is there: of two of the same step either may have what somebody needs.
+    """
     for path in paths:
-        aside = path.with_name(f"{_DAMAGED}{path.name.removeprefix(_PREFIX)}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
+        name = f"{_DAMAGED}{path.name.removeprefix(_PREFIX)}"
+        names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+        os.replace(path, next(aside for aside in map(path.with_name, names) if not aside.exists()))
 
 
 def clear_partial(folder: Path) -> None:
@@ -259,6 +281,15 @@ def flush(path: Path) -> None:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
+
+
+def _size(path: Path) -> int | None:
+    """A file's size; None where there is no such file."""
+    try:
+        status = path.stat()
+    except ABSENT:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _remove(path: Path) -> None:

@@ -169,10 +169,12 @@ def _device_number(local_rank: int, visible: int) -> int:
         return local_rank
     if visible == 1:
         return 0
-    raise InputError(
+    refusal = InputError(
         f"local rank {local_rank}, but {visible} devices are visible to it; start at most as many ranks on a node "
         "as it has devices"
     )
+    refusal.only_this_rank = local_rank == visible  # the first of its host without one speaks for those after it
+    raise refusal
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from pretrain.console import say
 from pretrain.engine.quiet import get_accelerator, get_default_build_root, quiet
 from pretrain.errors import InputError
 
@@ -34,7 +35,7 @@ def compile_ops() -> None:
         fcntl.flock(turn, fcntl.LOCK_EX)
         if not any(root.glob(f"**/{_NAME}/{_NAME}.so")):
             _need_tools()
-            print("DeepSpeed compiles its CPU ops once for this machine; about a minute …", file=sys.stderr, flush=True)
+            say("DeepSpeed compiles its CPU ops once for this machine; about a minute …", to=sys.stderr)
         for stale in root.glob(f"**/{_NAME}/lock"):
             stale.unlink()
         with quiet():

@@ -89,10 +89,16 @@ def place(env: Mapping[str, str]) -> dict[str, str]:
 
 def rank(env: Mapping[str, str]) -> int:
     """This rank's number, also where the rest of its place is not told; 0 without a launcher."""
-    for name in ("RANK", OPEN_MPI.rank, HYDRA.rank, "SLURM_PROCID"):
-        if name in env:
-            return int(env[name])
-    return 0
+    return _first_told(env, "RANK", OPEN_MPI.rank, HYDRA.rank, "SLURM_PROCID")
+
+
+def local_rank(env: Mapping[str, str]) -> int:
+    """This rank's number on its host, also where the rest of its place is not told; 0 without a launcher."""
+    return _first_told(env, "LOCAL_RANK", OPEN_MPI.local_rank, HYDRA.local_rank, "SLURM_LOCALID")
+
+
+def _first_told(env: Mapping[str, str], *names: str) -> int:
+    return next((int(env[name]) for name in names if name in env), 0)
 
 
 def _first_host(node_list: str) -> str:

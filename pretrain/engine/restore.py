@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from pretrain.engine import checkpoint
 from pretrain.engine.archive import Archive
 from pretrain.engine.checkpoint import Saved, file_name, tensor_name
 from pretrain.engine.distributed import World, collect, share, together
-from pretrain.engine.fragments import AVERAGE, WEIGHT, fingerprint, held, kinds, places, refresh
+from pretrain.engine.fragments import AVERAGE, WEIGHT, check_names, fingerprint, held, kinds, places, refresh
+from pretrain.engine.reading import patiently
 from pretrain.engine.step import set_loss_scale
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 
 
 class Pieces:
@@ -27,7 +29,8 @@ class Pieces:
         self._saved = saved
         self._files: dict[str, Archive] = {}
         self._pieces: dict[str, list[tuple[int, int, int]]] = {}  # parameter → (begin, numel, rank)
-        layout = json.loads((saved.path / checkpoint.LAYOUT).read_text(encoding="utf-8"))
+        path = saved.path / checkpoint.LAYOUT
+        layout = json.loads(patiently(path, partial(path.read_text, encoding="utf-8")))
         for rank, pieces in layout.items():
             for name, begin, numel in pieces:
                 self._pieces.setdefault(name, []).append((begin, numel, int(rank)))
@@ -57,6 +60,17 @@ class Pieces:
         return self._files[name]
 
 
+def look(folder: Path, world: World) -> list[Path]:
+    """What rank 0 sees of checkpoints under `folder`, newest first. Collective.
+
+    Raises:
+        StorageError: the folder cannot be listed for now.
+    """
+    found = together(lambda: patiently(folder, partial(checkpoint.candidates, folder)) if world.main else [])
+    paths: list[Path] = share(found)
+    return paths
+
+
 def newest_whole(folder: Path, world: World, upto: Path | None = None) -> tuple[Saved | None, dict[Path, str]]:
     """The newest checkpoint whose files are what was written, and what is wrong with each newer one. Collective.
 
@@ -64,9 +78,12 @@ def newest_whole(folder: Path, world: World, upto: Path | None = None) -> tuple[
 
     Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one. The ranks
     divide the reading of the files among them.
+
+    Raises:
+        StorageError: one cannot be read for now. It is not passed over: it may be whole, and hours newer than the next.
     """
     passed_over: dict[Path, str] = {}
-    found = share(checkpoint.candidates(folder) if world.main else None)
+    found = look(folder, world)
     for path in found[found.index(upto) if upto in found else 0 :]:
         try:
             # One rank asks for the sizes of so many files; the others take its word.
@@ -74,6 +91,8 @@ def newest_whole(folder: Path, world: World, upto: Path | None = None) -> tuple[
             names = sorted(saved.state["files"])[world.rank :: world.size]
             together(lambda saved=saved, names=names: checkpoint.verify(saved, names))  # type: ignore[misc]
             return saved, passed_over
+        except StorageError as error:
+            raise StorageError(f"{error}; should that last, move {path} away to go on from the one before it") from None
         except InputError as error:
             passed_over[path] = str(error)
     return None, passed_over
@@ -84,7 +103,7 @@ def restore(engine: Any, saved: Saved, loaded: Callable[[int], None] = lambda va
     """Put a checkpoint's weights, optimizer states and counts into `engine`. Collective.
 
     `loaded` is told how many more values this rank has, of its `values_held`. Every value is then read back out of the
-    engine: what it holds must have the fingerprints that were saved.
+    engine: what it holds must have the fingerprints that were saved, and the network must compute with it.
 
     Raises:
         InputError: the checkpoint does not hold what this optimizer needs, or the engine does not hold what was loaded.
@@ -114,6 +133,7 @@ def restore(engine: Any, saved: Saved, loaded: Callable[[int], None] = lambda va
     set_loss_scale(engine, state["loss_scale"])
     engine.global_steps = saved.step
     refresh(engine)
+    check_names(engine)  # a network to be resumed was built unset: then there was little to compare
     for kind, written in state["fingerprints"].items():
         if kind in kinds(engine) and (found := fingerprint_of(engine, kind)) != written:
             raise InputError(

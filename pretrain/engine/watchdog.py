@@ -106,8 +106,8 @@ class Watchdog:
         """Watch no longer."""
         self._closed.set()
         faulthandler.cancel_dump_traceback_later()
-        self._file.close()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a full disk
+            self._file.close()
             if not self._path.stat().st_size:
                 self._path.unlink()
             self._stacks.rmdir()  # unless there are stacks in it
@@ -164,7 +164,7 @@ class Watchdog:
     def _dump(self) -> None:
         """Write this process's stacks to its file."""
         sign = self._look()
-        with contextlib.suppress(ValueError):  # closed by now
+        with contextlib.suppress(ValueError, OSError):  # closed by now; a full disk
             self._file.write(f"rank {sign.rank} ({sign.host}), process {os.getpid()}: {_place(sign)}\n")
             self._file.flush()
             faulthandler.dump_traceback(self._file)
@@ -228,7 +228,8 @@ class Watchdog:
     def _end(self, verdict: dict[str, Any]) -> None:
         self._ending.acquire()  # and never released: the watching and the main thread may both come here
         if self._world.rank in verdict["speakers"]:
-            os.write(2, f"error: {verdict['text']}\n".encode())  # what hangs may hold the lock of sys.stderr
+            with contextlib.suppress(OSError):  # a full disk: the run must end all the same
+                os.write(2, f"error: {verdict['text']}\n".encode())  # what hangs may hold the lock of sys.stderr
         if self._world.size > 1:
             # The others are still to read the verdict, from a store that is in rank 0's process.
             time.sleep((2 if self._world.main else 1) * _GAP * self._every)

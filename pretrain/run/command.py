@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
+from pretrain.console import say
 from pretrain.engine.guards import DivergedError
-from pretrain.engine.place import rank
+from pretrain.engine.place import local_rank, rank
 from pretrain.errors import InputError
 
 DONE, DIVERGED, INPUT_AT_FAULT, STOPPED = 0, 1, 2, 75
+
+
+class CommandLineError(InputError):
+    """The words of the command are at fault, which every rank was given alike."""
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint is an `InputError`: said once, by rank 0, with status 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+        raise CommandLineError(f"{message}; see {self.prog} --help")
 
 
 def main_rank() -> bool:
@@ -30,22 +37,42 @@ def main_rank() -> bool:
 def run_command(command: Callable[[], int]) -> None:
     """Run `command` and exit with its status; an `InputError` becomes one message on stderr and status 2.
 
-    A run that has diverged ends with one message too, and status 1.
-
-    What is checked before training is checked alike by every rank, so rank 0 alone reports it. An error that only
-    one rank can see (a damaged chunk of its shards) carries `only_this_rank` and is reported where it happened.
+    A run that has diverged ends with one message too, and status 1. Both are rank 0's to tell, but for what only other
+    ranks know of (`_speaks`).
     """
     try:
         status = command()
     except InputError as error:
-        if main_rank() or getattr(error, "only_this_rank", False):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if _speaks(error):
+            who = "" if main_rank() else f"rank {rank(os.environ)} ({socket.gethostname()}): "
+            say(f"error: {who}{error}", to=sys.stderr)
         status = INPUT_AT_FAULT
     except DivergedError as error:  # the ranks agree on it
         if main_rank():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}", to=sys.stderr)
         status = DIVERGED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     # Reader threads and process groups must not keep a finished rank alive.
     os._exit(status)
+
+
+def _speaks(error: InputError) -> bool:
+    """Whether this rank is the one to tell `error`.
+
+    Ranks that have met refuse together, and rank 0 tells it. Before, a host may be alone with what it finds (its copy
+    of the config, its compiler): the first rank of each tells it. An error that only one rank can see (a damaged chunk
+    of its shards) carries `only_this_rank` and is told where it happened.
+    """
+    if main_rank() or error.only_this_rank:
+        return True
+    if isinstance(error, CommandLineError) or _have_met():
+        return False
+    return local_rank(os.environ) == 0
+
+
+def _have_met() -> bool:
+    """Whether there is a process group; a rank that has not imported torch by now is in none."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized()

@@ -104,7 +104,8 @@ class DataSection(Section):
     randaugment: tuple[Layers, Magnitude] | None = None  # [operations, magnitude]; its pixels are for 224 px
     mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # α of Beta(α, α); 0: no mixup
     read_ahead_mib: int = Field(default=1024, gt=0)  # of shards, per rank, beyond what the next batches ask for
-    patience_minutes: float = Field(default=5, gt=0, allow_inf_nan=False)  # of attempts at one range of a remote shard
+    # Of attempts at one range of a remote shard; below train.hang_minutes and slow_minutes, which end who waits longer.
+    patience_minutes: float = Field(default=5, gt=0, allow_inf_nan=False)
     unreadable_chunks: Literal["stop", "quarantine"] = "stop"
     max_unreadable: float = Field(default=0.01, ge=0, le=1)  # share of about the last 10⁴ images; the run ends above
 
@@ -251,6 +252,17 @@ class Recipe(Section):
                 raise ValueError(f"{key} follows from {ours}: set that and leave deepspeed.{key} out")
         check_offered(section)
         return section
+
+    @model_validator(mode="after")
+    def _patience_ends_first(self) -> Recipe:
+        patience, train = self.data.patience_minutes, self.train
+        for key, limit in (("hang_minutes", train.hang_minutes), ("slow_minutes", train.slow_minutes)):
+            if patience >= limit:
+                raise ValueError(
+                    f"data.patience_minutes is {patience:g}, train.{key} is {limit:g}: a rank that waits for storage "
+                    f"would be ended as one that hangs; a data.patience_minutes below train.{key} would be right"
+                )
+        return self
 
 
 class RunConfig(Recipe):

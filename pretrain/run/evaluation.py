@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
-from pretrain.engine.distributed import World, all_reduce_sum, collect
+from pretrain.console import say
+from pretrain.engine.distributed import World, all_reduce_sum, any_rank, collect
 from pretrain.engine.fragments import averaged
+from pretrain.engine.stop import Stop
 from pretrain.engine.watchdog import Watchdog
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
@@ -25,24 +27,50 @@ class Evaluator(Protocol):
     every: int | None  # steps between runs; None: after the last step only
 
     def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
-        """The named values after `step` steps. All ranks call it; what rank 0 yields is logged."""
+        """The named values after `step` steps. All ranks call it; what rank 0 yields is logged.
+
+        Every rank calls `model` equally often: before each batch they agree whether to go on, and where they do not
+        the call raises.
+        """
         ...
 
 
+class _Left(Exception):
+    """The ranks have agreed to stop amid an evaluation."""
+
+
 def evaluate(
-    evaluators: Sequence[Evaluator], engine: Any, done: int, meters: Meters, watchdog: Watchdog, *, last: bool
-) -> None:
+    evaluators: Sequence[Evaluator],
+    engine: Any,
+    done: int,
+    meters: Meters,
+    watchdog: Watchdog,
+    stop: Stop,
+    world: World,
+    *,
+    last: bool,
+) -> bool:
     """Run the evaluators that are due after `done` steps, on the engine's network in evaluation mode.
 
     Where an average of the weights is kept they run on it too; its values are named averaged/….
+
+    Returns:
+        whether it came to its end; False where a rank was asked to stop before, the same on every rank. Nothing is
+        written down then, so that the evaluation is still to be made.
     """
     chosen = due(evaluators, done, last=last)
     if not chosen:
-        return
+        return True
     watchdog.beat(done - 1, "evaluation")
     engine.eval()
-    # However long a set is, each batch of it is progress.
-    progress = engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(done - 1, "evaluation"))
+
+    def before_batch(*_: Any) -> None:
+        watchdog.beat(done - 1, "evaluation")  # however long a set is, each batch of it is progress
+        if any(any_rank(world.device, stop.asked())):  # and a job's last minutes may be shorter than a set
+            raise _Left
+
+    # The first of all hooks: under ZeRO 3 the others begin to gather parameters.
+    hook = engine.module.register_forward_pre_hook(before_batch, prepend=True)
     try:
         with torch.no_grad():
             values = {name: value for evaluator in chosen for name, value in evaluator.run(engine.module, done)}
@@ -50,9 +78,12 @@ def evaluate(
                 with averaged(engine):
                     for evaluator in chosen:
                         values |= {f"averaged/{name}": value for name, value in evaluator.run(engine.module, done)}
+    except _Left:
+        return False
     finally:
-        progress.remove()
+        hook.remove()
     meters.evaluated(done, values)
+    return True
 
 
 def due(evaluators: Sequence[Evaluator], done: int, *, last: bool) -> list[Evaluator]:
@@ -105,8 +136,9 @@ class Validation:
         with batches:
             for batch in batches:
                 faults += batch.faults
-                labels, valid = batch.labels.to(world.device), batch.valid.to(world.device)
-                logits = model(to_float(batch.images.to(world.device, non_blocking=True), self._dtype)).float()
+                batch = batch.to(world.device)
+                labels, valid = batch.labels, batch.valid
+                logits = model(to_float(batch.images, self._dtype)).float()
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices
                 right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & valid[:, None]
                 sums += torch.stack(
@@ -134,4 +166,4 @@ class Validation:
             raise first_cause(broken).error("data.eval: ")
         first = collect([fault.describe(self._index) for fault in faults])[0]
         if self._world.main:
-            print(f"data.eval: {first}; grey, and counted as a miss", flush=True)
+            say(f"data.eval: {first}; grey, and counted as a miss")

@@ -9,6 +9,7 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
+from pretrain.console import say
 from pretrain.engine import checkpoint, distributed
 from pretrain.engine.checkpoint import Saved
 from pretrain.engine.distributed import World
@@ -16,7 +17,7 @@ from pretrain.engine.engine import build_engine, zero_stage
 from pretrain.engine.fragments import values_held
 from pretrain.engine.guards import DivergedError, Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
-from pretrain.engine.restore import newest_whole, restore
+from pretrain.engine.restore import look, newest_whole, restore
 from pretrain.engine.schedule import Averaging
 from pretrain.engine.stop import Stop
 from pretrain.engine.watchdog import Watchdog
@@ -52,14 +53,14 @@ def run(
     world: World,
     *,
     fill: Fill,
-    evaluators: Sequence[Evaluator] = (),
+    evaluators: Sequence[Callable[[], Evaluator]] = (),
     extend: bool = False,
 ) -> int:
     """Train as `config` says, in the run folder `out`: anew, or on from its newest whole checkpoint.
 
     Args:
         fill: gives a run that starts anew its parameters.
-        evaluators: run beside validation.
+        evaluators: make those that run beside validation; called on all ranks together, once the data are opened.
         extend: allow a resumed run another length and schedule.
 
     Returns:
@@ -76,8 +77,7 @@ def run(
         with claimed(out, world):
             return _go(setup, fill, extend)
     except StorageError as error:
-        begun = world.main and checkpoint.candidates(folder.checkpoints)
-        if not distributed.share(bool(begun)):
+        if not distributed.share(world.main and _begun(folder)):
             raise
         _say(world, f"stopped: {error}; once the storage answers, run the same command again to go on")
         return STOPPED
@@ -122,6 +122,14 @@ def _go(setup: Setup, fill: Fill, extend: bool) -> int:
         _say(world, f"stopped: {stop.reason}; run the same command again to go on")
     stop.done()
     return DONE if finished else STOPPED
+
+
+def _begun(folder: RunFolder) -> bool:
+    """Whether there is a checkpoint to go on from. There may be, where the folder does not answer either."""
+    try:
+        return bool(checkpoint.candidates(folder.checkpoints))
+    except OSError:
+        return True
 
 
 def missed(setup: Setup, step: int) -> bool:
@@ -176,7 +184,7 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
         DivergedError: there is none.
     """
     folder, world = setup.folder, setup.world
-    found = distributed.share(checkpoint.candidates(folder.checkpoints) if world.main else None)
+    found = look(folder.checkpoints, world)
     early = [path for path in found if path <= checkpoint.whole(folder.checkpoints, back.first)]
     saved, _ = newest_whole(folder.checkpoints, world, [*early, *found[-1:]][0]) if found else (None, {})
     if saved is None:
@@ -333,4 +341,4 @@ def _short_read_ahead(setup: Setup) -> list[str]:
 
 def _say(world: World, text: str) -> None:
     if world.main:
-        print(text, flush=True)
+        say(text)

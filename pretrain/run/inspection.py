@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
+from pretrain.console import say
 from pretrain.engine import checkpoint
 from pretrain.engine.distributed import World, share
 from pretrain.run.folder import RunFolder
@@ -26,7 +27,7 @@ class Inspection:
     def keep(self, step: int, ids: list[int], loss: float, reason: str) -> None:
         """Keep the state before `step`, and of this rank the `ids` and the mean `loss` of its images. Collective."""
         if self._world.main:
-            print(f"step {step + 1}: {reason}; its update is skipped", flush=True)
+            say(f"step {step + 1}: {reason}; its update is skipped")
         place, kept = checkpoint.whole(self._folder, step), checkpoint.candidates(self._folder)
         if share(place in kept or len(kept) >= _MOST):  # as rank 0 sees it
             return

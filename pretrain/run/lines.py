@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pretrain.console import say
+
 
 class Lines:
     """Appends to a file, made with its first line.
@@ -31,7 +33,7 @@ class Lines:
             self._told = False
         except OSError as error:
             if not self._told:
-                print(f"{self._path}: {error.strerror}; its lines wait in memory until there is room", flush=True)
+                say(f"{self._path}: {error.strerror}; its lines wait in memory until there is room")
             self._told = True
 
     def close(self) -> None:

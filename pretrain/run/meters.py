@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pretrain.console import say
 from pretrain.engine.distributed import World, collect, gather_rows
 from pretrain.run.folder import RunFolder
 from pretrain.run.lines import Lines
@@ -153,7 +154,7 @@ class Meters:
     def say(self, line: str) -> None:
         """A line on rank 0's console."""
         if self._world.main:
-            print(line, flush=True)
+            say(line)
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pretrain.console import say
 from pretrain.engine.distributed import World, collect
 from pretrain.errors import InputError
 from pretrain.run.folder import RunFolder
@@ -22,8 +23,9 @@ class Quarantine:
     """`quarantine.jsonl`: a line for each sample that came grey and masked, in the order of steps.
 
     A chunk that cannot be read ends the run, on every rank and with one message, unless its samples are to be
-    quarantined too; so does a share of unreadable samples above `max_unreadable`, older ones counting ever less. Both
-    before the step is saved: the run goes on from the checkpoint before it.
+    quarantined too; one that storage does not serve for now always does, as its samples are good. So does a share of
+    unreadable samples above `max_unreadable`, older ones counting ever less. All before the step is saved: the run goes
+    on from the checkpoint before it.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class Quarantine:
         """
         faults = [fault for fault in self._faults if not fault.reason.startswith(NOT_READ)]
         found = collect([{"step": step, **fault.record(self._index)} for fault in faults])
-        broken = collect([fault.cause for fault in self._faults if fault.of_chunk and not self._chunks])
+        ending = [fault for fault in self._faults if fault.passing or (fault.of_chunk and not self._chunks)]
+        broken = collect([fault.cause for fault in ending])
         if self._world.main and found:
             self._write(found, tell=not broken)
         if broken:
@@ -83,9 +86,8 @@ class Quarantine:
         if tell and not self._told:
             self._told = True
             first = records[0]
-            print(
+            say(
                 f"step {first['step'] + 1}: sample {first['id']} ({first['url']}, byte {first['offset']}) cannot be "
-                f"read: {first['error']}; grey and masked. This and others: {self._path}",
-                flush=True,
+                f"read: {first['error']}; grey and masked. This and others: {self._path}"
             )
         self._lines.add(*records)

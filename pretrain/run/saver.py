@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain.console import say
 from pretrain.engine import checkpoint
 from pretrain.engine.checkpoint import Record
 from pretrain.engine.distributed import World, collect, gather, share
@@ -121,15 +122,24 @@ class Saver:
         }
         return True if copied else self.settle(final=final)
 
+    def ensure(self, done: int) -> None:
+        """See that there is a whole checkpoint after `done` steps, the last ones made. Collective.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        self.settle()
+        if self._newest < done:
+            self.save(done, wait=True)
+
     @contextmanager
     def saved_before(self, done: int) -> Iterator[None]:
         """Save after `done` steps if what is inside ends the run on every rank: the steps up to it are good."""
         try:
             yield
-        except InputError:
-            self.settle()
-            if self._newest < done:
-                self.save(done, wait=True)
+        except InputError as error:
+            if not getattr(error, "only_this_rank", False):
+                self.ensure(done)
             raise
 
     @contextmanager
@@ -170,7 +180,7 @@ class Saver:
                     self._prune()
                 took = time.monotonic() - began
                 aside = "" if final or not self._background else f", training waited {waited:.1f} s"
-                print(f"saved {path} in {took:.1f} s{aside}", flush=True)
+                say(f"saved {path} in {took:.1f} s{aside}")
         if failure := share(failure):
             return self._failed(done, failure, final)
         if into == self._folder:
@@ -185,20 +195,20 @@ class Saver:
             if lacking:
                 self._background = False
                 if self._world.main:
-                    print(f"saves are waited for from here on: {lacking[0]}", flush=True)
+                    say(f"saves are waited for from here on: {lacking[0]}")
         return self._background
 
     def _prune(self) -> None:
         try:
             checkpoint.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:  # the new one is whole all the same
-            print(f"{self._folder}: an old checkpoint could not be removed: {error}", flush=True)
+            say(f"{self._folder}: an old checkpoint could not be removed: {error}")
 
     def _failed(self, done: int, why: str, final: bool) -> bool:
         if final:
             raise InputError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
         if self._world.main:
-            print(f"step {done} could not be saved: {why}; training goes on from memory", flush=True)
+            say(f"step {done} could not be saved: {why}; training goes on from memory")
         return False
 
     def _missing(self) -> str | None:

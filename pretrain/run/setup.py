@@ -130,7 +130,7 @@ def validation(config: RunConfig, world: World, layout: Layout, trained: Index) 
 def _open_index(
     paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World, patience: Patience
 ) -> Index:
-    """The index that a config key names, its shards in place and its labels within the network's classes. Collective."""
+    """The index that a config key names, its shards in place and its labels in the network's classes. Collective."""
     if paths is None:
         raise InputError(
             f"{key}: not set; give a folder of shards with its index, as made by "
@@ -138,8 +138,8 @@ def _open_index(
         )
 
     index = distributed.together(lambda: Index.open(paths))
-    index.check_distinct()
     check_index(index, key, world, patience)
+    index.check_distinct()
     if index.num_classes > num_classes:
         raise InputError(
             f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "

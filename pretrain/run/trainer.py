@@ -60,7 +60,8 @@ def train(
     """
     if missed:  # whoever stopped or was killed between a save and its evaluation
         with meters.pause():
-            evaluate(evaluators, engine, start, meters, watchdog, last=start == schedule.steps)
+            if not evaluate(evaluators, engine, start, meters, watchdog, stop, world, last=start == schedule.steps):
+                return False
     for step in range(start, schedule.steps):
         engine.train()
         seed_step(seed, step, world)
@@ -68,20 +69,16 @@ def train(
         watchdog.beat(step, "data")
         step_loss = torch.zeros((), device=world.device)
         for batch in meters.waiting(islice(batches, layout.accumulation)):
-            images = to_float(batch.images.to(world.device, non_blocking=True), dtype)
-            labels, valid = batch.labels.to(world.device), batch.valid.to(world.device)
-            weight = None
-            if batch.weight is not None:
-                weight = batch.weight.to(world.device)
-                images = mix_images(images, weight)
+            audit.add(batch.ids)
+            quarantine.add(batch)
+            batch = batch.to(world.device)
+            images = mix_images(to_float(batch.images, dtype), batch.weight)
             watchdog.beat(step, "forward")
             with meters.forward():
-                loss = loss_of(engine(images), labels, valid, weight)
+                loss = loss_of(engine(images), batch.labels, batch.valid, batch.weight)
             watchdog.beat(step, "backward")
             accumulate(engine, loss)
             step_loss += loss.detach() / layout.accumulation
-            audit.add(batch.ids)
-            quarantine.add(batch)
             watchdog.beat(step, "data")
 
         watchdog.beat(step, "update")
@@ -107,7 +104,11 @@ def train(
                 watchdog.beat(step, "save")
                 saver.save(done, wait=stopping or last)  # before the evaluation, which may fail
             if not stopping:  # the grace period is for the checkpoint
-                evaluate(evaluators, engine, done, meters, watchdog, last=last)
+                with saver.saved_before(done):
+                    stopping = not evaluate(evaluators, engine, done, meters, watchdog, stop, world, last=last)
+                if stopping:
+                    watchdog.beat(step, "save")
+                    saver.ensure(done)
         if stopping:
             return False
     return True

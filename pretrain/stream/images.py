@@ -148,7 +148,12 @@ def to_float(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 0…255 -> `dtype` in [-1, 1], on the device the images are on; same shape. Floats are in [-1, 1] already."""
     if images.is_floating_point():
         return images.to(dtype)
-    return images.float().div_(127.5).sub_(1).to(dtype)
+    return to_unit_(images.float()).to(dtype)
+
+
+def to_unit_(pixels: Tensor) -> Tensor:
+    """Floats 0…255 to [-1, 1], in place: what `to_float` computes, bit for bit."""
+    return pixels.div_(127.5).sub_(1)
 
 
 def _resized(image: Tensor, size: int) -> Tensor:

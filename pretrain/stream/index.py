@@ -264,9 +264,7 @@ class Index:
             yield self._files[number], rows, ids[rows] - self._first[number]
 
 
-def check_classes(
-    names: tuple[str, ...] | None, others: tuple[str, ...] | None, where: str, elsewhere: str
-) -> None:
+def check_classes(names: tuple[str, ...] | None, others: tuple[str, ...] | None, where: str, elsewhere: str) -> None:
     """Raise InputError where two indices that name their classes do not number them alike: a label would mean two
     things.
     """

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -22,7 +22,7 @@ from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
 from pretrain.stream.fault import NOT_READ, Cause, ChunkError, Fault
-from pretrain.stream.images import Transform, to_float
+from pretrain.stream.images import Transform, to_float, to_unit_
 from pretrain.stream.index import Index
 from pretrain.stream.mixup import check_pairs, keep_whole, mix_weights
 from pretrain.stream.order import Order
@@ -50,6 +50,20 @@ class Batch:
     valid: Tensor
     weight: Tensor | None = None
     faults: tuple[Fault, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """Its tensors on a device; from page-locked memory without waiting for what that is busy with."""
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """Its tensors in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        weight = None if self.weight is None else change(self.weight)
+        return replace(
+            self, images=change(self.images), labels=change(self.labels), valid=change(self.valid), weight=weight
+        )
 
 
 @dataclass(frozen=True)
@@ -90,10 +104,10 @@ class BatchStream:
         self._index, self._transform, self.rows = index, transform, rows
         self._weigh, self._mask_chunks, self._give_up, self._decoder = weigh, mask_chunks, give_up, decoder
         size = transform.image_size
-        self._dtype = torch.float32 if floats else torch.uint8
         grey = torch.tensor(GREY, dtype=torch.uint8)
         self._grey = to_float(grey, torch.float32) if floats else grey
-        self._buffers = Buffers((rows, transform.channels, size, size), self._dtype, pin)
+        self._pin = pin
+        self._buffers = Buffers((rows, transform.channels, size, size), torch.float32 if floats else torch.uint8, pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
@@ -124,7 +138,8 @@ class BatchStream:
         valid = torch.from_numpy(ids >= 0)
         valid[list(faults)] = False
         weight = keep_whole(self._weigh(pending.plan), valid) if self._weigh else None
-        return Batch(pending.images, self._labels(ids), ids, valid, weight, tuple(faults.values()))
+        batch = Batch(pending.images, self._labels(ids), ids, valid, weight, tuple(faults.values()))
+        return batch.pinned() if self._pin else batch
 
     def __enter__(self) -> BatchStream:
         return self
@@ -166,7 +181,9 @@ class BatchStream:
                 continue
             image = self._transform(image, epoch, sample_id)
             laps.lap("augment_seconds")
-            buffer[row] = image if self._dtype == torch.uint8 else to_float(image, self._dtype)
+            place = buffer[row].copy_(image)
+            if place.is_floating_point():  # in its place: there is no second array of its size to be made
+                to_unit_(place)
             laps.lap("collate_seconds")
         # A faulty sample keeps its place: to skip it would shift the order of all that follows.
         for row in {*rows} - {*keys} | {row for row, _ in faults}:
@@ -195,7 +212,7 @@ class BatchStream:
                     self._cause = self._cause if self._cause.reason else cause
                     self._reader.give_up()
                 if not self._mask_chunks:
-                    raise
+                    raise ChunkError(*cause) from error  # by what is at fault, also where this only followed from it
                 faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, *cause)))
         return keys, encoded, faults
 

@@ -20,8 +20,16 @@ from pretrain.stream import store
 from pretrain.stream.remotefile import RemoteFile
 from pretrain.stream.store import Patience, check_url, in_bucket, is_remote, list_shards
 
-# What passes on a network file system: a server that fails over, a handle that went stale. It is opened anew.
-_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EHOSTDOWN)
+# What passes on a network file system: a server that fails over, a handle that went stale, a client that was evicted
+# (Lustre: ESHUTDOWN), a route that is gone. It is opened anew. Not every platform has every name.
+_PASSING = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ESHUTDOWN"),
+        *("ECONNRESET", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH"),
+    )
+    if hasattr(errno, name)
+}
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before each further attempt; a disk that is broken stays so
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.

@@ -34,11 +34,13 @@ def keep_whole(weight: Tensor, valid: Tensor) -> Tensor:
     return weight.where(valid & partners(valid), 1.0)
 
 
-def mix_images(images: Tensor, weight: Tensor) -> Tensor:
+def mix_images(images: Tensor, weight: Tensor | None) -> Tensor:
     """w·x + (1 − w)·partner of every row: floating images [m, c, h, w], weight fp32 [m] -> as images.
 
-    Computed in fp32: bf16 weights would not be those of the loss.
+    Without a weight the images as they are. Computed in fp32: bf16 weights would not be those of the loss.
     """
+    if weight is None:
+        return images
     mixed = torch.lerp(partners(images).float(), images.float(), weight[:, None, None, None])
     return mixed.to(images.dtype)
 

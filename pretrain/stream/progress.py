@@ -6,6 +6,8 @@ import sys
 import time
 from types import TracebackType
 
+from pretrain.console import say
+
 _QUIET_SECONDS = 2.0  # shorter work says nothing
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 30.0
 
@@ -31,12 +33,10 @@ class Progress:
         self._next = now + (_TERMINAL_SECONDS if self._terminal else _LOG_SECONDS)
         left = (now - self._start) / self._done * (self._total - self._done)
         line = f"{self._doing}: {self._done:,}/{self._total:,} {self._what}, {_clock(left)} left"
-        print(
-            f"\r{line:<78}" if self._terminal else line,
-            end="" if self._terminal else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self._terminal:
+            say(f"\r{line:<78}", to=sys.stderr, end="")
+        else:
+            say(line, to=sys.stderr)
         self._spoke = True
 
     def __enter__(self) -> Progress:
@@ -46,7 +46,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._spoke and self._terminal:
-            print("\r" + " " * 78, end="\r", file=sys.stderr, flush=True)
+            say("\r" + " " * 78, to=sys.stderr, end="\r")
 
 
 def _clock(seconds: float) -> str:

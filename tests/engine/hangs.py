@@ -37,11 +37,12 @@ WRONG = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "saves": lambda: time.sleep(6),
     "raises": lambda: 1 / 0,
+    "mute": sleep_in_forward,  # where neither a message nor a stack can be written
 }
 # What goes wrong, with which rank, of how many.
 RUNS = [
-    *(("sleeps", 0, 1), ("holds", 0, 1), ("frozen", 0, 2), ("killed", 0, 2), ("unwatched", 1, 2)),
-    *((wrong, 1, 2) for wrong in WRONG),
+    *(("sleeps", 0, 1), ("holds", 0, 1), ("mute", 0, 1), ("frozen", 0, 2), ("killed", 0, 2), ("unwatched", 1, 2)),
+    *((wrong, 1, 2) for wrong in WRONG if wrong != "mute"),
 ]
 
 
@@ -72,7 +73,12 @@ def fork(folder: Path, wrong: str, wrong_rank: int, rank: int, size: int, port: 
     if child:
         return child
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.dup2(os.open(folder / f"said{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    said = folder / f"said{rank}"
+    if wrong == "mute":
+        (folder / "hangs").mkdir(exist_ok=True)
+        for file in (said, folder / "hangs" / f"rank_{rank:05d}.txt"):
+            file.symlink_to("/dev/full")
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     status = 1
     try:
         train(folder, wrong, wrong_rank, rank, size)

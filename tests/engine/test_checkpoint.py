@@ -1,14 +1,16 @@
 """Which checkpoints are found, passed over, kept and removed; what is damaged is never taken for whole."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from pretrain.engine import checkpoint
+from pretrain.engine import archive, checkpoint, reading
 from pretrain.engine.restore import read_whole
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 
 RANKS = 2
 SHAPE = (3, 5)
@@ -92,6 +94,75 @@ def test_a_damaged_one_set_aside_does_not_count_among_those_kept(tmp_path):
     checkpoint.set_aside([place(tmp_path, 60)])
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged_00000060", "latest", "step_00000055"]
+
+
+def test_none_set_aside_takes_the_place_of_another(tmp_path):
+    for content in ("first", "second", "third"):
+        path = place(tmp_path, 60)
+        (path / checkpoint.STATE).write_text(content)
+        checkpoint.set_aside([path])
+    found = {path.name: (path / checkpoint.STATE).read_text() for path in tmp_path.glob("damaged_*")}
+    assert found == {"damaged_00000060": "first", "damaged_00000060.2": "second", "damaged_00000060.3": "third"}
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """failing(owner, name, word, times): calls of owner.name about a path with `word` in it fail, the first `times`."""
+    monkeypatch.setattr(reading, "_PAUSE", 0.0)
+
+    def failing(owner, name, word, times, number=errno.EIO):
+        left, call = [times], getattr(owner, name)
+
+        def fails(path, *args, **options):
+            if word in str(path) and left[0]:
+                left[0] -= 1
+                raise OSError(number, os.strerror(number), str(path))
+            return call(path, *args, **options)
+
+        monkeypatch.setattr(owner, name, fails)
+
+    return failing
+
+
+STORAGE = {
+    "state.json": (Path, "read_text", "state.json"),
+    "a size": (Path, "stat", "weights.00001"),
+    "the folder": (os, "listdir", "run"),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "word"), STORAGE.values(), ids=list(STORAGE))
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES])
+def test_what_storage_does_not_serve_is_asked_for_again_and_never_passed_over(
+    owner, name, word, number, failing, tmp_path
+):
+    folder = tmp_path / "run"
+    for step in (10, 20):
+        place(folder, step)
+    failing(owner, name, word, 3, number)
+    found, passed_over = checkpoint.newest(folder)
+    assert found is not None
+    assert (found.step, passed_over) == (20, {})
+    failing(owner, name, word, 4, number)
+    with pytest.raises(StorageError, match=f"{word}.*: cannot be read for now: {os.strerror(number)}, 4 times"):
+        checkpoint.newest(folder)
+
+
+def test_hashes_and_values_are_read_again_where_storage_does_not_serve_them(failing, tmp_path):
+    saved = checkpoint.read(place(tmp_path, 10))
+    failing(archive, "sha256", "optimizer.00000", 3)
+    checkpoint.verify(saved)
+    failing(archive, "safe_open", "weights.00000", 3)
+    assert torch.equal(read_whole(saved, {"w": SHAPE})["w"], values().view(SHAPE))
+    failing(archive, "sha256", "weights.00001", 4)
+    with pytest.raises(StorageError, match=r"weights\.00001\.safetensors: cannot be read for now"):
+        checkpoint.verify(saved)
+    failing(archive, "safe_open", "weights.00001", 4)
+    with pytest.raises(StorageError, match=r"weights\.00001\.safetensors: cannot be read for now"):
+        read_whole(saved, {"w": SHAPE})
+    (saved.path / "weights.00001.safetensors").unlink()
+    with pytest.raises(InputError, match=r"damaged: weights\.00001\.safetensors is missing"):
+        checkpoint.verify(saved)
 
 
 @pytest.mark.parametrize(

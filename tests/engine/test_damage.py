@@ -122,6 +122,47 @@ def test_the_one_before_a_damaged_one_is_used_and_the_damage_told(name, harm, co
     assert told(out) == told(whole)
 
 
+UNSERVED = """
+import errno, os
+from pretrain.engine import archive, reading
+
+left, sha256 = [%d], archive.sha256
+
+def fails(path):
+    if os.environ["RANK"] == "1" and "step_00000008" in str(path) and left[0]:
+        left[0] -= 1
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    return sha256(path)
+
+archive.sha256, reading._PAUSE = fails, 0.01
+"""
+
+
+def test_storage_that_fails_for_a_moment_is_no_damage(config, whole, out):
+    statuses, said = train(config, out, prelude=UNSERVED % 3)
+    assert statuses == [0, 0], said
+    assert f"resumed from {step(out, 8)}\n" in said
+    assert "passed over" not in said
+    assert told(out) == told(whole)
+
+
+def test_storage_that_fails_for_longer_stops_the_run_and_the_same_command_goes_on(config, whole, out):
+    before = told(out)
+    for _ in range(2):
+        statuses, said = train(config, out, prelude=UNSERVED % 100)
+        assert statuses == [75, 75], said
+        assert said.count("stopped: ") == 1
+        line = said.partition("stopped: ")[2].splitlines()[0]
+        for words in (str(step(out, 8)), "Input/output error, 4 times (seen by rank 1)", "run the same command again"):
+            assert words in line, said
+    assert told(out) == before
+    statuses, said = train(config, out)
+    assert statuses == [0, 0], said
+    assert f"resumed from {step(out, 8)}\n" in said
+    assert not list((out / "checkpoints").glob("damaged_*"))
+    assert told(out) == told(whole)
+
+
 @pytest.mark.parametrize("latest", [None, "step_00000099", "step_00000004", ""])
 def test_latest_is_for_people_a_run_goes_on_without_it(latest, config, whole, out):
     file = out / "checkpoints" / "latest"

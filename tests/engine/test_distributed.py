@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.engine.place import place, rank
+from pretrain.engine.distributed import _device_number
+from pretrain.engine.place import local_rank, place, rank
 from pretrain.errors import InputError
 
 SLURM = {
@@ -43,7 +44,16 @@ def test_every_launchers_environment_gives_the_same_place(env, number, size, loc
     assert (int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"])) == (number, size, local)
     assert found["MASTER_ADDR"]
     assert 0 < int(found["MASTER_PORT"]) < 65536
-    assert rank(env) == number  # who speaks of a mistake found before the ranks have met
+    assert (rank(env), local_rank(env)) == (number, local)  # who speaks of a mistake found before the ranks have met
+
+
+def test_the_first_rank_of_a_host_without_a_device_speaks_for_those_after_it():
+    assert [_device_number(local, 2) for local in range(2)] == [0, 1]
+    assert [_device_number(local, 1) for local in range(2)] == [0, 0]  # each is shown its own
+    for local in (2, 3):
+        with pytest.raises(InputError, match="2 devices are visible") as refused:
+            _device_number(local, 2)
+        assert refused.value.only_this_rank == (local == 2)
 
 
 def test_srun_tasks_meet_at_the_first_node():

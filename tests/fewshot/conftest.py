@@ -1,5 +1,7 @@
 """What the few-shot tests share: real digits as features and as shards, and a small checkpoint."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.shards.dataset import array_dataset
+from pretrain.shards.scan import index_shards
 from pretrain.shards.write import ShardLayout, write_shards
+from pretrain.stream.index import Index
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +45,35 @@ def digit_shards(digits, shards):
     support_x, support_y, query_x, query_y = digits
     pixels = [(x.reshape(-1, 8, 8) * 15).astype(np.uint8) for x in (support_x[:240], query_x[:150])]
     return shards("support", pixels[0], support_y[:240]), shards("query", pixels[1], query_y[:150])
+
+
+@pytest.fixture(scope="session")
+def damage():
+    """damage(index path, id): the image of a sample is none any more; its shard stays whole."""
+
+    def overwrite(path, id):
+        (place,) = Index.open(path).extents(np.array([id]))
+        with open(place.url, "r+b") as file:
+            data = file.read()
+            file.seek(data.index(b"IDAT", place.begin) + 4)
+            file.write(b"\xff" * 8)
+
+    return overwrite
+
+
+@pytest.fixture
+def remote(serve, tmp_path):
+    """remote(index path) -> (a server of its shards, their index by URL)."""
+
+    def publish(path):
+        shards = [Path(url) for url in Index.open(path).shards.urls()]
+        server = serve(shards[0].parent)
+        index = tmp_path / f"{server.bucket}.vfi"
+        index_shards([f"{server.http}/{shard.name}" for shard in shards], index, workers=1)
+        server.requests.clear()
+        return server, str(index)
+
+    return publish
 
 
 @pytest.fixture(scope="session")

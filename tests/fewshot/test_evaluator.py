@@ -1,6 +1,7 @@
 """The few-shot score while training."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,22 +12,25 @@ from fewshot.features import extract
 from fewshot.score import score
 from fewshot.store import FeatureSet
 from fewshot.task import open_task
-from pretrain.errors import InputError
-from pretrain.run.config import FewshotSection, ModelSection, OptimizerSection, RunConfig, TrainSection
+from pretrain.errors import InputError, StorageError
+from pretrain.run.config import DataSection, FewshotSection, ModelSection, OptimizerSection, RunConfig, TrainSection
+from pretrain.stream.index import Index
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
+LABELS = np.arange(100) % 10
 SIZES = {"patch_size": 2, "layers": 2, "width": 32, "mlp": 64, "heads": 2, "image_size": 8, "channels": 1}
 
 
 @pytest.fixture
 def config(digit_shards):
-    """config(**model): a run that is scored at 1 and 5 shots over two seeds every 50 steps."""
+    """config(support=…, query=…, data=…, **model): a run, scored at 1 and 5 shots over two seeds every 50 steps."""
 
-    def make(section=True, **model):
-        support, query = digit_shards
+    def make(section=True, support=digit_shards[0], query=digit_shards[1], data=None, **model):
         fewshot = FewshotSection(every=50, support=support, query=query, shots=(1, 5), seeds=(0, 1))
         return RunConfig(
             name="run",
             model=ModelSection(**SIZES, num_classes=10, **model),
+            data=data or DataSection(),
             train=TrainSection(global_batch=8, steps=100),
             optimizer=OptimizerSection(lr=1e-3),
             fewshot=fewshot if section else None,
@@ -95,6 +99,54 @@ def test_faults_are_found_before_training_and_named_as_the_run_has_them(config, 
     short = run.model_copy(update={"fewshot": run.fewshot.model_copy(update={"shots": (1000,)})})
     with pytest.raises(InputError, match=r"fewshot\.support .*: 1000 shots"):
         FewshotEvaluator(short, alone)
+
+
+def test_a_shard_that_is_not_there_is_found_before_training(config, shards, alone):
+    query = shards("gone", IMAGES, LABELS)
+    (shard,) = Index.open(query).shards.urls()
+    Path(shard).unlink()
+    with pytest.raises(InputError, match=shard):
+        FewshotEvaluator(config(query=query), alone)
+
+
+def test_a_damaged_index_is_found_before_training(config, shards, alone):
+    support = shards("flipped", IMAGES, LABELS)
+    (file,) = Index.open(support).files
+    data = bytearray(file.path.read_bytes())
+    data[file._places["labels"]] ^= 1
+    file.path.write_bytes(data)
+    with pytest.raises(InputError, match="damaged: its arrays hash to"):
+        FewshotEvaluator(config(support=support), alone)
+
+
+def test_images_that_do_not_decode_are_counted_and_told(config, shards, damage, drawn, alone, capsys):
+    support, query = shards("support", IMAGES, LABELS), shards("query", IMAGES, LABELS)
+    evaluator = FewshotEvaluator(config(support=support, query=query), alone)
+    model = drawn(config().model.spec())
+    assert "fewshot/unreadable" not in dict(evaluator.run(model, 50))
+    taken = int(evaluator._task.support_ids[3])
+    for path, id in ((support, taken), (query, 7), (query, 9)):
+        damage(path, id)
+    capsys.readouterr()
+    found = dict(evaluator.run(model, 50))
+    assert list(found) == ["fewshot/1shot_ridge", "fewshot/5shot_ridge", "fewshot/unreadable"]
+    assert found["fewshot/unreadable"] == 3
+    said = capsys.readouterr().out
+    assert f"fewshot.support: 1 of {len(evaluator._task.support_ids)} images cannot be read and are seen as" in said
+    assert "fewshot.query: 2 of 100 images" in said
+    assert f": sample {taken} (" in said
+    assert ": sample 7 (" in said
+
+
+def test_storage_that_does_not_answer_is_waited_for_as_the_config_says(config, digit_shards, remote, drawn, alone):
+    server, query = remote(digit_shards[1])
+    run = config(query=query, data=DataSection(patience_minutes=0.01))
+    evaluator = FewshotEvaluator(run, alone)
+    server.usual = 503
+    with pytest.raises(StorageError, match=r"^fewshot\.query: .*503 Service Unavailable; given up after"):
+        evaluator.run(drawn(run.model.spec()), 50)
+    with pytest.raises(StorageError, match="503 Service Unavailable; given up after"):
+        FewshotEvaluator(run, alone)
 
 
 def test_a_run_without_the_section_is_refused(config, alone):

@@ -8,11 +8,12 @@ import torch.multiprocessing as multiprocessing
 
 from fewshot.features import extract, preprocessing
 from pretrain.engine.distributed import World
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 from pretrain.stream.chunk import read_images
 from pretrain.stream.decode import decode
 from pretrain.stream.images import SquashImages, to_float
 from pretrain.stream.index import Index
+from pretrain.stream.store import Patience
 
 LAYERS = ["tanh", "pre_tanh", "cls", "mean"]
 
@@ -94,20 +95,35 @@ def test_the_network_is_evaluated_and_left_as_it_was(tiny, drawn, digit_shards, 
     assert not model.training
 
 
-def test_an_unreadable_image_is_named_or_seen_as_grey(model, shards, alone):
+def test_an_unreadable_image_is_named_or_seen_as_grey_and_told(model, shards, damage, alone):
     path = shards("damaged", np.full((4, 8, 8), 255, np.uint8), np.arange(4) % 2)
-    index = Index.open(path)
-    (place,) = index.extents(np.array([2]))
-    with open(place.url, "r+b") as file:
-        data = file.read()
-        file.seek(data.index(b"IDAT", place.begin) + 4)
-        file.write(b"\xff" * 8)
+    damage(path, 2)
+    index, unreadable = Index.open(path), []
     arguments = {"layers": ["cls"], "image_size": 8, "channels": 1, "batch": 2, "workers": 1, "world": alone}
     with pytest.raises(InputError, match=r"byte \d+: sample 2 \(.*\): png"):
         extract(model, index, np.arange(4), **arguments)
-    found = extract(model, index, np.arange(4), **arguments, skip_unreadable=True)["cls"]
+    found = extract(model, index, np.arange(4), **arguments, unreadable=unreadable)["cls"]
+    assert [fault.sample_id for fault in unreadable] == [2]
     assert np.array_equal(found[0], found[1])
     assert not np.allclose(found[2], found[1])
+
+
+@pytest.mark.parametrize("unreadable", [None, []])
+def test_a_chunk_that_cannot_be_read_is_refused_and_may_be_read_later_where_storage_is_at_fault(
+    model, digit_shards, remote, ids, alone, unreadable
+):
+    server, path = remote(digit_shards[1])
+    patience = Patience(deadline=0.5, first_backoff=0.01, most_backoff=0.05)
+    arguments = {"layers": ["cls"], "image_size": 8, "channels": 1, "batch": 16, "workers": 1, "world": alone}
+    arguments |= {"patience": patience, "doing": "some", "unreadable": unreadable}
+    server.usual = 503
+    with pytest.raises(StorageError, match=r"^some: .*503 Service Unavailable; given up after .* s$"):
+        extract(model, Index.open(path), ids, **arguments)
+    server.usual = 404
+    with pytest.raises(InputError, match=r"^some: .*404 Not Found; mend it or leave it out$") as caught:
+        extract(model, Index.open(path), ids, **arguments)
+    assert not isinstance(caught.value, StorageError)
+    assert not unreadable
 
 
 def test_preprocessing_is_told_with_the_sizes_of_the_protocol():

@@ -186,6 +186,15 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"data": {"mixup": -0.2}}, ("data.mixup", "-0.2", "greater than or equal to 0")),
         ({"train": {"global_batch": 8, "steps": 4, "label_smoothing": 1}}, ("label_smoothing", "1", "less than 1")),
         ({"name": None}, ("name", "null", "string")),
+        (
+            {"train": {"global_batch": 8, "steps": 4, "hang_minutes": 5}},
+            ("data.patience_minutes is 5, train.hang_minutes is 5", "below train.hang_minutes would be right"),
+        ),
+        ({"data": {"patience_minutes": 12}}, ("data.patience_minutes is 12", "train.hang_minutes is 10")),
+        (
+            {"train": {"global_batch": 8, "steps": 4, "slow_minutes": 4.5}},
+            ("data.patience_minutes is 5", "train.slow_minutes is 4.5"),
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(change, words, tmp_path):

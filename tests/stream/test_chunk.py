@@ -4,6 +4,7 @@ import builtins
 import errno
 import io
 import os
+import re
 import tarfile
 import threading
 
@@ -134,6 +135,26 @@ def test_a_local_read_that_fails_for_a_while_is_outlasted_and_one_that_stays_bro
     failures += [errno.EACCES] * 2
     fails_with(index, range(8), "cannot be read: Permission denied")
     assert len(failures) == 1, "no second attempt"
+
+
+@pytest.mark.parametrize(
+    "name", ["ESHUTDOWN", "EHOSTUNREACH", "ENETUNREACH", "ECONNRESET", "ECONNABORTED", "EREMOTEIO"]
+)
+def test_a_file_system_that_is_cut_off_may_come_back(write_shards, monkeypatch, name):
+    code = getattr(errno, name, None)
+    if code is None:
+        pytest.skip(f"no {name} on this platform")
+    index, failures = write_shards("cut off", [20]).index, [code] * 4
+
+    def fails(*args):
+        raise OSError(failures[0], os.strerror(failures.pop(0)))
+
+    monkeypatch.setattr(os, "preadv", fails)
+    monkeypatch.setattr("pretrain.stream.location._PAUSES", (0.01, 0.01, 0.01))
+    with pytest.raises(ChunkError, match=re.escape(os.strerror(code))) as caught:
+        images_of(index, range(8))
+    assert caught.value.passing
+    assert not failures, "four attempts"
 
 
 def test_a_missing_shard_is_named(write_shards):

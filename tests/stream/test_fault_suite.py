@@ -85,6 +85,18 @@ def test_after_the_first_chunk_that_cannot_be_read_a_run_that_ends_for_it_waits_
     assert not first_cause(causes).passing
 
 
+def test_storage_that_does_not_answer_is_waited_for_once_also_where_chunks_are_quarantined(remote, monkeypatch):
+    server, index, _ = remote
+    monkeypatch.setattr("pretrain.stream.reader.REMOTE_THREADS", 1)  # of 13 chunks, each for 2 s: one after the other
+    server.usual = 503
+    patience = store.Patience(deadline=2, first_backoff=0.01, most_backoff=0.05)
+    found = in_time(lambda: batches(index, give_up=False, patience=patience), seconds=12)
+    causes = [fault.cause for batch in found for fault in batch.faults]
+    assert len(causes) == STEPS * BATCH
+    assert all(cause.passing for cause in causes)
+    assert first_cause(causes).reason.startswith(server.http)
+
+
 @pytest.mark.parametrize(
     "faults",
     [

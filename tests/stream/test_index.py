@@ -104,7 +104,7 @@ def test_shards_that_end_where_they_cannot_are_found(single, name, value):
     with open(index.files[0].path, "r+b") as raw:
         raw.seek(index.files[0]._places[name])
         raw.write(value.to_bytes(8, "little"))
-    with pytest.raises(InputError, match=r"index\.vfi: damaged: the samples of shard 0 begin at byte 4608 at the latest"):
+    with pytest.raises(InputError, match=r"index\.vfi: damaged: .* of shard 0 begin at byte 4608 at the latest"):
         Index.open(single).check_content()
 
 
@@ -123,7 +123,7 @@ def test_indices_that_number_classes_otherwise_are_refused(single, tmp_path):
         return path
 
     Index.open([single, named(*(f"class {n}" for n in range(8)))])
-    with pytest.raises(InputError, match="class 1 is 'class 2' here and 'class 1' in .*single/index.vfi"):
+    with pytest.raises(InputError, match="class 1 is 'class 2' here and 'class 1' in "):
         Index.open([single, named("class 0", "class 2")])
     with pytest.raises(InputError, match="class 2 is absent here and 'class 2' in"):
         Index.open([single, named("class 0", "class 1")])

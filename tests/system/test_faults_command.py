@@ -91,11 +91,13 @@ def test_a_chunk_that_one_rank_cannot_read_ends_all_ranks_with_one_message(confi
     assert [line["step"] for line in lines(tmp_path / "out/metrics.jsonl")] == list(range(1, 17))
 
 
-def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(config, run, serve, tmp_path):
+@pytest.mark.parametrize("chunks", ["stop", "quarantine"])
+def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(config, run, serve, tmp_path, chunks):
     server, out = serve(tmp_path / "train"), tmp_path / "out"
     shards = [f"{server.http}/{path.name}" for path in sorted((tmp_path / "train").glob("*.tar"))]
     assert run(sys.executable, "launch/shards.py", "index", *shards, "--out", tmp_path / "far.vfi").returncode == 0
     command = (*DEEPSPEED, "--config", config, "--out", out, f"data.train={tmp_path / 'far.vfi'}")
+    command += (f"data.unreadable_chunks={chunks}",)
     server.requests.clear()
     server.usual, server.good = 503, 70  # of about 120
     done = run(*command, "data.patience_minutes=0.02")
@@ -115,6 +117,34 @@ def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(con
     assert done.returncode == 0, done.stdout + done.stderr
     seen = trained(out)
     assert seen == [u for ids in ids_of(config, run, range(STEPS)) for u in ids]
+    assert not (out / "quarantine.jsonl").exists() or not lines(out / "quarantine.jsonl"), "its samples were good"
+
+
+@pytest.mark.parametrize("of", ["validation", "few-shot"])
+def test_storage_that_goes_away_during_an_evaluation_costs_no_step(config, run, digits, serve, tmp_path, of):
+    shutil.copytree(digits / "test", tmp_path / "test")
+    server, out, far = serve(tmp_path / "test"), tmp_path / "out", tmp_path / "far.vfi"
+    shards = [f"{server.http}/{path.name}" for path in sorted((tmp_path / "test").glob("*.tar"))]
+    assert run(sys.executable, "launch/shards.py", "index", *shards, "--out", far).returncode == 0
+    fewshot = {"every": 20, "support": str(tmp_path / "train"), "query": str(far)}
+    change = [f"data.eval={far}", "train.eval_every=20"] if of == "validation" else [f"fewshot={json.dumps(fewshot)}"]
+    command = (*PYTHON, "--config", config, "--out", out, "checkpoint.every=null", *change)
+    server.usual, server.good = 503, len(server.requests) + len(shards) + 3
+    done = run(*command, "data.patience_minutes=0.02")
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "503 Service Unavailable; given up after" in done.stdout
+    assert (out / "checkpoints/latest").read_text() == "step_00000020"
+
+    done = run(*command, "data.patience_minutes=0.02")  # it has not come back yet
+    assert (done.returncode, "stopped: " in done.stdout) == (75, True), done.stdout + done.stderr
+    server.usual = None
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = lines(out / "metrics.jsonl")
+    name = "eval/top1" if of == "validation" else "fewshot/5shot_ridge"
+    assert [line["step"] for line in told if name in line] == [20, STEPS]
+    assert [line["step"] for line in told if "loss" in line] == list(range(1, STEPS + 1))
+    assert len(trained(out)) == STEPS * 24
 
 
 def test_its_samples_are_quarantined_where_the_config_says_so(config, run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,25 @@ def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoi
     again = run("--config", digit_config, *both, "--out", tmp_path / "one", "model.image_size=16")
     assert again.stdout.count("already in") == 6
     assert report_in(tmp_path / "one")["results"] == first["results"]
+
+
+def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(digit_config, checkpoints, tmp_path):
+    config = json.loads(digit_config.read_text())
+    for split in ("support", "query"):
+        shutil.copytree(config["data"][split], tmp_path / split)
+    words = ("--config", digit_config, "--init", checkpoints / "second", "data.support=" + str(tmp_path / "support"))
+    words += ("data.query=" + str(tmp_path / "query"), 'fewshot.features=["cls"]', 'fewshot.probes=["ridge"]')
+    first = run(*words, "--out", tmp_path / "one")
+    assert first.returncode == 0, first.stderr
+    (shard,) = [path for path in sorted((tmp_path / "query").glob("*.tar"))][-1:]
+    shard.unlink()
+    again = run(*words, "--out", tmp_path / "one")
+    assert (again.returncode, again.stdout.count("already in")) == (0, 1), again.stderr
+    anew = run(*words, "--out", tmp_path / "two")
+    assert anew.returncode == 2
+    assert anew.stderr.count("error: ") == 1
+    assert str(shard) in anew.stderr
+    assert "bytes" not in anew.stderr, "found before it was read"
 
 
 @pytest.mark.parametrize(

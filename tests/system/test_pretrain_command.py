@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 STEPS = 60
 DEEPSPEED = ("deepspeed", "--quiet", "--num_gpus", 2, "launch/pretrain.py")
@@ -208,6 +209,16 @@ def test_a_truncated_tar_is_named(config, run, tmp_path, digits):
     expect_refusal(
         run(*PYTHON, "--config", config, f"data.train={shards}", "--out", tmp_path / "run"), tar.name, "truncated"
     )
+
+
+def test_evaluation_on_classes_that_are_numbered_otherwise_is_refused(config, run, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "pets" / name / "0.png")
+    done = run(sys.executable, "launch/shards.py", "build", tmp_path / "pets", tmp_path / "shards")
+    assert done.returncode == 0, done.stderr
+    done = run(*PYTHON, "--config", config, f"data.eval={tmp_path / 'shards'}", "--out", tmp_path / "run")
+    expect_refusal(done, "data.eval: class 0 is 'cat' here and '0' in data.train")
 
 
 def test_a_run_of_another_model_or_seed_is_not_resumed(config, run, tmp_path, undisturbed):

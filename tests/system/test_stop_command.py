@@ -40,7 +40,8 @@ def lines(path: Path) -> list[dict]:
 
 def history(out: Path) -> list:
     """Every step's loss, gradient norm and samples."""
-    losses = [(line["step"], line["loss"], line["grad_norm"]) for line in lines(out / "metrics.jsonl")]
+    told = [line for line in lines(out / "metrics.jsonl") if "loss" in line]  # the others are evaluations
+    losses = [(line["step"], line["loss"], line["grad_norm"]) for line in told]
     return [losses, *(lines(path) for path in sorted((out / "audit").glob("rank_?????.jsonl")))]
 
 
@@ -139,6 +140,71 @@ def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
     assert stopped(started, out, "SIGUSR1") == 1
     run(config, out)
     assert history(out) == undisturbed
+
+
+# Rank 1 is asked to stop at a batch of an evaluation, of which every rank makes a note.
+ASKED = """
+import os, signal
+from pretrain.stream.images import to_float
+from pretrain.run import evaluation
+import fewshot.features
+
+def asks(module, asked, seen):
+    def noted(*args):
+        seen.append(1)
+        print("evaluates", flush=True)
+        if len(seen) == asked and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return to_float(*args)
+    module.to_float = noted
+
+asks(evaluation, %d, [])
+asks(fewshot.features, %d, [])
+"""
+# Of an evaluation a rank makes 15 batches, few-shot 1 and 3 more; then all again with the average.
+
+
+@pytest.mark.parametrize(
+    ("validation", "few_shot", "stage", "step", "batches"),
+    [
+        pytest.param(18, 0, 1, 60, 15 + 4 + 3, id="of the average"),
+        pytest.param(33, 0, 1, 120, 2 * (15 + 4) + 3, id="after the last step"),
+        pytest.param(0, 3, 1, 60, 15 + 3, id="few-shot"),
+        pytest.param(3, 0, 1, 60, 3, id="early", marks=pytest.mark.long),
+        pytest.param(18, 0, 3, 60, 15 + 4 + 3, id="ZeRO 3", marks=pytest.mark.long),
+    ],
+)
+def test_an_evaluation_is_left_at_its_next_batch_and_made_when_the_run_goes_on(
+    validation, few_shot, stage, step, batches, config, digits, undisturbed, tmp_path
+):
+    out = tmp_path / "run"
+    words = [
+        f"data.eval={digits / 'test'}", "train.eval_every=60", "fewshot.every=60", "fewshot.shots=[1]",
+        f"fewshot.support={digits / 'train'}", f"fewshot.query={digits / 'test'}",
+        f"deepspeed.zero_optimization.stage={stage}",
+    ]  # fmt: skip
+    prelude = ASKED % (validation, few_shot)
+    started = Forked(2, ["--config", config, "--out", out, *words], tmp_path / "said.txt", prelude=prelude)
+    try:
+        assert started.wait() == [75, 75], started.said
+    finally:
+        started.kill()
+    assert started.said.count("stopped: another rank was asked to stop") == 1, started.said
+    assert started.said.count("evaluates") == 2 * batches
+    assert (out / "checkpoints" / "latest").read_text() == f"step_{step:08d}"
+    told = lines(out / "metrics.jsonl")
+    assert told[-1]["step"] == step
+    assert [line["step"] for line in told if "eval/loss" in line] == [60] * (step > 60)
+    assert f"resumed from {out / 'checkpoints'}/step_{step:08d}" in run(config, out, *words)
+    evaluations = [line for line in lines(out / "metrics.jsonl") if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [60, 120]
+    assert all({"averaged/eval/top1", "fewshot/1shot_ridge"} <= set(line) for line in evaluations)
+    if stage == 1:
+        assert history(out) == undisturbed
+    else:  # sums in another order
+        for (done, *values), (also, *others) in zip(history(out)[0], undisturbed[0], strict=True):
+            assert done == also
+            assert values == pytest.approx(others, rel=1e-3)
 
 
 @pytest.mark.parametrize(

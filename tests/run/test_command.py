@@ -1,0 +1,102 @@
+"""Who tells of what ends a command: rank 0 for all, and a rank that may be alone with what it has found."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = socket.gethostname()
+
+
+def ended(rank: int, local_rank: int, *words: object) -> str:
+    """What a rank of four says, whose words end it with status 2."""
+    place = {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(local_rank), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "who"), [(0, 0, ""), (1, 1, None), (2, 0, f"rank 2 ({HOST}): "), (3, 1, None)]
+)
+@pytest.mark.parametrize("script", ["pretrain", "finetune", "fewshot"])
+def test_a_config_that_a_host_lacks_is_told_once_by_each_host(script, rank, local_rank, who):
+    words = [f"launch/{script}.py", "--config", "/no/such.json", *(["--init", "x"] if script != "pretrain" else [])]
+    said = ended(rank, local_rank, *words)
+    if who is None:
+        assert said == ""
+    else:
+        assert said.startswith(f"error: {who}config /no/such.json: no such file"), said
+        assert said.count("error: ") == said.count("\n") == 1
+
+
+def test_a_mistake_in_the_command_is_every_ranks_and_rank_0_tells_it():
+    words = ("launch/pretrain.py", "--confg", "x")
+    assert ended(0, 0, *words).startswith("error: the following arguments are required: --config")
+    assert ended(2, 0, *words) == ""
+
+
+NO_COMPILER = """
+import os
+from pretrain.engine import distributed
+from pretrain.run.command import run_command
+run_command(distributed.start)
+"""
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "speaks"), [(2, 0, True), (3, 1, False)])
+def test_a_host_without_a_compiler_says_so(rank, local_rank, speaks, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    said = ended(rank, local_rank, "-c", NO_COMPILER)
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == speaks * [
+        f"error: rank {rank} ({HOST}): DeepSpeed compiles C++ ops, and there is no 'no-such-compiler': install g++ "
+        "(Debian: apt-get install g++)"
+    ], said
+
+
+ALONE = """
+from pretrain.errors import InputError
+from pretrain.run.command import run_command
+def main():
+    error = InputError("only here")
+    error.only_this_rank = %s
+    raise error
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_only_one_rank_can_know_it_tells_itself(alone):
+    assert ended(3, 1, "-c", ALONE % alone) == alone * f"error: rank 3 ({HOST}): only here\n"
+
+
+MET = """
+import os, sys
+from pretrain.engine import distributed
+from pretrain.errors import InputError
+from pretrain.run.command import run_command
+
+def main():
+    distributed.start()
+    os.environ.update(RANK="2", LOCAL_RANK="0")  # as the first of another host
+    raise InputError("all know this")
+
+os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_PORT="0")
+run_command(main)
+"""
+
+
+def test_ranks_that_have_met_leave_it_to_rank_0():
+    assert ended(2, 0, "-c", MET) == ""
