@@ -11,19 +11,22 @@ from torch import Tensor
 
 
 class Buffers:
-    """Uninitialised tensors of one shape and type (uint8 or float32), in the host's memory.
+    """Uninitialised batches of images [rows, channels, size, size], uint8 or float32, in the host's memory.
 
-    A new tensor's memory has to be fetched page by page, at a fifth of the cost of writing it. A tensor's memory comes
-    back here when the last tensor that shares it is gone; page-locked memory has a pool of torch's own, which also
-    waits for the copies that are under way.
+    They are channels-last, as decoders write images. A new batch's memory has to be fetched page by page, at a fifth
+    of the cost of writing it. It comes back here when the last tensor that shares it is gone; page-locked memory has a
+    pool of torch's own, which also waits for the copies that are under way.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, pin: bool) -> None:
-        self._shape, self._dtype, self._pin = shape, dtype, pin
+    def __init__(self, rows: int, channels: int, size: int, dtype: torch.dtype, pin: bool) -> None:
+        self._shape, self._dtype, self._pin = (rows, size, size, channels), dtype, pin
         self._free: list[np.ndarray] = []
 
     def take(self) -> Tensor:
         """A tensor that nobody else writes to for as long as it, or a view of it, is held."""
+        return self._memory().permute(0, 3, 1, 2)
+
+    def _memory(self) -> Tensor:
         if self._pin:
             return torch.empty(self._shape, dtype=self._dtype, pin_memory=True)
         try:

@@ -61,7 +61,7 @@ class TrainImages:
         draws = Draws(self.seed, epoch, sample_id)
         flip = self.flip and draws.uniform() < 0.5
         top, left, height, width = self.crop(image.shape[1], image.shape[2], draws)
-        image = _resized(image[:, top : top + height, left : left + width], self.image_size)
+        image = _resized_crop(image, top, left, height, width, self.image_size)
         if flip:
             image = image.flip(-1)
         return self.randaugment(image, draws) if self.randaugment else image
@@ -156,12 +156,16 @@ def to_unit_(pixels: Tensor) -> Tensor:
     return pixels.div_(127.5).sub_(1)
 
 
-def _resized(image: Tensor, size: int) -> Tensor:
-    """uint8 [c, h, w] -> [c, size, size], bilinear with antialias."""
+def _resized_crop(image: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
+    """uint8 [c, h, w] -> [c, size, size], bilinear with antialias: torchvision's `resized_crop`, in the image's layout."""
     if image.device.type != "cpu":  # whose kernels do not take uint8; torchvision goes by way of floats
-        return F.resize(image, [size, size], antialias=True)
-    # torchvision would end in the same kernel, after as long again under the interpreter's lock as all the rest takes.
-    return interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
+        return F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+    # The kernel that torchvision ends in as well, after as long again under the interpreter's lock as all the rest
+    # takes. It keeps the layout of a batch: one image is taken for channels-last only if its first stride says so, and
+    # is else taken apart into planes, pixel by pixel.
+    place = image.storage_offset() + top * image.stride(1) + left * image.stride(2)
+    crop = image.as_strided((1, image.shape[0], height, width), (image.numel(), *image.stride()), place)
+    return interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
 
 
 def _resize_to(size: int) -> int:

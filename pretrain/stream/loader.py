@@ -38,7 +38,7 @@ _STRIPE = 8  # images a decode thread takes at a time, at the most
 class Batch:
     """A micro-batch. It is the caller's: nothing writes to it again.
 
-    images: uint8 [m, c, h, w], or as `floats` fp32 in [-1, 1], on the host · labels: int64 [m, L],
+    images: uint8 [m, c, h, w], channels-last, or as `floats` fp32 in [-1, 1], on the host · labels: int64 [m, L],
     padded with -1 · ids: np.int64 [m] · valid: bool [m], False for a sample that could not be read (grey; its id and
     labels stand) and for a row that pads an evaluation (grey; id and labels -1) · weight: fp32 [m], each row's own
     share under mixup; None without · faults: one for each sample that could not be read.
@@ -107,7 +107,7 @@ class BatchStream:
         grey = torch.tensor(GREY, dtype=torch.uint8)
         self._grey = to_float(grey, torch.float32) if floats else grey
         self._pin = pin
-        self._buffers = Buffers((rows, transform.channels, size, size), torch.float32 if floats else torch.uint8, pin)
+        self._buffers = Buffers(rows, transform.channels, size, torch.float32 if floats else torch.uint8, pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
