@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
+import gc
 import io
 import itertools
 import statistics
@@ -164,6 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.images, args.batches = 1, 512, 2
+    gc.freeze()  # as a run does before its first step; worker processes inherit it
     torch.set_num_threads(1)  # in the process that trains; workers and decode threads have theirs
     torch.multiprocessing.set_start_method("fork")  # the quickest, and what most peers' users have
     with tempfile.TemporaryDirectory() as place:

@@ -157,7 +157,7 @@ def to_unit_(pixels: Tensor) -> Tensor:
 
 
 def _resized_crop(image: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
-    """uint8 [c, h, w] -> [c, size, size], bilinear with antialias: torchvision's `resized_crop`, in the image's layout."""
+    """uint8 [c, h, w] -> [c, size, size], bilinear with antialias: torchvision's `resized_crop`, in its layout."""
     if image.device.type != "cpu":  # whose kernels do not take uint8; torchvision goes by way of floats
         return F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
     # The kernel that torchvision ends in as well, after as long again under the interpreter's lock as all the rest

@@ -31,7 +31,7 @@ from pretrain.stream.reader import READ_AHEAD, Reader
 from pretrain.stream.store import Patience
 
 _AHEAD = 3  # micro-batches being decoded, at the least
-_STRIPE = 8  # images a decode thread takes at a time, at the most
+_STRIPE = 16  # images a decode thread takes at a time, at the most
 
 
 @dataclass(frozen=True)
