@@ -91,7 +91,7 @@ def test_a_chunk_that_one_rank_cannot_read_ends_all_ranks_with_one_message(confi
     assert [line["step"] for line in lines(tmp_path / "out/metrics.jsonl")] == list(range(1, 17))
 
 
-@pytest.mark.parametrize("chunks", ["stop", "quarantine"])
+@pytest.mark.parametrize("chunks", ["stop", pytest.param("quarantine", marks=pytest.mark.long)])
 def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(config, run, serve, tmp_path, chunks):
     server, out = serve(tmp_path / "train"), tmp_path / "out"
     shards = [f"{server.http}/{path.name}" for path in sorted((tmp_path / "train").glob("*.tar"))]
@@ -120,7 +120,7 @@ def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(con
     assert not (out / "quarantine.jsonl").exists() or not lines(out / "quarantine.jsonl"), "its samples were good"
 
 
-@pytest.mark.parametrize("of", ["validation", "few-shot"])
+@pytest.mark.parametrize("of", ["validation", pytest.param("few-shot", marks=pytest.mark.long)])
 def test_storage_that_goes_away_during_an_evaluation_costs_no_step(config, run, digits, serve, tmp_path, of):
     shutil.copytree(digits / "test", tmp_path / "test")
     server, out, far = serve(tmp_path / "test"), tmp_path / "out", tmp_path / "far.vfi"
