@@ -138,7 +138,7 @@ class Saver:
         try:
             yield
         except InputError as error:
-            if not getattr(error, "only_this_rank", False):
+            if not error.only_this_rank:
                 self.ensure(done)
             raise
 

@@ -144,8 +144,11 @@ def decode(data: Encoded, channels: int) -> Tensor:
 
 
 def _decode_jpeg(data: Encoded, channels: int) -> Tensor:
-    """Torchvision's pixels in four fifths of its time. Raises ValueError for whatever is in any way unusual."""
-    # Strict: print colours, stray bytes, damage are torchvision's to judge; only some of them make an image unreadable.
+    """Torchvision's pixels, in four fifths of its time; of print colours (CMYK) within two levels.
+
+    Raises ValueError for whatever is in any way unusual.
+    """
+    # Strict: stray bytes and damage are torchvision's to judge; only some of them make an image unreadable.
     pixels = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -160,9 +160,9 @@ def _resized_crop(image: Tensor, top: int, left: int, height: int, width: int, s
     """uint8 [c, h, w] -> [c, size, size], bilinear with antialias: torchvision's `resized_crop`, in its layout."""
     if image.device.type != "cpu":  # whose kernels do not take uint8; torchvision goes by way of floats
         return F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
-    # The kernel that torchvision ends in as well, after as long again under the interpreter's lock as all the rest
-    # takes. It keeps the layout of a batch: one image is taken for channels-last only if its first stride says so, and
-    # is else taken apart into planes, pixel by pixel.
+    # The kernel that torchvision ends in as well, after twice the time under the interpreter's lock. It keeps the
+    # layout of a batch: one image is taken for channels-last only if its first stride says so, and is else taken apart
+    # into planes, pixel by pixel.
     place = image.storage_offset() + top * image.stride(1) + left * image.stride(2)
     crop = image.as_strided((1, image.shape[0], height, width), (image.numel(), *image.stride()), place)
     return interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
