@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout  # in Python 3.10 not the built-in one
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -39,6 +40,7 @@ _reading = threading.local()
 _NEVER = threading.Event()
 _LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
 
+Read = list[tuple[Extent, "RangeStream"]]
 Images = dict[int, tuple[str, memoryview]]  # canonical id -> key, encoded image; views of what was read together
 
 
@@ -96,9 +98,25 @@ def read_images(index: Index, extents: Sequence[Extent]) -> Images:
     Raises ChunkError naming shard, bytes, key, and what was expected and found, where a shard is missing, too
     short, damaged, or holds other samples than the index says.
     """
+    return expand_images(index, read_extents(extents))
+
+
+def read_extents(extents: Sequence[Extent]) -> Read:
+    """The bytes of byte ranges."""
+    # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
+    opener = webdataset.gopen_schemes[_SCHEME]
+    urls = [
+        f"{_SCHEME}:{extent.begin}-{extent.end}:{extent.size}:{quote(extent.etag, safe='')}:{extent.url}"
+        for extent in extents
+    ]
+    return [(extent, opener(url, "rb")) for extent, url in zip(extents, urls, strict=True)]
+
+
+def expand_images(index: Index, read: Read) -> Images:
+    """The encoded images in what was read, checked against the index."""
     images: Images = {}
-    for extent in extents:
-        samples = _expand(extent)
+    for extent, stream in read:
+        samples = _expand(extent, stream)
         ids = range(extent.first_id, extent.first_id + extent.count)
         for sample_id, (key, _), expected in zip(ids, samples, index.key_hash(np.array(ids)).tolist(), strict=False):
             found = zlib.crc32(key.encode(errors="surrogateescape"))
@@ -119,15 +137,11 @@ def read_images(index: Index, extents: Sequence[Extent]) -> Images:
     return images
 
 
-def _expand(extent: Extent) -> list[tuple[str, memoryview]]:
+def _expand(extent: Extent, stream: RangeStream) -> list[tuple[str, memoryview]]:
     """(key, encoded image) of the samples in a byte range, as webdataset groups them.
 
     Members with headers of the usual kinds are found by a walk over them, all others by webdataset's expansion of tars.
     """
-    # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
-    opener = webdataset.gopen_schemes[_SCHEME]
-    version = f"{extent.size}:{quote(extent.etag, safe='')}"
-    stream = opener(f"{_SCHEME}:{extent.begin}-{extent.end}:{version}:{extent.url}", "rb")
     files: Iterable[dict[str, Any]]
     try:
         plain = plain_members(stream.data)
@@ -165,54 +179,79 @@ def _mismatch(extent: Extent, what: str) -> ChunkError:
 
 
 class Chunk:
-    """The samples of one chunk that this rank will use: ids [n], ascending; read together, handed over one by one."""
+    """The samples of one chunk that this rank will use: ids [n], ascending; read together, handed over one by one.
+
+    Whoever takes the first of them takes the bytes apart: a decode thread, which holds the interpreter lock anyhow,
+    where a reading thread would keep all decode threads waiting for it.
+    """
 
     def __init__(self, ids: NDArray[np.int64]) -> None:
         self.ids = ids
-        self.bytes = 0  # in the shards; known once the reading is queued
-        self._images: Future[Images] | None = None
+        self.bytes = 0  # in the shards; known once it is located
+        self._extents: list[Extent] = []
+        self._read: Future[Read] | None = None
+        self._images: Images | None = None
+        self._expanding = threading.Lock()
 
-    def start(
-        self, threads: ThreadPoolExecutor, index: Index, counters: Counters, stop: threading.Event | None = None
-    ) -> None:
-        """Queue the reading; once `stop` is set, nobody waits for it."""
-        self._stop = stop or threading.Event()
+    def locate(self, index: Index, stop: threading.Event | None = None) -> None:
+        """Look up where it lies, before a reading thread's `read`; once `stop` is set, nobody waits for that."""
+        self._index, self._stop, self._read = index, stop or threading.Event(), Future()
         try:
-            extents = index.extents(self.ids)
+            self._extents = index.extents(self.ids)
+            self.bytes = sum(extent.end - extent.begin for extent in self._extents)
         except InputError as error:  # of a damaged index; told where the samples are asked for, as all that is
-            self._images = Future()
-            self._images.set_exception(ChunkError(str(error)))
+            self._read.set_exception(ChunkError(str(error)))
+
+    def read(self, counters: Counters) -> None:
+        """Read it, in a reading thread."""
+        assert self._read is not None, "read before it was located"
+        if self._read.done():
             return
-        self.bytes = sum(extent.end - extent.begin for extent in extents)
-        self._images = threads.submit(_read, index, extents, counters, self.bytes)
+        laps = Laps()
+        try:
+            if getattr(_reading, "stop", _NEVER).is_set():
+                raise CancelledError
+            with _telling(self._extents[0]):
+                self._read.set_result(read_extents(self._extents))
+        except BaseException as error:
+            self._read.set_exception(error)
+        laps.lap("read_seconds")
+        counters.add(bytes_read=self.bytes, **laps.spent)
 
     @property
     def waiting(self) -> bool:
-        """Whether its reading is still to be queued."""
-        return self._images is None
+        """Whether it is still to be located."""
+        return self._read is None
 
     def take(self, sample_id: int) -> tuple[str, memoryview]:
         """Key and encoded image of one sample, once; waits for the reading and raises its error."""
-        assert self._images is not None, "taken before it was started"
+        if self._images is None:
+            with self._expanding:
+                if self._images is None:
+                    self._images = self._expanded()
+        return self._images.pop(sample_id)
+
+    def _expanded(self) -> Images:
+        assert self._read is not None, "taken before it was located"
+        # A read that its storage holds up cannot be ended, only left.
+        while not self._read.done() and not self._stop.is_set():
+            wait([self._read], timeout=_LOOK_UP)
         try:
-            # A read that its storage holds up cannot be ended, only left.
-            while not self._images.done() and not self._stop.is_set():
-                wait([self._images], timeout=_LOOK_UP)
-            return self._images.result(timeout=0).pop(sample_id)
+            read = self._read.result(timeout=0)
         except (CancelledError, FutureTimeout):
             raise ChunkError(NOT_READ) from None
+        with _telling(read[0][0]):
+            images = expand_images(self._index, read)
+        read.clear()  # or their memory would be held until the last of all plans with this chunk is gone
+        return images
 
 
-def _read(index: Index, extents: Sequence[Extent], counters: Counters, size: int) -> Images:
-    laps = Laps()
+@contextmanager
+def _telling(extent: Extent) -> Iterator[None]:
+    """What nobody foresaw is still a chunk, in its shard, that cannot be read."""
     try:
-        if getattr(_reading, "stop", _NEVER).is_set():
-            raise CancelledError
-        return read_images(index, extents)
+        yield
     except (ChunkError, CancelledError, MemoryError):
         raise
-    except Exception as error:  # nothing known: still a chunk, in its shard, that cannot be read
-        raise ChunkError(f"{extents[0].url}, bytes {extents[0].begin}-{extents[0].end}: {error!r}") from error
-    finally:
-        laps.lap("read_seconds")
-        counters.add(bytes_read=size, **laps.spent)
+    except Exception as error:
+        raise ChunkError(f"{extent.url}, bytes {extent.begin}-{extent.end}: {error!r}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import os
@@ -179,10 +180,10 @@ class Index:
     def _run(self, first: int, last: int) -> Iterator[Extent]:
         """The byte ranges of ids first, first + 1, … last. Plain integers: a run is short, numpy's calls are long."""
         while first <= last:
-            part = int(np.searchsorted(self._first, first, side="right")) - 1
+            part = bisect.bisect_right(self._first, first) - 1
             file, origin = self._files[part], int(self._first[part])
             begin = first - origin
-            shard = int(np.searchsorted(file.first, begin, side="right")) - 1
+            shard = bisect.bisect_right(file.first, begin) - 1
             border = int(file.first[shard + 1])
             end = min(last + 1 - origin, border)
             until = int(file.data_end[shard]) if end == border else int(file.offsets[end]) * BLOCK

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -129,6 +129,7 @@ class BatchStream:
         pending = self._pending.popleft()
         try:
             self._fill()
+            wait(pending.stripes)  # woken once, not by each of them
             faults = dict(fault for stripe in pending.stripes for fault in stripe.result())
         except BaseException as error:
             self._error = error

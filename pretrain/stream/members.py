@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import struct
+
 import numpy as np
 
 from pretrain.stream.tar import BLOCK, HARMLESS_PAX
 
 _POSIX, _GNU = b"ustar\x0000", b"ustar  \x00"
+_HEADER = struct.Struct("100s 24x 12s 12x 8s c 100x 8s 80x 155s 12x")  # name, size, sum, kind, magic, prefix
+_RECORD = re.compile(rb"(\d{1,9}) (?:%s)=[^\n]*\n" % b"|".join(sorted(HARMLESS_PAX)))
 
 
 def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
@@ -22,41 +27,39 @@ def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
     blocks: list[int] = []  # of the headers
     sums: list[int] = []  # that these give for themselves
     at, end = 0, len(data)
-    while at < end:
-        header = bytes(data[at : at + BLOCK])
-        magic, size, total = header[257:265], _octal(header[124:136]), _octal(header[148:156])
-        if size is None or total is None or magic not in (_POSIX, _GNU):
-            return None
-        blocks.append(at // BLOCK)
-        sums.append(total)
-        begin = at + BLOCK
-        at = begin + -(-size // BLOCK) * BLOCK
-        if at > end:
-            return None
-        kind = header[156:157]
-        if kind in (b"0", b"\0"):
-            name = _text(header[:100])
-            if header[345]:
-                if magic == _GNU:  # times of an incremental archive, which tarfile takes for part of the name
+    try:
+        while at < end:
+            name, octal, total, kind, magic, prefix = _HEADER.unpack_from(data, at)
+            if magic not in (_POSIX, _GNU):
+                return None
+            size = _octal(octal)
+            blocks.append(at // BLOCK)
+            sums.append(_octal(total))
+            begin = at + BLOCK
+            at = begin + -(-size // BLOCK) * BLOCK
+            if at > end:
+                return None
+            if kind in b"0\0":
+                name = _text(name)
+                if prefix[0]:
+                    if magic == _GNU:  # times of an incremental archive, which tarfile takes for part of the name
+                        return None
+                    name = _text(prefix) + b"/" + name
+                if name.endswith(b"/") or name.startswith(b"__"):  # a folder; what webdataset keeps for itself
                     return None
-                name = _text(header[345:500]) + b"/" + name
-            if name.endswith(b"/") or name.startswith(b"__"):  # a folder; what webdataset keeps for itself
+                found.append((name.decode("utf-8", "surrogateescape"), data[begin : begin + size]))
+            elif kind != b"x" or not _says_nothing(bytes(data[begin:at]), size):
                 return None
-            found.append((name.decode("utf-8", "surrogateescape"), data[begin : begin + size]))
-        else:
-            records = bytes(data[begin:at])
-            if kind != b"x" or records[size:] != bytes(len(records) - size) or not _says_nothing(records[:size]):
-                return None
+    except ValueError:
+        return None
     return found if _are_whole(data, blocks, sums) else None
 
 
-def _octal(field: bytes) -> int | None:
+def _octal(field: bytes) -> int:
     digits = field.strip(b" \0")
-    try:
-        # No sign, no underscore, and no number base 256: what int() or tarfile would take besides.
-        return int(digits, 8) if digits.isdigit() else None
-    except ValueError:
-        return None
+    if not digits.isdigit():  # no sign, no underscore, and no number base 256: what int() or tarfile would take besides
+        raise ValueError
+    return int(digits, 8)
 
 
 def _are_whole(data: memoryview, blocks: list[int], sums: list[int]) -> bool:
@@ -70,13 +73,12 @@ def _text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-def _says_nothing(records: bytes) -> bool:
-    """Whether PAX records, `LENGTH KEY=VALUE\\n` each, leave names and sizes as they are."""
-    while records:
-        length, space, _ = records.partition(b" ")
-        if not (space and length.isdigit() and len(length) < int(length) <= len(records)):
+def _says_nothing(records: bytes, size: int) -> bool:
+    """Whether `size` bytes of PAX records, and zeros behind them, leave names and sizes as they are."""
+    at = 0
+    while at < size:
+        record = _RECORD.match(records, at)
+        if record is None or record.end() - at != int(record[1]):
             return False
-        record, records = records[: int(length)], records[int(length) :]
-        if record[len(length) + 1 :].partition(b"=")[0] not in HARMLESS_PAX or not record.endswith(b"\n"):
-            return False
-    return True
+        at = record.end()
+    return at == size and records.count(0, size) == len(records) - size

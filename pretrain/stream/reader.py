@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
@@ -44,8 +44,8 @@ class Reader:
         remote = any(file.remote for file in index.files)
         self._stop = threading.Event()
         self._members: list[threading.Thread] = []
-        count = REMOTE_THREADS if remote else LOCAL_THREADS
-        self._threads = reading_threads(count, self._stop, self._members, patience)
+        self._count = REMOTE_THREADS if remote else LOCAL_THREADS
+        self._threads = reading_threads(self._count, self._stop, self._members, patience)
 
     def __iter__(self) -> Iterator[Plan]:
         return self
@@ -55,8 +55,7 @@ class Reader:
         if not self._planned:
             self._plan()
         plan = self._planned.popleft()
-        for _ in range(sum(chunk.waiting for chunk in plan.fresh)):
-            self._start()
+        begun = [self._begin() for _ in range(sum(chunk.waiting for chunk in plan.fresh))]
         for chunk in plan.chunks:
             if chunk is not None:
                 self._ahead -= 1
@@ -64,11 +63,14 @@ class Reader:
         try:
             while self._ahead < self._window and self._bytes_ahead < self._budget:
                 if self._waiting:
-                    self._start()
+                    begun.append(self._begin())
                 else:
                     self._plan()
         except StopIteration:
             pass
+        # One call a thread: each wakes one up, at the cost of decoding a twentieth of an image.
+        for first in range(min(self._count, len(begun))):
+            self._threads.submit(_read, begun[first :: self._count], self._counters)
         return plan
 
     def _plan(self) -> None:
@@ -76,11 +78,12 @@ class Reader:
         self._planned.append(plan)
         self._waiting.extend(plan.fresh)
 
-    def _start(self) -> None:
+    def _begin(self) -> Chunk:
         chunk = self._waiting.popleft()
-        chunk.start(self._threads, self._index, self._counters, self._stop)
+        chunk.locate(self._index, self._stop)
         self._ahead += len(chunk.ids)
         self._bytes_ahead += chunk.bytes
+        return chunk
 
     def give_up(self) -> None:
         """Read nothing more: every chunk that is not here yet is refused, soon."""
@@ -93,3 +96,8 @@ class Reader:
         deadline = time.monotonic() + _LAST_WORDS
         for thread in self._members:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _read(chunks: Sequence[Chunk], counters: Counters) -> None:
+    for chunk in chunks:
+        chunk.read(counters)

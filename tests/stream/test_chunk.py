@@ -106,7 +106,8 @@ def test_what_nobody_foresaw_is_told_with_the_shard(write_shards, monkeypatch):
     monkeypatch.setattr("pretrain.stream.chunk.plain_members", lambda data: 1 / 0)
     monkeypatch.setattr("pretrain.stream.chunk._mismatch", None)
     chunk = Chunk(np.arange(8))
-    chunk.start(threads, index, Counters())
+    chunk.locate(index)
+    threads.submit(chunk.read, Counters())
     with pytest.raises(ChunkError, match=r"shard-000\.tar, bytes 0-\d+: TypeError"):
         chunk.take(0)
     threads.shutdown()

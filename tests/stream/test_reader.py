@@ -7,8 +7,9 @@ import pytest
 
 import pretrain.stream.chunk as chunk_module
 import pretrain.stream.reader as reader_module
-from pretrain.stream.chunk import Chunk, read_images
+from pretrain.stream.chunk import Chunk, read_extents
 from pretrain.stream.counters import Counters
+from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.order import Order
 from pretrain.stream.plan import plan_evaluation, plan_training
 from pretrain.stream.reader import READ_AHEAD, Reader
@@ -19,11 +20,11 @@ def reads(monkeypatch):
     """The ids of each read, as it is made."""
     made = []
 
-    def read(index, extents):
+    def read(extents):
         made.append([u for extent in extents for u in range(extent.first_id, extent.first_id + extent.count)])
-        return read_images(index, extents)
+        return read_extents(extents)
 
-    monkeypatch.setattr(chunk_module, "read_images", read)
+    monkeypatch.setattr(chunk_module, "read_extents", read)
     return made
 
 
@@ -88,21 +89,24 @@ def test_a_sample_is_let_go_once_it_is_taken(shards):
     chunk = plan.chunks[0]
     assert isinstance(chunk, Chunk)
     chunk.take(1)
-    assert sorted(chunk._images.result()) == [0, 2, 3]
+    assert sorted(chunk._images) == [0, 2, 3]
+    assert not chunk._read.result(), "what was read is held by the images alone"
     reader.close()
 
 
 def test_closing_drops_what_is_queued_and_leaves_no_thread(shards, monkeypatch):
     gate = threading.Event()
 
-    def slow(index, extents):
+    def slow(extents):
         gate.wait(10)
-        return read_images(index, extents)
+        return read_extents(extents)
 
-    monkeypatch.setattr(chunk_module, "read_images", slow)
+    monkeypatch.setattr(chunk_module, "read_extents", slow)
     reader = Reader(shards.index, plan_training(Order(203, 16, seed=1), 16, 0, 1, 0, 30), 200, READ_AHEAD, Counters())
     plan = next(reader)
     threading.Timer(0.2, gate.set).start()
     reader.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
-    assert any(chunk._images.cancelled() for chunk in plan.fresh)
+    last = plan.fresh[-1]
+    with pytest.raises(ChunkError, match=NOT_READ):
+        last.take(int(last.ids[0]))
