@@ -1,8 +1,8 @@
 """A chunk: neighbouring samples, read together as byte ranges of shards, each given up once it is used.
 
-webdataset's part is the table of openers, the grouping of members, and the expansion of unusual tars. It ends in
-silence where a tar is cut, and can join the halves of two samples; so a chunk is a pipeline of its own, its
-bytes are counted before they are parsed, and its keys are compared with the index.
+webdataset's part is the table of openers and the expansion of unusual tars. It ends in silence where a tar is cut,
+and its grouping can join the halves of two samples; so a chunk is a pipeline of its own, its bytes are counted before
+they are parsed, and its keys are compared with the index.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout  # in Python 3.10 not the built-in one
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 from webdataset.handlers import reraise_exception
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import tar_file_expander
 
 from pretrain.errors import InputError, StorageError
 from pretrain.stream.buffers import Ranges
@@ -138,35 +138,33 @@ def expand_images(index: Index, read: Read) -> Images:
 
 
 def _expand(extent: Extent, stream: RangeStream) -> list[tuple[str, memoryview]]:
-    """(key, encoded image) of the samples in a byte range, as webdataset groups them.
+    """(key, encoded image) of the samples in a byte range.
 
     Members with headers of the usual kinds are found by a walk over them, all others by webdataset's expansion of tars.
     """
-    files: Iterable[dict[str, Any]]
     try:
-        plain = plain_members(stream.data)
-        if plain is not None:
-            files = [{"fname": name, "data": image, "__url__": extent.url} for name, image in plain if _is_image(name)]
-        else:
+        files = plain_members(stream.data)
+        if files is None:
             # Refuses what tarfile would take besides, compressed tars and sparse files of any size among it.
             list(ShardTar(io.BytesIO(bytes(stream.data) + bytes(2 * BLOCK)), extent.url).samples())
+            # No other member is opened: webdataset's decoders would unpickle some of them.
             source = [{"url": extent.url, "stream": stream}]
-            files = tar_file_expander(source, handler=reraise_exception, select_files=_is_image)
-        grouped = list(group_by_keys(files, handler=reraise_exception))
+            expanded = tar_file_expander(source, reraise_exception, _is_image, eof_value=None)
+            files = [(file["fname"], memoryview(file["data"])) for file in expanded]
     except Exception as error:  # tarfile lets several kinds through from damaged headers
         reason = error.args[0] if error.args else type(error).__name__
         raise _mismatch(extent, f"no whole tar members: {reason}") from error
-    found = []
-    for sample in grouped:
-        images = [suffix for suffix in IMAGE_SUFFIXES if suffix in sample]
-        if len(images) != 1:
-            raise _mismatch(extent, f"sample {sample['__key__']!r} has images {images}, where one is expected")
-        found.append((sample["__key__"], memoryview(sample[images[0]])))
+    found: list[tuple[str, memoryview]] = []
+    for name, data in files:
+        key, suffix = split_name(name) or ("", "")
+        if suffix in IMAGE_SUFFIXES:
+            if found and found[-1][0] == key:
+                raise _mismatch(extent, f"sample {key!r} has more than one image, the last in {name!r}")
+            found.append((key, data))
     return found
 
 
 def _is_image(name: str) -> bool:
-    # No other member is opened: webdataset's decoders would unpickle some of them.
     split = split_name(name)
     return split is not None and split[1] in IMAGE_SUFFIXES
 

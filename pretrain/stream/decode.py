@@ -150,7 +150,8 @@ def _decode_jpeg(data: Encoded, channels: int) -> Tensor:
     """
     # Strict: stray bytes and damage are torchvision's to judge; only some of them make an image unreadable.
     pixels = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    # numpy's view: torch's lets go of the interpreter lock, and may wait for it.
+    return torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
 def _mode(channels: int) -> ImageReadMode:

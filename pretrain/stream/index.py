@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -171,14 +170,12 @@ class Index:
 
         The ranges are in the order of the runs. Raises IndexError for an id outside [0, N).
         """
-        ids = self._checked(ids)
-        breaks = (np.flatnonzero(np.diff(ids) != 1) + 1).tolist()
-        bounds = [0, *breaks, len(ids)] if len(ids) else []
-        runs = [(int(ids[begin]), int(ids[end - 1])) for begin, end in itertools.pairwise(bounds)]
-        return [extent for first, last in runs for extent in self._run(first, last)]
+        # Plain integers here and below: a run is short, numpy's calls are long.
+        return [extent for run in _runs(self._integers(ids).tolist()) for extent in self._run(*run)]
 
     def _run(self, first: int, last: int) -> Iterator[Extent]:
-        """The byte ranges of ids first, first + 1, … last. Plain integers: a run is short, numpy's calls are long."""
+        """The byte ranges of ids first, first + 1, … last."""
+        self._check_bounds(first, last)
         while first <= last:
             part = bisect.bisect_right(self._first, first) - 1
             file, origin = self._files[part], int(self._first[part])
@@ -243,16 +240,23 @@ class Index:
             file.check_content()
 
     def _checked(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        array = self._integers(ids)
+        if array.size:
+            self._check_bounds(int(array.min()), int(array.max()))
+        return array
+
+    @staticmethod
+    def _integers(ids: np.ndarray | Sequence[int]) -> np.ndarray:
         array = np.asarray(ids)
         if array.size == 0:
             return np.zeros(0, np.int64)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise IndexError(f"ids are integers in one dimension, not {array.dtype} {array.shape}")
-        array = array.astype(np.int64, copy=False)
-        low, high = int(array.min()), int(array.max())
+        return array.astype(np.int64, copy=False)
+
+    def _check_bounds(self, low: int, high: int) -> None:
         if low < 0 or high >= self.samples:
             raise IndexError(f"id {low if low < 0 else high} is outside 0 … {self.samples - 1}")
-        return array
 
     def _by_file(self, ids: np.ndarray) -> Iterator[tuple[IndexFile, np.ndarray | slice, np.ndarray]]:
         """(file, rows of `ids` that it holds, the ids within it)."""
@@ -263,6 +267,15 @@ class Index:
         for number in np.unique(part).tolist():
             rows = np.flatnonzero(part == number)
             yield self._files[number], rows, ids[rows] - self._first[number]
+
+
+def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run u, u+1, u+2, …"""
+    begin = 0
+    for at, sample_id in enumerate(ids):
+        if at + 1 == len(ids) or ids[at + 1] != sample_id + 1:
+            yield ids[begin], sample_id
+            begin = at + 1
 
 
 def check_classes(names: tuple[str, ...] | None, others: tuple[str, ...] | None, where: str, elsewhere: str) -> None:
