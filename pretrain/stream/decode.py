@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class Decoder(Protocol):
     def settle(self) -> None:
         """Called once by every thread that will decode, and go on with what it decoded."""
 
-    def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
+    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
 
 
 class HostDecoder:
@@ -47,7 +47,7 @@ class HostDecoder:
     def settle(self) -> None:
         pass
 
-    def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
+    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
         for data in images:
             try:
                 yield decode(data, channels)
@@ -72,7 +72,8 @@ class DeviceDecoder:
         if self.device.type != "cpu":
             torch.accelerator.set_stream(torch.Stream(self.device))
 
-    def __call__(self, images: Sequence[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
+    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
+        images = list(images)
         jpegs = [number for number, data in enumerate(images) if self._takes(data)]
         try:
             done = dict(zip(jpegs, self._together([images[number] for number in jpegs], channels), strict=True))

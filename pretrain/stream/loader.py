@@ -170,12 +170,21 @@ class BatchStream:
     def _decode(self, pending: _Pending, rows: range) -> list[tuple[int, Fault]]:
         """Fill some rows of a buffer; the rows that stay grey, and why."""
         plan, buffer, laps = pending.plan, pending.images, Laps()
-        keys, encoded, faults = self._take(plan, rows)
-        laps.lap("starved_seconds")
-        for (row, key), image in zip(keys.items(), self._decoder(encoded, self._transform.channels), strict=True):
+        faults: list[tuple[int, Fault]] = []
+        given: deque[tuple[int, str]] = deque()  # row and key of what the decoder has and has not handed back
+        filled: set[int] = set()
+
+        def encoded() -> Iterator[Encoded]:
+            for row, key, data in self._take(plan, rows, faults):
+                laps.lap("starved_seconds")
+                given.append((row, key))
+                yield data
+
+        for image in self._decoder(encoded(), self._transform.channels):
             laps.lap("decode_seconds")
             if self._closed:
                 break
+            row, key = given.popleft()
             sample_id, epoch = int(plan.ids[row]), int(plan.epochs[row])
             if isinstance(image, UnreadableImage):
                 faults.append((row, Fault(sample_id, epoch, key, str(image))))
@@ -185,26 +194,26 @@ class BatchStream:
             place = buffer[row].copy_(image)
             if place.is_floating_point():  # in its place: there is no second array of its size to be made
                 to_unit_(place)
+            filled.add(row)
             laps.lap("collate_seconds")
         # A faulty sample keeps its place: to skip it would shift the order of all that follows.
-        for row in {*rows} - {*keys} | {row for row, _ in faults}:
+        for row in {*rows} - filled:
             buffer[row] = self._grey
         padding = sum(plan.chunks[row] is None for row in rows)
         self.counters.add(images=len(rows) - padding, unreadable=len(faults), **laps.spent)
         return sorted(faults, key=lambda fault: fault[0])
 
-    def _take(self, plan: Plan, rows: range) -> tuple[dict[int, str], list[Encoded], list[tuple[int, Fault]]]:
-        """Row -> key of the samples there are, their encoded images, and the faults of those that cannot be had."""
-        keys: dict[int, str] = {}
-        encoded: list[Encoded] = []
-        faults: list[tuple[int, Fault]] = []
+    def _take(self, plan: Plan, rows: range, faults: list[tuple[int, Fault]]) -> Iterator[tuple[int, str, Encoded]]:
+        """Row, key and encoded image of the samples that can be had, one by one; the others are added to `faults`.
+
+        One by one: the first sample of a chunk takes it apart, while all other threads wait for the interpreter lock.
+        """
         for row in rows:
             chunk, sample_id = plan.chunks[row], int(plan.ids[row])
             if chunk is None or self._closed:
                 continue
             try:
-                keys[row], data = chunk.take(sample_id)
-                encoded.append(data)
+                key, data = chunk.take(sample_id)
             except ChunkError as error:
                 cause = Cause(str(error), error.passing)
                 if cause.reason == NOT_READ and self._cause.reason:  # which may be that of a batch still to come
@@ -215,7 +224,8 @@ class BatchStream:
                 if not self._mask_chunks:
                     raise ChunkError(*cause) from error  # by what is at fault, also where this only followed from it
                 faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, *cause)))
-        return keys, encoded, faults
+                continue
+            yield row, key, data
 
     def _labels(self, ids: NDArray[np.int64]) -> Tensor:
         real = ids >= 0
