@@ -11,8 +11,7 @@ import io
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from concurrent.futures import TimeoutError as FutureTimeout  # in Python 3.10 not the built-in one
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
@@ -39,6 +38,7 @@ _SCHEME = "vfrange"
 _reading = threading.local()
 _NEVER = threading.Event()
 _LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
+_SOON = 0.01  # seconds, more than another thread takes to take a chunk apart
 
 Read = list[tuple[Extent, "RangeStream"]]
 Images = dict[int, tuple[str, memoryview]]  # canonical id -> key, encoded image; views of what was read together
@@ -186,62 +186,65 @@ class Chunk:
     def __init__(self, ids: NDArray[np.int64]) -> None:
         self.ids = ids
         self.bytes = 0  # in the shards; known once it is located
+        self._index: Index | None = None
         self._extents: list[Extent] = []
-        self._read: Future[Read] | None = None
-        self._images: Images | None = None
-        self._expanding = threading.Lock()
+        self._read: Read = []
+        self._error: BaseException | None = None
+        self._images: Images = {}
+        self._apart = False
+        self._lock = threading.Lock()  # held until it is read, and then by whoever takes it apart
 
     def locate(self, index: Index, stop: threading.Event | None = None) -> None:
         """Look up where it lies, before a reading thread's `read`; once `stop` is set, nobody waits for that."""
-        self._index, self._stop, self._read = index, stop or threading.Event(), Future()
+        self._index, self._stop = index, stop or threading.Event()
+        self._lock.acquire()
         try:
             self._extents = index.extents(self.ids)
             self.bytes = sum(extent.end - extent.begin for extent in self._extents)
         except InputError as error:  # of a damaged index; told where the samples are asked for, as all that is
-            self._read.set_exception(ChunkError(str(error)))
+            self._error = ChunkError(str(error))
 
     def read(self, counters: Counters) -> None:
         """Read it, in a reading thread."""
-        assert self._read is not None, "read before it was located"
-        if self._read.done():
-            return
         laps = Laps()
         try:
-            if getattr(_reading, "stop", _NEVER).is_set():
-                raise CancelledError
-            with _telling(self._extents[0]):
-                self._read.set_result(read_extents(self._extents))
+            if self._error is None:
+                if getattr(_reading, "stop", _NEVER).is_set():
+                    raise ChunkError(NOT_READ)
+                with _telling(self._extents[0]):
+                    self._read = read_extents(self._extents)
         except BaseException as error:
-            self._read.set_exception(error)
+            self._error = error
+        self._lock.release()
         laps.lap("read_seconds")
         counters.add(bytes_read=self.bytes, **laps.spent)
 
     @property
     def waiting(self) -> bool:
         """Whether it is still to be located."""
-        return self._read is None
+        return self._index is None
 
     def take(self, sample_id: int) -> tuple[str, memoryview]:
         """Key and encoded image of one sample, once; waits for the reading and raises its error."""
-        if self._images is None:
-            with self._expanding:
-                if self._images is None:
-                    self._images = self._expanded()
+        if not self._apart:
+            self._take_apart()
         return self._images.pop(sample_id)
 
-    def _expanded(self) -> Images:
-        assert self._read is not None, "taken before it was located"
+    def _take_apart(self) -> None:
+        assert self._index is not None, "taken before it was located"
         # A read that its storage holds up cannot be ended, only left.
-        while not self._read.done() and not self._stop.is_set():
-            wait([self._read], timeout=_LOOK_UP)
+        while not self._lock.acquire(timeout=_SOON if (stopped := self._stop.is_set()) else _LOOK_UP):
+            if stopped:
+                raise ChunkError(NOT_READ)
         try:
-            read = self._read.result(timeout=0)
-        except (CancelledError, FutureTimeout):
-            raise ChunkError(NOT_READ) from None
-        with _telling(read[0][0]):
-            images = expand_images(self._index, read)
-        read.clear()  # or their memory would be held until the last of all plans with this chunk is gone
-        return images
+            if self._error is not None:
+                raise self._error
+            if not self._apart:
+                with _telling(self._extents[0]):
+                    self._images = expand_images(self._index, self._read)
+                self._read, self._apart = [], True  # its memory goes with the last of the images
+        finally:
+            self._lock.release()
 
 
 @contextmanager
@@ -249,7 +252,9 @@ def _telling(extent: Extent) -> Iterator[None]:
     """What nobody foresaw is still a chunk, in its shard, that cannot be read."""
     try:
         yield
-    except (ChunkError, CancelledError, MemoryError):
+    except CancelledError:
+        raise ChunkError(NOT_READ) from None
+    except (ChunkError, MemoryError):
         raise
     except Exception as error:
         raise ChunkError(f"{extent.url}, bytes {extent.begin}-{extent.end}: {error!r}") from error

@@ -90,7 +90,7 @@ def test_a_sample_is_let_go_once_it_is_taken(shards):
     assert isinstance(chunk, Chunk)
     chunk.take(1)
     assert sorted(chunk._images) == [0, 2, 3]
-    assert not chunk._read.result(), "what was read is held by the images alone"
+    assert not chunk._read, "what was read is held by the images alone"
     reader.close()
 
 
