@@ -19,7 +19,9 @@ def runs(tmp_path_factory, run):
     # On a busy machine a connection may take longer than the short patience of these runs: it is made anew, and what
     # torch logs of it is not what the watchdog says.
     quiet = "TORCH_CPP_LOG_LEVEL=FATAL"
-    done = run("env", "PYTHONPATH=.", quiet, sys.executable, Path(__file__).parent / "hangs.py", folder)
+    # torch's store looks up the name of whoever connects and answers nobody meanwhile: 5 s if the question is lost.
+    resolver = "RES_OPTIONS=timeout:1 attempts:1"
+    done = run("env", "PYTHONPATH=.", quiet, resolver, sys.executable, Path(__file__).parent / "hangs.py", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -73,8 +75,6 @@ def test_a_run_on_a_full_disk_ends_though_it_cannot_say_why(ended):
 def test_a_rank_that_is_gone_is_named_by_the_others(ended, wrong, status):
     _, statuses, said = ended(f"{wrong}_1_of_2")
     assert statuses == [1, status]
-    if wrong == "raises" and "error: no answer from 127.0.0.1:" in said[0]:
-        return  # one time in four: rank 0's own store does not answer once a peer has left it in the midst of a call
     assert f"error: no sign of life from rank 1 ({HOST}), last seen in forward at step 2" in said[0]
     assert "rank 0 waits" in said[0]
 
