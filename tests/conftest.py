@@ -27,10 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: the ranks and threads under test share two cores."""
+    """One thread a process: the ranks and threads under test share two cores.
+
+    And no long wait for a resolver that loses questions: torch's store looks up the name of whoever connects, and
+    answers nobody meanwhile.
+    """
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"
-    return {**kept, "OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"}
+    few = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RES_OPTIONS": "timeout:1 attempts:1"}
+    return {**kept, **few, "PATH": path}
 
 
 @pytest.fixture(scope="session")
