@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pretrain.engine.distributed import World, any_rank, collect, gather_rows, refuse_unlike
+from pretrain.stream.effort import Patience
 from pretrain.stream.fault import Cause, Fault, first_cause
 from pretrain.stream.images import SquashImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
 from pretrain.stream.progress import Progress
-from pretrain.stream.store import Patience
 
 
 def extract(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pretrain.engine.offered import check_offered
 from pretrain.errors import InputError
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
-from pretrain.stream.store import PATIENCE, Patience
+from pretrain.stream.effort import PATIENCE, Patience
 
 CONFIG_FOLDER = Path("configs")
 # What a run folder's config.json says beyond the config itself, so that it can be given to --config again.

@@ -14,11 +14,11 @@ from pretrain.engine.stop import Stop
 from pretrain.engine.watchdog import Watchdog
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
+from pretrain.stream.effort import Patience
 from pretrain.stream.fault import Fault, first_cause
 from pretrain.stream.images import EvalImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
-from pretrain.stream.store import Patience
 
 
 class Evaluator(Protocol):

@@ -19,12 +19,12 @@ from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
 from pretrain.run.resume import trained_function
 from pretrain.stream.decode import DeviceDecoder
+from pretrain.stream.effort import Patience
 from pretrain.stream.images import TrainImages
 from pretrain.stream.index import Index, check_classes
 from pretrain.stream.mixup import check_pairs
 from pretrain.stream.order import Order
 from pretrain.stream.randaugment import RandAugment
-from pretrain.stream.store import Patience
 
 _REMOTE_CHECKED = 64  # shards, spread over the index
 

@@ -25,11 +25,11 @@ from webdataset.tariterators import tar_file_expander
 from pretrain.errors import InputError, StorageError
 from pretrain.stream.buffers import Ranges
 from pretrain.stream.counters import Counters, Laps
+from pretrain.stream.effort import Patience
 from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.location import read_range
 from pretrain.stream.members import plain_members
-from pretrain.stream.store import Patience
 from pretrain.stream.tar import BLOCK, IMAGE_SUFFIXES, ShardTar, split_name
 
 _SCHEME = "vfrange"
@@ -179,8 +179,8 @@ def _mismatch(extent: Extent, what: str) -> ChunkError:
 class Chunk:
     """The samples of one chunk that this rank will use: ids [n], ascending; read together, handed over one by one.
 
-    Whoever takes the first of them takes the bytes apart: a decode thread, which holds the interpreter lock anyhow,
-    where a reading thread would keep all decode threads waiting for it.
+    Whoever takes the first of them takes the bytes apart: a decode thread, which holds the interpreter lock anyhow. A
+    reading thread would have to get hold of it, and keep all decode threads waiting meanwhile.
     """
 
     def __init__(self, ids: NDArray[np.int64]) -> None:

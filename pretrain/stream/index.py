@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError, StorageError
+from pretrain.stream.effort import Patience
 from pretrain.stream.indexfile import INDEX_NAME, IndexFile, etag_of
 from pretrain.stream.location import local_path
-from pretrain.stream.store import Patience, Stat, is_remote, stat
+from pretrain.stream.store import Stat, is_remote, stat
 from pretrain.stream.tar import BLOCK
 from pretrain.stream.workers import in_threads
 

@@ -21,6 +21,7 @@ from pretrain.errors import InputError
 from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
+from pretrain.stream.effort import Patience
 from pretrain.stream.fault import NOT_READ, Cause, ChunkError, Fault
 from pretrain.stream.images import Transform, to_float, to_unit_
 from pretrain.stream.index import Index
@@ -28,7 +29,6 @@ from pretrain.stream.mixup import check_pairs, keep_whole, mix_weights
 from pretrain.stream.order import Order
 from pretrain.stream.plan import Plan, plan_evaluation, plan_training
 from pretrain.stream.reader import READ_AHEAD, Reader
-from pretrain.stream.store import Patience
 
 _AHEAD = 3  # micro-batches being decoded, at the least
 _STRIPE = 16  # images a decode thread takes at a time, at the most
@@ -247,7 +247,7 @@ class TrainLoader(BatchStream):
     for more of them; nor is anything read, whatever it says, after one that storage did not serve for now: each of
     the others would be waited for as long · pin: page-locked images, for copies that do not wait
     floats: images in [-1, 1], for a host that trains: made while a row is in the cache · decoder: what decodes, and
-    where · patience: how long is waited for remote shards (default: `store.PATIENCE`).
+    where · patience: how long is waited for remote shards (default: `effort.PATIENCE`).
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 

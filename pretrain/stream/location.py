@@ -17,8 +17,9 @@ import braceexpand
 
 from pretrain.errors import InputError, StorageError
 from pretrain.stream import store
+from pretrain.stream.effort import Patience
 from pretrain.stream.remotefile import RemoteFile
-from pretrain.stream.store import Patience, check_url, in_bucket, is_remote, list_shards
+from pretrain.stream.store import check_url, in_bucket, is_remote, list_shards
 
 # What passes on a network file system: a server that fails over, a handle that went stale, a client that was evicted
 # (Lustre: ESHUTDOWN), a route that is gone. It is opened anew. Not every platform has every name.
@@ -107,7 +108,7 @@ def read_range(
     """Bytes [begin, end) of a shard, all of them. Every reader of samples comes through here.
 
     `etag` and `size` (0: not known) are what was indexed. `patience` is how long is waited for a remote shard (default:
-    `store.PATIENCE`), `stop` an event that ends the waiting with CancelledError. The bytes of a local shard lie in
+    `effort.PATIENCE`), `stop` an event that ends the waiting with CancelledError. The bytes of a local shard lie in
     memory from `take`. Raises InputError when the shard is missing, not readable, changed, or ends before `end`;
     StorageError where that may pass.
     """

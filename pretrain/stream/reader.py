@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
+from pretrain.stream.effort import Patience
 from pretrain.stream.index import Index
 from pretrain.stream.plan import Plan
-from pretrain.stream.store import Patience
 
 _LAST_WORDS = 2.0  # seconds that reads under way are waited for in the end
 READ_AHEAD = 1 << 30  # bytes, by default

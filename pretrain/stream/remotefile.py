@@ -7,7 +7,8 @@ import os
 import threading
 from collections import deque
 
-from pretrain.stream.store import Patience, read_range, stat
+from pretrain.stream.effort import Patience
+from pretrain.stream.store import read_range, stat
 
 _FIRST_WINDOW, _LARGEST_WINDOW = 16 << 10, 4 << 20  # bytes read ahead
 

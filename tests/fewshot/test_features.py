@@ -11,9 +11,9 @@ from pretrain.engine.distributed import World
 from pretrain.errors import InputError, StorageError
 from pretrain.stream.chunk import read_images
 from pretrain.stream.decode import decode
+from pretrain.stream.effort import Patience
 from pretrain.stream.images import SquashImages, to_float
 from pretrain.stream.index import Index
-from pretrain.stream.store import Patience
 
 LAYERS = ["tanh", "pre_tanh", "cls", "mean"]
 

@@ -18,7 +18,7 @@ from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate
 from pretrain.shards.verify import verify
 from pretrain.shards.write import ShardLayout, write_shards
-from pretrain.stream import store
+from pretrain.stream import effort, store
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME
 from pretrain.stream.location import expand, read_range
@@ -46,7 +46,7 @@ def server(serve, built):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr(store, "PATIENCE", store.Patience(2, 2, 10, 0.01, 0.05))
+    monkeypatch.setattr(effort, "PATIENCE", effort.Patience(2, 2, 10, 0.01, 0.05))
 
 
 def big_shard(path, samples, size, first=0):

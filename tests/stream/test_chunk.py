@@ -7,6 +7,8 @@ import os
 import re
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import webdataset
 
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
-from pretrain.stream.chunk import Chunk, read_images, reading_threads
+from pretrain.stream.chunk import Chunk, expand_images, read_images, reading_threads
 from pretrain.stream.counters import Counters
 from pretrain.stream.fault import ChunkError
 from pretrain.stream.index import Index
@@ -219,3 +221,28 @@ def test_the_opener_stands_in_the_table_of_webdataset(shards, monkeypatch):
     assert bytes_of(shards.index, 0) == shards.images[0]
     (place,) = shards.index.extents(np.array([0]))
     assert opened == [f"vfrange:{place.begin}-{place.end}:{place.size}::{shards.shard(0)}"]
+
+
+def test_a_chunk_is_taken_apart_once_whoever_comes_first_and_each_sample_is_its_own(write_shards, monkeypatch):
+    shards = write_shards("shared", [20])
+    index, begun, apart = shards.index, threading.Barrier(8), []
+
+    def slowly(*args):
+        apart.append(1)
+        time.sleep(0.05)  # the others come meanwhile
+        return expand_images(*args)
+
+    monkeypatch.setattr("pretrain.stream.chunk.expand_images", slowly)
+    chunk, counters = Chunk(np.arange(8)), Counters()
+    chunk.locate(index)
+
+    def take(sample_id):
+        begun.wait()
+        return chunk.take(sample_id)
+
+    with ThreadPoolExecutor(8) as threads:
+        taken = [threads.submit(take, sample_id) for sample_id in range(8)]
+        time.sleep(0.05)  # all wait for the reading
+        chunk.read(counters)
+        assert [future.result() for future in taken] == [(shards.keys[u], shards.images[u]) for u in range(8)]
+    assert (len(apart), counters.bytes_read) == (1, chunk.bytes)

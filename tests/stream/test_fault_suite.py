@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import pretrain.stream.store as store
+import pretrain.stream.effort as effort
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
 from pretrain.stream.fault import NOT_READ, first_cause
@@ -26,8 +26,8 @@ IMAGES = TrainImages(8, 3, seed=2)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    patience = store.Patience(connect=1, stall=0.5, deadline=4, first_backoff=0.01, most_backoff=0.05)
-    monkeypatch.setattr(store, "PATIENCE", patience)
+    patience = effort.Patience(connect=1, stall=0.5, deadline=4, first_backoff=0.01, most_backoff=0.05)
+    monkeypatch.setattr(effort, "PATIENCE", patience)
 
 
 def batches(index, **options):
@@ -76,7 +76,7 @@ def remote(serve, write_shards, tmp_path):
 def test_after_the_first_chunk_that_cannot_be_read_a_run_that_ends_for_it_waits_for_no_other(remote):
     server, index, _ = remote
     server.named = {"shard-000.tar": 404, "shard-001.tar": "stall first"}
-    patience = store.Patience(stall=20, deadline=200)
+    patience = effort.Patience(stall=20, deadline=200)
     found = in_time(lambda: batches(index, give_up=True, patience=patience), seconds=15)
     causes = [fault.cause for batch in found for fault in batch.faults]
     assert len(causes) == STEPS * BATCH
@@ -89,7 +89,7 @@ def test_storage_that_does_not_answer_is_waited_for_once_also_where_chunks_are_q
     server, index, _ = remote
     monkeypatch.setattr("pretrain.stream.reader.REMOTE_THREADS", 1)  # of 13 chunks, each for 2 s: one after the other
     server.usual = 503
-    patience = store.Patience(deadline=2, first_backoff=0.01, most_backoff=0.05)
+    patience = effort.Patience(deadline=2, first_backoff=0.01, most_backoff=0.05)
     found = in_time(lambda: batches(index, give_up=False, patience=patience), seconds=12)
     causes = [fault.cause for batch in found for fault in batch.faults]
     assert len(causes) == STEPS * BATCH
@@ -190,7 +190,7 @@ def test_a_damaged_or_giant_image_is_masked_alone(write_shards, encoded, kind):
 @pytest.mark.parametrize("silence", [503, "stall first", "stall"])
 def test_closing_does_not_wait_for_a_server_that_is_silent(remote, monkeypatch, silence):
     server, index, _ = remote
-    monkeypatch.setattr(store, "PATIENCE", store.Patience(connect=1, stall=20, deadline=60))
+    monkeypatch.setattr(effort, "PATIENCE", effort.Patience(connect=1, stall=20, deadline=60))
     server.usual = silence
     order = Order(index.samples, BATCH, seed=2)
     loader = TrainLoader(index, order, IMAGES, micro_batch=BATCH, rank=0, world=1, workers=2)

@@ -13,10 +13,11 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import pretrain.stream.store as store
 from pretrain.errors import InputError, StorageError
+from pretrain.stream import effort, store
+from pretrain.stream.effort import Patience
 from pretrain.stream.location import open_shard
-from pretrain.stream.store import Patience, check_url, is_remote, list_shards, read_range, stat
+from pretrain.stream.store import check_url, is_remote, list_shards, read_range, stat
 
 SHORT = Patience(connect=2, stall=1, deadline=20, first_backoff=0.01, most_backoff=0.05)
 SIZE = 3_000_000
@@ -198,7 +199,7 @@ def test_a_server_that_is_not_there_is_told(server, folder, serve):
 
 
 def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away(monkeypatch):
-    monkeypatch.setattr(store, "_NEW_NAME", 0.3)
+    monkeypatch.setattr(effort, "_NEW_NAME", 0.3)
     # Attempts end short of the deadline by one pause at most: a drawn one, so none is long.
     url, patient = "http://no-such-host.invalid/a.tar", Patience(deadline=2.0, first_backoff=0.05, most_backoff=0.05)
     begin = time.monotonic()
@@ -211,7 +212,7 @@ def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away
     with pytest.raises(StorageError, match=silent):
         read_range(url, 0, 1, patience=patient)  # of an object that has been asked for before, if not by this process
     assert time.monotonic() - begin > 1.0
-    monkeypatch.setattr(store, "_found", {"no-such-host.invalid"})
+    monkeypatch.setattr(effort, "_found", {"no-such-host.invalid"})
     begin = time.monotonic()
     assert re.search(silent, fault(stat, url, patience=patient))
     assert time.monotonic() - begin > 1.0
@@ -219,7 +220,7 @@ def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away
 
 def test_pauses_grow_and_are_drawn(server, monkeypatch):
     drawn = []
-    monkeypatch.setattr("pretrain.stream.store._jitter.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
+    monkeypatch.setattr("pretrain.stream.effort._jitter.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
     server.faults.extend([503] * 7 + ["reset", 503])
     read_range(f"{server.http}/a.tar", 0, 1000, patience=Patience(first_backoff=0.5, most_backoff=10))
     # Bytes came with the reset: the pauses start again.
@@ -238,7 +239,7 @@ def test_a_stop_ends_the_waiting(server):
 
 
 def test_long_waiting_is_told_while_it_lasts(server, monkeypatch, caplog):
-    monkeypatch.setattr("pretrain.stream.store._WORTH_A_WORD", 0.0)
+    monkeypatch.setattr("pretrain.stream.effort._WORTH_A_WORD", 0.0)
     server.faults.extend([503, 503])
     with caplog.at_level(logging.WARNING):
         read_range(f"{server.s3}/a.tar", 0, 10, patience=SHORT)
@@ -314,7 +315,7 @@ def test_urls_that_carry_more_than_a_name_are_refused_unquoted(url, found):
 def test_no_credentials_is_what_is_said(folder):
     """In a process of its own: no metadata service is asked, since the address given for it refuses."""
     code = (
-        "from pretrain.stream.store import Patience, stat\n"
+        "from pretrain.stream.effort import Patience\nfrom pretrain.stream.store import stat\n"
         "try: stat('s3://some-bucket/a.tar', Patience(1, 1, 1))\n"
         "except Exception as error: print(error, repr(error.__context__))"
     )
