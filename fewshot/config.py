@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from pretrain.run.config import Section
+from pretrain.run.configfile import Section
 
 PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
 LAYERS = ("tanh", "pre_tanh", "cls", "mean")  # of a network; the first two have a representation head

@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError
 
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
-from pretrain.run.config import ModelSection, Recipe, RunConfig, Section
+from pretrain.run.config import ModelSection, Recipe, RunConfig
+from pretrain.run.configfile import Section
 
 
 class TaskModel(Section):

@@ -10,7 +10,7 @@ import argparse
 from finetune.config import FinetuneConfig, run_config
 from pretrain.engine.stop import listen
 from pretrain.run.command import Parser, run_command
-from pretrain.run.config import read_config
+from pretrain.run.configfile import read_config
 
 
 def main() -> int:

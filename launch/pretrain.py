@@ -10,7 +10,8 @@ from functools import partial
 
 from pretrain.engine.stop import listen
 from pretrain.run.command import Parser, run_command
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 
 
 def main() -> int:

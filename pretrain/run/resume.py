@@ -9,7 +9,8 @@ import torch
 from pretrain.engine.checkpoint import Saved
 from pretrain.engine.offered import FIXED, LOGGING
 from pretrain.errors import InputError
-from pretrain.run.config import DataSection, RunConfig, TrainSection, differences
+from pretrain.run.config import DataSection, RunConfig, TrainSection
+from pretrain.run.configfile import differences
 
 _DATA = ("chunk", "lanes", "crop_area", "crop_aspect", "flip", "decoder", "randaugment", "mixup")
 

@@ -8,7 +8,8 @@ import torch
 
 from pretrain.engine import distributed
 from pretrain.engine.quiet import get_accelerator
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.run.experiment import fresh, run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])

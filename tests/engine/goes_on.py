@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from pretrain.engine import distributed
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.run.experiment import fresh, run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])

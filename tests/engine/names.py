@@ -14,7 +14,8 @@ from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.run.experiment import fresh, run
 
 out, sections = Path(sys.argv[1]), json.loads(sys.argv[2])

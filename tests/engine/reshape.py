@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from pretrain.engine import distributed
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.run.experiment import fresh, run
 
 config_file, begun, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])

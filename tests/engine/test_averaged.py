@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.stream.images import EvalImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches

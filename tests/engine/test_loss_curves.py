@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.stream.images import TrainImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import TrainLoader

@@ -7,7 +7,7 @@ import pytest
 
 from fewshot.config import FewshotConfig
 from pretrain.errors import InputError
-from pretrain.run.config import read_config
+from pretrain.run.configfile import read_config
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "fewshot" / "imagenet.json"
 

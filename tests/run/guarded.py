@@ -19,7 +19,8 @@ from pretrain.engine.quiet import get_accelerator
 from pretrain.errors import InputError, StorageError
 from pretrain.run import setup, trainer
 from pretrain.run.command import DONE, STOPPED
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.run.experiment import fresh, run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -9,7 +9,8 @@ import torch
 from finetune.config import FinetuneConfig, run_config
 from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
-from pretrain.run.config import CONFIG_FOLDER, RunConfig, differences, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import CONFIG_FOLDER, differences, read_config
 from pretrain.run.resume import trained_function
 
 PRETRAIN = sorted(

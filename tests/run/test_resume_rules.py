@@ -7,7 +7,8 @@ import torch
 
 from pretrain.engine.checkpoint import Saved
 from pretrain.errors import InputError
-from pretrain.run.config import RunConfig, read_config
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import read_config
 from pretrain.run.resume import refuse_changes, trained_function
 
 

@@ -1,0 +1,188 @@
+"""A config file to a checked schema: its bases and the command line's overrides merged, and what is refused explained.
+
+An unknown key, a wrong type or two keys that contradict each other end the command before anything is built, with
+the key, the value found and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pretrain.errors import InputError
+
+CONFIG_FOLDER = Path("configs")
+# What a run folder's config.json says beyond the config itself, so that it can be given to --config again.
+RECORD_KEYS = ("versions", "git_commit", "command")
+
+
+class Section(BaseModel):
+    """A closed, immutable group of keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str] = ()) -> Schema:
+    """Read a config file, its bases and the command line's overrides into a checked `schema`.
+
+    Args:
+        schema: the closed section the whole file must fit.
+        name: a path, or a name looked up under `configs/`.
+        overrides: `key.path=value`, applied last; a value that is not JSON is taken as a string.
+
+    Raises:
+        InputError: the file is missing or is no JSON, or a key is unknown, missing, of a wrong type or refused.
+    """
+    path = _find(Path(name))
+    tree = _read_tree(path, chain=())
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    try:
+        return schema.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(schema, path, entry) for entry in error.errors())) from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted keys whose values differ between two trees, with both values, in order of their names."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted(set(old) | set(new)):
+        before, after, dotted = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{dotted}.")
+        elif before != after:
+            found.append((dotted, before, after))
+    return found
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, CONFIG_FOLDER / path):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(file.relative_to(CONFIG_FOLDER)) for file in CONFIG_FOLDER.rglob("*.json"))
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+    raise InputError(f"config {path}: no such file, here or under {CONFIG_FOLDER}/; {hint}")
+
+
+def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
+    """The file's keys over those of the file it extends."""
+    if path.resolve() in chain:
+        raise InputError(f"config {path}: extends itself by way of {' → '.join(file.name for file in chain)}")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except _RepeatedKeyError as error:
+        raise InputError(f"config {path}: the key {error} stands twice in one object; keep one of them") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"config {path}: expected a JSON object, found {type(tree).__name__}")
+    for key in RECORD_KEYS:
+        tree.pop(key, None)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    base_path = path.parent / str(base)
+    if not base_path.is_file():
+        raise InputError(f"config {path}: extends {base!r}, but {base_path} is no file")
+    return _merge(_read_tree(base_path, (*chain, path.resolve())), tree)
+
+
+class _RepeatedKeyError(Exception):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        seen: set[str] = set()
+        raise _RepeatedKeyError(repr(next(key for key, _ in pairs if key in seen or seen.add(key))))  # type: ignore[func-returns-value]
+    return tree
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, object by object; a length said in steps clears one said in epochs, and the reverse."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    train = over.get("train")
+    if isinstance(train, dict) and isinstance(merged.get("train"), dict):
+        for said, other in (("steps", "epochs"), ("epochs", "steps")):
+            if train.get(said) is not None and train.get(other) is None:
+                merged["train"] = {**merged["train"], other: None}
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    dotted, equals, raw = text.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise InputError(f"override {text!r}: expected key.path=value, as in train.steps=100")
+    try:
+        value = json.loads(raw)
+    except json.JSONDecodeError:
+        value = raw
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _explain(schema: type[Section], path: Path, entry: Any) -> str:
+    """One line for one of pydantic's findings: the dotted key, what was found, what would be right."""
+    location = [str(part) for part in entry["loc"] if not _is_branch(str(part))]
+    dotted = ".".join(location)
+    where = f"config {path}: {dotted}" if dotted else f"config {path}"
+    kind, found = entry["type"], entry["input"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key; {_nearest(schema, location)}"
+    if kind == "missing":
+        return f"{where}: missing; it has no default and must be set"
+    if kind == "value_error":
+        return f"{where}: {entry['ctx']['error']}"
+    return f"{where}: found {json.dumps(found)}; {_lower_first(entry['msg'])}"
+
+
+def _is_branch(part: str) -> bool:
+    """Whether pydantic put the name of a union's member into the location, where no key of ours stands."""
+    return part in ("str", "constrained-int") or part.startswith(("tuple[", "literal["))
+
+
+def _nearest(schema: type[Section], location: list[str]) -> str:
+    *parents, wrong = location
+    known = _keys(schema)
+    siblings = [key for key in known if key.split(".")[:-1] == parents]
+    near = difflib.get_close_matches(wrong, [key.split(".")[-1] for key in siblings], n=1)
+    if near:
+        return f"did you mean {'.'.join([*parents, near[0]])}?"
+    elsewhere = [key for key in known if key.split(".")[-1] == wrong]
+    elsewhere += difflib.get_close_matches(".".join(location), known, n=1)
+    if elsewhere:
+        return f"did you mean {elsewhere[0]}?"
+    return f"known here: {', '.join(key.split('.')[-1] for key in siblings)}"
+
+
+def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in schema.model_fields.items():
+        found.append(prefix + name)
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += _keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
