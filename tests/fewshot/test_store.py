@@ -112,6 +112,16 @@ def test_a_damaged_array_is_refused(saved, arrays):
         read_given(path)
 
 
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (8, 64), (10, 99)], ids=["encrypted", "strongly", "compressed"])
+def test_an_archive_of_a_kind_that_is_not_read_is_refused(saved, place, value):
+    path = saved()
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + place] |= value  # in the central directory: flags, compression
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"F\.npz"):
+        read_given(path)
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "folder" / "file"
 
