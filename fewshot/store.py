@@ -22,8 +22,8 @@ from pretrain.stream.index import Index
 
 FORMAT = 1  # also to be raised when features of the same weights and images come out differently
 _GIVEN = ("support_x", "support_y", "query_x", "query_y")
-# What numpy raises for a file that is no .npz, is cut off, damaged, encrypted, or holds pickles: RuntimeError, by zipfile,
-# for a password and for whatever kind of archive it does not read.
+# What numpy raises for a file that is no .npz, is cut off, damaged, encrypted, or holds pickles: zipfile's RuntimeError
+# is for a password and for the kinds of archive that it does not read.
 _UNREADABLE = (
     OSError,
     ValueError,

@@ -38,7 +38,6 @@ _SCHEME = "vfrange"
 _reading = threading.local()
 _NEVER = threading.Event()
 _LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
-_SOON = 0.01  # seconds, more than another thread takes to take a chunk apart
 
 Read = list[tuple[Extent, "RangeStream"]]
 Images = dict[int, tuple[str, memoryview]]  # canonical id -> key, encoded image; views of what was read together
@@ -92,17 +91,8 @@ def reading_threads(
     return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)
 
 
-def read_images(index: Index, extents: Sequence[Extent]) -> Images:
-    """The encoded images in byte ranges, checked against the index.
-
-    Raises ChunkError naming shard, bytes, key, and what was expected and found, where a shard is missing, too
-    short, damaged, or holds other samples than the index says.
-    """
-    return expand_images(index, read_extents(extents))
-
-
 def read_extents(extents: Sequence[Extent]) -> Read:
-    """The bytes of byte ranges."""
+    """The bytes of byte ranges. Raises ChunkError naming the shard where it is missing, changed or too short."""
     # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
     opener = webdataset.gopen_schemes[_SCHEME]
     urls = [
@@ -113,7 +103,11 @@ def read_extents(extents: Sequence[Extent]) -> Read:
 
 
 def expand_images(index: Index, read: Read) -> Images:
-    """The encoded images in what was read, checked against the index."""
+    """The encoded images in what was read, checked against the index.
+
+    Raises ChunkError naming shard, bytes, key, and what was expected and found, where the bytes are damaged or hold
+    other samples than the index says.
+    """
     images: Images = {}
     for extent, stream in read:
         samples = _expand(extent, stream)
@@ -189,6 +183,7 @@ class Chunk:
         self._index: Index | None = None
         self._extents: list[Extent] = []
         self._read: Read = []
+        self._done = False  # read, or found that it cannot be
         self._error: BaseException | None = None
         self._images: Images = {}
         self._apart = False
@@ -215,6 +210,7 @@ class Chunk:
                     self._read = read_extents(self._extents)
         except BaseException as error:
             self._error = error
+        self._done = True
         self._lock.release()
         laps.lap("read_seconds")
         counters.add(bytes_read=self.bytes, **laps.spent)
@@ -233,8 +229,8 @@ class Chunk:
     def _take_apart(self) -> None:
         assert self._index is not None, "taken before it was located"
         # A read that its storage holds up cannot be ended, only left.
-        while not self._lock.acquire(timeout=_SOON if (stopped := self._stop.is_set()) else _LOOK_UP):
-            if stopped:
+        while not self._lock.acquire(timeout=0 if self._stop.is_set() and not self._done else _LOOK_UP):
+            if self._stop.is_set() and not self._done:
                 raise ChunkError(NOT_READ)
         try:
             if self._error is not None:

@@ -68,7 +68,7 @@ class Reader:
                     self._plan()
         except StopIteration:
             pass
-        # One call a thread: each wakes one up, at the cost of decoding a twentieth of an image.
+        # One call a thread, not a chunk: each wakes one up.
         for first in range(min(self._count, len(begun))):
             self._threads.submit(_read, begun[first :: self._count], self._counters)
         return plan

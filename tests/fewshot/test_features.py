@@ -9,7 +9,7 @@ import torch.multiprocessing as multiprocessing
 from fewshot.features import extract, preprocessing
 from pretrain.engine.distributed import World
 from pretrain.errors import InputError, StorageError
-from pretrain.stream.chunk import read_images
+from pretrain.stream.chunk import expand_images, read_extents
 from pretrain.stream.decode import decode
 from pretrain.stream.effort import Patience
 from pretrain.stream.images import SquashImages, to_float
@@ -57,7 +57,7 @@ def ids():
 def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alone):
     found = run(model, digit_shards[1], ids, alone)
     index = Index.open(digit_shards[1])
-    encoded = read_images(index, index.extents(ids))
+    encoded = expand_images(index, read_extents(index.extents(ids)))
     squash = SquashImages(8, 1)
     for row, id in enumerate(ids.tolist()):
         with torch.no_grad():

@@ -16,14 +16,15 @@ import webdataset
 
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
-from pretrain.stream.chunk import Chunk, expand_images, read_images, reading_threads
+from pretrain.stream.chunk import Chunk, expand_images, read_extents, reading_threads
 from pretrain.stream.counters import Counters
-from pretrain.stream.fault import ChunkError
+from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.index import Index
 
 
 def images_of(index, ids):
-    return {sample_id: data for sample_id, (_, data) in read_images(index, index.extents(np.asarray(ids))).items()}
+    found = expand_images(index, read_extents(index.extents(np.asarray(ids))))
+    return {sample_id: data for sample_id, (_, data) in found.items()}
 
 
 def bytes_of(index, sample_id):
@@ -246,3 +247,29 @@ def test_a_chunk_is_taken_apart_once_whoever_comes_first_and_each_sample_is_its_
         chunk.read(counters)
         assert [future.result() for future in taken] == [(shards.keys[u], shards.images[u]) for u in range(8)]
     assert (len(apart), counters.bytes_read) == (1, chunk.bytes)
+
+
+def test_once_reading_is_stopped_what_was_read_is_still_given_and_nothing_else_waited_for(write_shards, monkeypatch):
+    shards = write_shards("stopped", [20])
+    index, stop, expanding = shards.index, threading.Event(), threading.Event()
+
+    def slowly(*args):
+        expanding.set()
+        time.sleep(0.2)
+        return expand_images(*args)
+
+    monkeypatch.setattr("pretrain.stream.chunk.expand_images", slowly)
+    read, queued = Chunk(np.arange(8)), Chunk(np.arange(8, 16))
+    for chunk in (read, queued):
+        chunk.locate(index, stop)
+    read.read(Counters())
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(read.take, 0)
+        expanding.wait()
+        stop.set()
+        second = threads.submit(read.take, 1)  # comes while another thread takes the chunk apart
+        begun = time.monotonic()
+        with pytest.raises(ChunkError, match=NOT_READ):
+            queued.take(8)
+        assert time.monotonic() - begun < 0.1
+        assert [first.result(), second.result()] == [(shards.keys[u], shards.images[u]) for u in (0, 1)]

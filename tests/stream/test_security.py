@@ -20,7 +20,7 @@ from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate, survey
 from pretrain.shards.verify import verify
-from pretrain.stream.chunk import read_images
+from pretrain.stream.chunk import expand_images, read_extents
 from pretrain.stream.images import EvalImages
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.indexfile import key_hash
@@ -77,7 +77,7 @@ def test_a_url_of_any_other_scheme_is_refused_at_every_door(tmp_path, sprung, ur
         lambda: expand([url]),
         lambda: index_shards([url], tmp_path / "a.vfi"),
         lambda: Index.open(url),
-        lambda: read_images(Elsewhere(), [Extent(url, 0, 512, 0, 1)]),
+        lambda: expand_images(Elsewhere(), read_extents([Extent(url, 0, 512, 0, 1)])),
     ):
         with pytest.raises(InputError, match=r"is not read here"):
             door()
@@ -87,7 +87,7 @@ def test_a_url_of_any_other_scheme_is_refused_at_every_door(tmp_path, sprung, ur
 def test_rewriting_of_urls_has_no_effect(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", f".*=pipe:touch {tmp_path / 'sprung'}; cat /dev/null #")
     index = shards.index
-    assert read_images(index, index.extents([0]))[0] == (shards.keys[0], shards.images[0])
+    assert expand_images(index, read_extents(index.extents([0])))[0] == (shards.keys[0], shards.images[0])
     assert not (tmp_path / "sprung").exists()
 
 
@@ -195,7 +195,7 @@ def test_compressed_tars_and_sparse_files_are_refused_unexpanded(tmp_path, data,
     (tmp_path / "a.tar").write_bytes(data)
     tracemalloc.start()
     with pytest.raises(InputError, match=found):
-        read_images(Elsewhere(), [Extent(str(tmp_path / "a.tar"), 0, len(data), 0, 1)])
+        expand_images(Elsewhere(), read_extents([Extent(str(tmp_path / "a.tar"), 0, len(data), 0, 1)]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 << 20
@@ -211,7 +211,7 @@ def test_a_header_that_claims_a_terabyte_costs_nothing(tmp_path, shards, kind):
     with pytest.raises(InputError):
         index_shards([tmp_path / "a.tar"], workers=1)
     with pytest.raises(InputError):
-        read_images(Elsewhere(), [Extent(str(tmp_path / "a.tar"), 0, len(data), 0, 1)])
+        expand_images(Elsewhere(), read_extents([Extent(str(tmp_path / "a.tar"), 0, len(data), 0, 1)]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 << 20
