@@ -18,10 +18,11 @@ LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # rank on the nodes; "done" is 0 with the word that the run is finished.
 ENDS = """#!/bin/bash
 [[ $* =~ --hostfile\\ ([^ ]*) ]] && paste -sd' ' "${BASH_REMATCH[1]}" >>nodes
-n=$(cat starts 2>/dev/null || echo 0); echo $((n + 1)) >starts
+n=$(cat starts 2>/dev/null || echo 0)
 words=($(cat statuses)); word=${words[$n]}
 all="$*" rank="python -u launch/pretrain.py --local_rank=0"
 if [[ $word == *! ]]; then echo "$rank ${all#*launch/pretrain.py }" >>processes; fi
+echo $((n + 1)) >begun; mv begun starts # whole, and last: a test that waits for it changes `statuses` next
 if [[ $word == wait* ]]; then for _ in {1..1000}; do [ -e run/STOP ] && exit 75; /bin/sleep 0.05; done; fi
 if [ "$word" = done ]; then echo "node-a: run: finished at step 5 of 5; nothing to do (set …)"; exit 0; fi
 if [[ $word == *+ ]]; then mkdir -p run/checkpoints; echo "step_$n" >run/checkpoints/latest; fi
