@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import Field, field_validator
 
 from pretrain.run.configfile import Section
+from pretrain.stream.effort import PATIENCE, Patience
 
 PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
 LAYERS = ("tanh", "pre_tanh", "cls", "mean")  # of a network; the first two have a representation head
@@ -17,6 +20,11 @@ class DataSection(Section):
     support: str | tuple[str, ...] | None = None
     query: str | tuple[str, ...] | None = None
     workers: int = Field(default=4, gt=0)  # decode threads per rank
+    patience_minutes: float = Field(default=5, gt=0, allow_inf_nan=False)  # of attempts at one range of a remote shard
+
+    def patience(self) -> Patience:
+        """How long is waited for remote shards."""
+        return replace(PATIENCE, deadline=60 * self.patience_minutes)
 
 
 class ModelSection(Section):

@@ -41,7 +41,7 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
     sets and the whole query set, so that neither ImageNet's other million images nor a second run cost time.
 
     Raises InputError where an index is damaged or differs among nodes, and, if there is something to compute, where a
-    shard is not in place or an image cannot be read; the same on every rank.
+    shard is not in place or an image cannot be read (StorageError: not for now); the same on every rank.
     """
     images = {"support": content(task.support, task.support_ids), "query": content(task.query)}
     plan = []
@@ -52,7 +52,7 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
             plan.append((entry, subject, feature_file(out / FEATURES, what)))
     lacking = share(not all(file.is_file() for *_, file in plan))  # the shards may be gone once all features are taken
     for split, index in (("support", task.support), ("query", task.query)):
-        check_index(index, f"data.{split}", world, files=lacking)
+        check_index(index, f"data.{split}", world, config.data.patience(), files=lacking)
     taken = []
     for entry, subject, file in plan:
         name = f"{entry.id}: {' '.join(subject.features)}"
@@ -153,6 +153,7 @@ def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, 
             batch=config.fewshot.batch,
             workers=config.data.workers,
             world=world,
+            patience=config.data.patience(),
             doing=f"features of data.{split}",
         )
         arrays.update({f"{split}_{layer}": values for layer, values in (found or {}).items()})
