@@ -97,11 +97,12 @@ def test_on_an_accelerator_its_own_marks_are_read_at_the_end_of_a_window(monkeyp
             return 1000 * (other.at - self.at)
 
     monkeypatch.setattr(stragglers, "get_accelerator", lambda: type("Accelerator", (), {"Event": Event}))
-    watch = Stopwatch(torch.device("cuda"))
+    watch, begun = Stopwatch(torch.device("cuda")), time.perf_counter()
     for _ in range(3):
         with watch.running():
             time.sleep(0.02)
+    spent = time.perf_counter() - begun
     assert not waited
-    assert 0.06 <= watch.take() < 0.2
+    assert 0.06 <= watch.take() <= spent
     assert len(waited) == 1
     assert watch.take() == 0

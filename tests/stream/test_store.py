@@ -201,9 +201,10 @@ def test_a_server_that_is_not_there_is_told(server, folder, serve):
 def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away(monkeypatch):
     monkeypatch.setattr(effort, "_NEW_NAME", 0.3)
     # Attempts end short of the deadline by one pause at most: a drawn one, so none is long.
-    url, patient = "http://no-such-host.invalid/a.tar", Patience(deadline=2.0, first_backoff=0.05, most_backoff=0.05)
+    patient = Patience(deadline=2.0, first_backoff=0.05, most_backoff=0.05)
+    host = f"{'a' * 64}.invalid"  # too long for a name: nobody has to be asked, who may be slow to answer
+    url, silent = f"http://{host}/a.tar", "host not found; given up after"
     begin = time.monotonic()
-    silent = r"(host not found|timed out); given up after"  # a resolver may be slow to say so
     with pytest.raises(InputError, match=silent) as refused:
         stat(url, patient)
     assert not isinstance(refused.value, StorageError), "no later attempt finds a mistyped name"
@@ -212,7 +213,7 @@ def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away
     with pytest.raises(StorageError, match=silent):
         read_range(url, 0, 1, patience=patient)  # of an object that has been asked for before, if not by this process
     assert time.monotonic() - begin > 1.0
-    monkeypatch.setattr(effort, "_found", {"no-such-host.invalid"})
+    monkeypatch.setattr(effort, "_found", {host})
     begin = time.monotonic()
     assert re.search(silent, fault(stat, url, patience=patient))
     assert time.monotonic() - begin > 1.0
