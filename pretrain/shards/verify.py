@@ -14,12 +14,14 @@ import numpy as np
 from pretrain.errors import InputError
 from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.shards.scan import file_digest, read_labels
+from pretrain.stream.chunk import Sample
 from pretrain.stream.decode import UnreadableImage, decode
+from pretrain.stream.fault import ChunkError
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import IndexFile, key_hash
 from pretrain.stream.location import open_whole
 from pretrain.stream.store import is_remote, same_etag, stat
-from pretrain.stream.tar import BLOCK, ShardTar, TarSample
+from pretrain.stream.tar import BLOCK, ShardTar
 from pretrain.stream.workers import map_shards
 
 _REMOTE_THREADS = 2  # a process: one shard is fetched while another is decoded
@@ -114,9 +116,13 @@ def _shard_faults(index: IndexFile, number: int, keys: list[int], stop: threadin
             labels, expected = read_labels(file, sample, url), _recorded_labels(index, row)
             if labels != expected:
                 yield f"{where}: labels {labels}, the index says {expected}"
-            fault = _image_fault(_member(tar, sample))
-            if fault:
-                yield f"{where}: .{sample.image} cannot be decoded: {fault}"
+            until = int(index.offsets[row + 1]) * BLOCK if row + 1 < end else int(index.data_end[number])
+            if sample.begin < until <= size:  # else its neighbour is told
+                file.seek(sample.begin)
+                data = memoryview(file.read(until - sample.begin))
+                fault = _image_fault(Sample(url, sample.begin, data, row, key_hash(sample.key)))
+                if fault:
+                    yield f"{where}: .{sample.image} cannot be {fault}"
         if found != end - first:
             yield f"{url}: {found} samples, the index says {end - first}"
         if tar.data_end != int(index.data_end[number]):
@@ -130,16 +136,13 @@ def _recorded_labels(index: IndexFile, row: int) -> list[int]:
     return [int(label) for label in index.labels[begin:end]]
 
 
-def _member(tar: ShardTar, sample: TarSample) -> bytes:
-    at, size = sample.members[sample.image]
-    tar.file.seek(at)
-    return tar.file.read(size)
-
-
-def _image_fault(data: bytes) -> str | None:
-    """What the decoder that training uses says, None for an image that decodes."""
+def _image_fault(sample: Sample) -> str | None:
+    """What training's own reader or decoder says, None for an image that it would be given."""
     try:
+        _, data = sample.image()
         decode(data, 3)
+    except ChunkError as error:
+        return f"read: {error}"
     except UnreadableImage as error:
-        return str(error)
+        return f"decoded: {error}"
     return None

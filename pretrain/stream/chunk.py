@@ -10,10 +10,9 @@ from __future__ import annotations
 import io
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -39,24 +38,18 @@ _reading = threading.local()
 _NEVER = threading.Event()
 _LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
 
-Read = list[tuple[Extent, "RangeStream"]]
-Images = dict[int, tuple[str, memoryview]]  # canonical id -> key, encoded image; views of what was read together
 
-
-class RangeStream(io.RawIOBase):
-    """A stream of bytes in memory, `data`; io.BytesIO would copy them."""
+class RangeStream:
+    """A stream of bytes in memory, `data`, as tarfile reads it; io.BytesIO would copy them."""
 
     def __init__(self, data: memoryview) -> None:
         self.data, self._at = data, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        part = self.data[self._at : self._at + len(buffer)]
-        buffer[: len(part)] = part
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; fewer at the end."""
+        part = bytes(self.data[self._at : self._at + size])
         self._at += len(part)
-        return len(part)
+        return part
 
 
 def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> RangeStream:
@@ -91,71 +84,71 @@ def reading_threads(
     return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)
 
 
-def read_extents(extents: Sequence[Extent]) -> Read:
-    """The bytes of byte ranges. Raises ChunkError naming the shard where it is missing, changed or too short."""
+def read_extents(extents: Sequence[Extent]) -> list[memoryview]:
+    """The bytes of each byte range. Raises ChunkError naming the shard where it is missing, changed or too short."""
     # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
     opener = webdataset.gopen_schemes[_SCHEME]
-    urls = [
-        f"{_SCHEME}:{extent.begin}-{extent.end}:{extent.size}:{quote(extent.etag, safe='')}:{extent.url}"
-        for extent in extents
+    return [
+        opener(f"{_SCHEME}:{one.begin}-{one.end}:{one.size}:{quote(one.etag, safe='')}:{one.url}", "rb").data
+        for one in extents
     ]
-    return [(extent, opener(url, "rb")) for extent, url in zip(extents, urls, strict=True)]
 
 
-def expand_images(index: Index, read: Read) -> Images:
-    """The encoded images in what was read, checked against the index.
+class Sample(NamedTuple):
+    """The bytes of one sample in its shard, from `begin` on, and what the index says of it."""
 
-    Raises ChunkError naming shard, bytes, key, and what was expected and found, where the bytes are damaged or hold
-    other samples than the index says.
-    """
-    images: Images = {}
-    for extent, stream in read:
-        samples = _expand(extent, stream)
-        ids = range(extent.first_id, extent.first_id + extent.count)
-        for sample_id, (key, _), expected in zip(ids, samples, index.key_hash(np.array(ids)).tolist(), strict=False):
-            found = zlib.crc32(key.encode(errors="surrogateescape"))
-            if found != expected:
-                raise _mismatch(
-                    extent,
-                    f"sample {sample_id} has key {key!r} (crc32 {found:08x}), the index expects a key of crc32 "
-                    f"{expected:08x}",
-                )
-        if len(samples) != extent.count:
-            keys = f", {samples[0][0]!r} to {samples[-1][0]!r}" if samples else ""
-            raise _mismatch(
-                extent,
-                f"{len(samples)} samples with an image{keys}; the index expects {extent.count}, "
-                f"ids {ids[0]} to {ids[-1]}",
+    url: str
+    begin: int
+    data: memoryview
+    sample_id: int
+    key_hash: int
+
+    def image(self) -> tuple[str, memoryview]:
+        """Its key and its image, a view of `data`, checked against the index.
+
+        Raises ChunkError naming shard, bytes, key, and what was expected and found, where the bytes are damaged or are
+        another sample.
+        """
+        found: list[tuple[str, memoryview]] = []
+        for name, data in self._files():
+            key, suffix = split_name(name) or ("", "")
+            if suffix in IMAGE_SUFFIXES:
+                found.append((key, data))
+        if len(found) != 1:
+            images = f"images of {', '.join(repr(key) for key, _ in found)}" if found else "no image"
+            raise self._mismatch(f"{images}; the index expects that of sample {self.sample_id}")
+        key = found[0][0]
+        hashed = zlib.crc32(key.encode(errors="surrogateescape"))
+        if hashed != self.key_hash:
+            raise self._mismatch(
+                f"sample {self.sample_id} has key {key!r} (crc32 {hashed:08x}), the index expects a key of crc32 "
+                f"{self.key_hash:08x}"
             )
-        images.update(zip(ids, samples, strict=True))
-    return images
+        return found[0]
 
+    def _files(self) -> list[tuple[str, memoryview]]:
+        """Members with headers of the usual kinds by a walk over them, all others by webdataset's expansion of tars."""
+        try:
+            files = plain_members(self.data)
+            if files is None:
+                # Refuses what tarfile would take besides, compressed tars and sparse files of any size among it.
+                list(ShardTar(io.BytesIO(bytes(self.data) + bytes(2 * BLOCK)), self.url).samples())
+                # No other member is opened: webdataset's decoders would unpickle some of them.
+                source = [{"url": self.url, "stream": RangeStream(self.data)}]
+                expanded = tar_file_expander(source, reraise_exception, _is_image, eof_value=None)
+                files = [(file["fname"], memoryview(file["data"])) for file in expanded]
+        except MemoryError:
+            raise
+        except Exception as error:  # tarfile lets several kinds through from damaged headers
+            reason = error.args[0] if error.args else type(error).__name__
+            raise self._mismatch(f"no whole tar members: {reason}") from error
+        return files
 
-def _expand(extent: Extent, stream: RangeStream) -> list[tuple[str, memoryview]]:
-    """(key, encoded image) of the samples in a byte range.
-
-    Members with headers of the usual kinds are found by a walk over them, all others by webdataset's expansion of tars.
-    """
-    try:
-        files = plain_members(stream.data)
-        if files is None:
-            # Refuses what tarfile would take besides, compressed tars and sparse files of any size among it.
-            list(ShardTar(io.BytesIO(bytes(stream.data) + bytes(2 * BLOCK)), extent.url).samples())
-            # No other member is opened: webdataset's decoders would unpickle some of them.
-            source = [{"url": extent.url, "stream": stream}]
-            expanded = tar_file_expander(source, reraise_exception, _is_image, eof_value=None)
-            files = [(file["fname"], memoryview(file["data"])) for file in expanded]
-    except Exception as error:  # tarfile lets several kinds through from damaged headers
-        reason = error.args[0] if error.args else type(error).__name__
-        raise _mismatch(extent, f"no whole tar members: {reason}") from error
-    found: list[tuple[str, memoryview]] = []
-    for name, data in files:
-        key, suffix = split_name(name) or ("", "")
-        if suffix in IMAGE_SUFFIXES:
-            if found and found[-1][0] == key:
-                raise _mismatch(extent, f"sample {key!r} has more than one image, the last in {name!r}")
-            found.append((key, data))
-    return found
+    def _mismatch(self, what: str) -> ChunkError:
+        return ChunkError(
+            f"{self.url}, bytes {self.begin}-{self.begin + len(self.data)}: {what}. The shard is damaged or was "
+            "changed after it was indexed: restore it, or index it again and start a new run"
+        )
 
 
 def _is_image(name: str) -> bool:
@@ -163,18 +156,11 @@ def _is_image(name: str) -> bool:
     return split is not None and split[1] in IMAGE_SUFFIXES
 
 
-def _mismatch(extent: Extent, what: str) -> ChunkError:
-    return ChunkError(
-        f"{extent.url}, bytes {extent.begin}-{extent.end}: {what}. The shard is damaged or was changed "
-        "after it was indexed: restore it, or index it again and start a new run"
-    )
-
-
 class Chunk:
     """The samples of one chunk that this rank will use: ids [n], ascending; read together, handed over one by one.
 
-    Whoever takes the first of them takes the bytes apart: a decode thread, which holds the interpreter lock anyhow. A
-    reading thread would have to get hold of it, and keep all decode threads waiting meanwhile.
+    Whoever takes a sample takes its bytes apart: a decode thread, which holds the interpreter lock anyhow, and for one
+    sample not for long. A reading thread would have to get hold of it, and keep all decode threads waiting meanwhile.
     """
 
     def __init__(self, ids: NDArray[np.int64]) -> None:
@@ -182,17 +168,13 @@ class Chunk:
         self.bytes = 0  # in the shards; known once it is located
         self._index: Index | None = None
         self._extents: list[Extent] = []
-        self._read: Read = []
-        self._done = False  # read, or found that it cannot be
+        self._here = threading.Event()  # read, or found that it cannot be
         self._error: BaseException | None = None
-        self._images: Images = {}
-        self._apart = False
-        self._lock = threading.Lock()  # held until it is read, and then by whoever takes it apart
+        self._samples: dict[int, Sample] = {}  # by canonical id; what was read is held by these alone
 
     def locate(self, index: Index, stop: threading.Event | None = None) -> None:
         """Look up where it lies, before a reading thread's `read`; once `stop` is set, nobody waits for that."""
         self._index, self._stop = index, stop or threading.Event()
-        self._lock.acquire()
         try:
             self._extents = index.extents(self.ids)
             self.bytes = sum(extent.end - extent.begin for extent in self._extents)
@@ -206,12 +188,10 @@ class Chunk:
             if self._error is None:
                 if getattr(_reading, "stop", _NEVER).is_set():
                     raise ChunkError(NOT_READ)
-                with _telling(self._extents[0]):
-                    self._read = read_extents(self._extents)
+                self._samples = self._read()
         except BaseException as error:
             self._error = error
-        self._done = True
-        self._lock.release()
+        self._here.set()
         laps.lap("read_seconds")
         counters.add(bytes_read=self.bytes, **laps.spent)
 
@@ -222,35 +202,30 @@ class Chunk:
 
     def take(self, sample_id: int) -> tuple[str, memoryview]:
         """Key and encoded image of one sample, once; waits for the reading and raises its error."""
-        if not self._apart:
-            self._take_apart()
-        return self._images.pop(sample_id)
-
-    def _take_apart(self) -> None:
         assert self._index is not None, "taken before it was located"
         # A read that its storage holds up cannot be ended, only left.
-        while not self._lock.acquire(timeout=0 if self._stop.is_set() and not self._done else _LOOK_UP):
-            if self._stop.is_set() and not self._done:
+        while not self._here.is_set() and not self._here.wait(0 if self._stop.is_set() else _LOOK_UP):
+            if self._stop.is_set() and not self._here.is_set():
                 raise ChunkError(NOT_READ)
+        if self._error is not None:
+            raise self._error
+        return self._samples.pop(sample_id).image()
+
+    def _read(self) -> dict[int, Sample]:
+        assert self._index is not None
         try:
-            if self._error is not None:
-                raise self._error
-            if not self._apart:
-                with _telling(self._extents[0]):
-                    self._images = expand_images(self._index, self._read)
-                self._read, self._apart = [], True  # its memory goes with the last of the images
-        finally:
-            self._lock.release()
-
-
-@contextmanager
-def _telling(extent: Extent) -> Iterator[None]:
-    """What nobody foresaw is still a chunk, in its shard, that cannot be read."""
-    try:
-        yield
-    except CancelledError:
-        raise ChunkError(NOT_READ) from None
-    except (ChunkError, MemoryError):
-        raise
-    except Exception as error:
-        raise ChunkError(f"{extent.url}, bytes {extent.begin}-{extent.end}: {error!r}") from error
+            found: dict[int, Sample] = {}
+            for extent, data in zip(self._extents, read_extents(self._extents), strict=True):
+                borders, hashes = self._index.borders(extent)
+                for at, key_hash in enumerate(hashes):
+                    begin, end = borders[at], borders[at + 1]
+                    part = data[begin - extent.begin : end - extent.begin]
+                    found[extent.first_id + at] = Sample(extent.url, begin, part, extent.first_id + at, key_hash)
+            return found
+        except CancelledError:
+            raise ChunkError(NOT_READ) from None
+        except (ChunkError, MemoryError):
+            raise
+        except Exception as error:  # what nobody foresaw is still a chunk, in its shard, that cannot be read
+            first = self._extents[0]
+            raise ChunkError(f"{first.url}, bytes {first.begin}-{first.end}: {error!r}") from error

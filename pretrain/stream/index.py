@@ -193,6 +193,16 @@ class Index:
             yield Extent(file.shard_url(shard), start, until, first, end - begin, file.etag(shard), size)
             first = origin + end
 
+    def borders(self, extent: Extent) -> tuple[list[int], list[int]]:
+        """Where the samples of a byte range begin, and its end, in bytes from the shard's begin [count + 1]; and the
+        crc32 of their keys [count].
+        """
+        part = bisect.bisect_right(self._first, extent.first_id) - 1
+        begin = extent.first_id - int(self._first[part])
+        rows = slice(begin, begin + extent.count)
+        starts = [block * BLOCK for block in self._files[part].offsets[rows].tolist()]
+        return [*starts, extent.end], self._files[part].key_hashes[rows].tolist()
+
     def histogram(self) -> np.ndarray:
         """How often each class occurs, int64 [num_classes]."""
         counts = np.zeros(self.num_classes, np.int64)

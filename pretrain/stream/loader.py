@@ -206,7 +206,7 @@ class BatchStream:
     def _take(self, plan: Plan, rows: range, faults: list[tuple[int, Fault]]) -> Iterator[tuple[int, str, Encoded]]:
         """Row, key and encoded image of the samples that can be had, one by one; the others are added to `faults`.
 
-        One by one: the first sample of a chunk takes it apart, while all other threads wait for the interpreter lock.
+        One by one: what takes a sample's bytes apart holds the interpreter lock, which all other threads wait for.
         """
         for row in rows:
             chunk, sample_id = plan.chunks[row], int(plan.ids[row])

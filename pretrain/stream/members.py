@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-
-import numpy as np
+import zlib
 
 from pretrain.stream.tar import BLOCK, HARMLESS_PAX
 
@@ -18,23 +17,20 @@ def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
     """Name and content of every file in `data`, whole members one after the other; None where tarfile must look.
 
     Understood are POSIX and GNU headers of plain files, their checksums right, and PAX records that say nothing of
-    names or sizes: what WebDataset's writer and tar make of short names. A header takes tarfile 20 µs, with the
-    interpreter's lock held against every decode thread of the rank, and a sample has two to four of them.
+    names or sizes: what WebDataset's writer and tar make of short names. Owners, modes and times are not looked at. A
+    header takes tarfile 20 µs, with the interpreter's lock held against every decode thread of the rank, and a sample
+    has two to four of them.
     """
     if len(data) % BLOCK:
         return None
     found: list[tuple[str, memoryview]] = []
-    blocks: list[int] = []  # of the headers
-    sums: list[int] = []  # that these give for themselves
-    at, end = 0, len(data)
+    at, end, extended = 0, len(data), False
     try:
         while at < end:
             name, octal, total, kind, magic, prefix = _HEADER.unpack_from(data, at)
-            if magic not in (_POSIX, _GNU):
+            if magic not in (_POSIX, _GNU) or _octal(total) != _sum(data, at, total):
                 return None
             size = _octal(octal)
-            blocks.append(at // BLOCK)
-            sums.append(_octal(total))
             begin = at + BLOCK
             at = begin + -(-size // BLOCK) * BLOCK
             if at > end:
@@ -48,25 +44,29 @@ def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
                 if name.endswith(b"/") or name.startswith(b"__"):  # a folder; what webdataset keeps for itself
                     return None
                 found.append((name.decode("utf-8", "surrogateescape"), data[begin : begin + size]))
+                extended = False
             elif kind != b"x" or not _says_nothing(bytes(data[begin:at]), size):
                 return None
+            else:
+                extended = True
     except ValueError:
         return None
-    return found if _are_whole(data, blocks, sums) else None
+    return None if extended else found
 
 
 def _octal(field: bytes) -> int:
-    digits = field.strip(b" \0")
+    digits = _text(field).strip(b" ")
     if not digits.isdigit():  # no sign, no underscore, and no number base 256: what int() or tarfile would take besides
         raise ValueError
     return int(digits, 8)
 
 
-def _are_whole(data: memoryview, blocks: list[int], sums: list[int]) -> bool:
-    """Whether the headers have the sums that they say, each with its own eight bytes counted as spaces."""
-    headers = np.frombuffer(data, np.uint8).reshape(-1, BLOCK)[blocks]
-    headers[:, 148:156] = ord(" ")
-    return bool((headers.sum(axis=1) == sums).all())  # all at once: a fifth of the time of one by one
+def _sum(data: memoryview, at: int, total: bytes) -> int:
+    """The sum of a header's bytes, the eight of `total` counted as spaces."""
+    # An Adler-32's lower half is 1 + the sum of the bytes modulo 65,521, which 256 of them do not reach.
+    middle = at + BLOCK // 2
+    halves = (zlib.adler32(data[at:middle]) & 0xFFFF) + (zlib.adler32(data[middle : at + BLOCK]) & 0xFFFF)
+    return halves - 2 - sum(total) + 8 * ord(" ")
 
 
 def _text(field: bytes) -> bytes:
@@ -81,4 +81,4 @@ def _says_nothing(records: bytes, size: int) -> bool:
         if record is None or record.end() - at != int(record[1]):
             return False
         at = record.end()
-    return at == size and records.count(0, size) == len(records) - size
+    return at == size and records.endswith(bytes(len(records) - size))

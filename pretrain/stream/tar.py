@@ -143,10 +143,13 @@ class ShardTar:
     def _members(self) -> Iterator[tarfile.TarInfo]:
         self.file.seek(0)
         tar: tarfile.TarFile | None = None
+        begin: int | None = None  # of a member's first header; before the first member, global ones may stand
         while True:
             try:
                 if tar is None:
-                    tar = tarfile.TarFile(fileobj=_HeaderReads(self), mode="r")
+                    # By default a name's encoding is the locale's; readers take it for UTF-8.
+                    headers = _HeaderReads(self)
+                    tar = tarfile.TarFile(fileobj=headers, encoding="utf-8", errors="surrogateescape")
                 info = tar.next()
             # tarfile lets ValueError through from damaged extended headers and impossible sizes.
             except (tarfile.TarError, ValueError) as error:
@@ -157,6 +160,8 @@ class ShardTar:
             foreign = set(tar.pax_headers) - set(_HARMLESS)
             if foreign:
                 raise self._fault(f"global PAX header sets {', '.join(sorted(foreign))}; write plain members")
+            if begin is not None and info.offset != begin:  # among the bytes of the sample before, which end with it
+                raise self._fault(f"global PAX header at byte {begin}, behind the first member; write plain members")
             if info.size < 0 or info.offset % BLOCK:
                 raise self._fault(f"member {info.name!r} at byte {info.offset} has an impossible size or place")
             end = info.offset_data + (-(-info.size // BLOCK) * BLOCK if info.isreg() else 0)
@@ -165,6 +170,7 @@ class ShardTar:
                     f"truncated: {self.size} bytes, cut in the data of member {info.name!r}, which ends at "
                     f"byte {end}; copy or write the shard again"
                 )
+            begin = tar.offset
             yield info
         self.data_end = tar.offset
         self._check_end()

@@ -9,7 +9,8 @@ import torch.multiprocessing as multiprocessing
 from fewshot.features import extract, preprocessing
 from pretrain.engine.distributed import World
 from pretrain.errors import InputError, StorageError
-from pretrain.stream.chunk import expand_images, read_extents
+from pretrain.stream.chunk import Chunk
+from pretrain.stream.counters import Counters
 from pretrain.stream.decode import decode
 from pretrain.stream.effort import Patience
 from pretrain.stream.images import SquashImages, to_float
@@ -57,11 +58,13 @@ def ids():
 def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alone):
     found = run(model, digit_shards[1], ids, alone)
     index = Index.open(digit_shards[1])
-    encoded = expand_images(index, read_extents(index.extents(ids)))
+    encoded = Chunk(ids)
+    encoded.locate(index)
+    encoded.read(Counters())
     squash = SquashImages(8, 1)
     for row, id in enumerate(ids.tolist()):
         with torch.no_grad():
-            image = to_float(squash(decode(encoded[id][1], 1), 0, id), torch.float32)
+            image = to_float(squash(decode(encoded.take(id)[1], 1), 0, id), torch.float32)
             expected = model.eval()(image[None], features=True)
         for layer in LAYERS:
             assert found[layer][row] == pytest.approx(expected[layer][0].numpy(), abs=1e-6)

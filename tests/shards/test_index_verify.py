@@ -87,6 +87,14 @@ def test_a_picture_that_does_not_decode_is_found_by_key_and_byte(folder):
     assert ".png cannot be decoded: " in message
 
 
+def test_shards_are_read_as_training_reads_them(folder, monkeypatch):
+    monkeypatch.setattr("pretrain.stream.chunk.plain_members", lambda data: [])
+    message = verify_fault(folder)
+    assert message.startswith("30 faults found\n")
+    assert message.count(".png cannot be read: ") == 20
+    assert "no image; the index expects that of sample" in message
+
+
 def test_labels_and_keys_that_changed_under_the_index_are_found(folder):
     first = Index.open(folder).shards[0].url
     rewrite(first, lambda name, data: b"7" if name.endswith(".cls") else data)

@@ -16,15 +16,17 @@ import webdataset
 
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
-from pretrain.stream.chunk import Chunk, expand_images, read_extents, reading_threads
+from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
 from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.index import Index
 
 
 def images_of(index, ids):
-    found = expand_images(index, read_extents(index.extents(np.asarray(ids))))
-    return {sample_id: data for sample_id, (_, data) in found.items()}
+    chunk = Chunk(np.asarray(ids))
+    chunk.locate(index)
+    chunk.read(Counters())
+    return {sample_id: chunk.take(sample_id)[1] for sample_id in chunk.ids.tolist()}
 
 
 def bytes_of(index, sample_id):
@@ -106,12 +108,11 @@ def test_a_shard_that_has_grown_is_another_one(write_shards):
 def test_what_nobody_foresaw_is_told_with_the_shard(write_shards, monkeypatch):
     index = write_shards("odd", [20]).index
     threads = reading_threads(1, threading.Event(), [])
-    monkeypatch.setattr("pretrain.stream.chunk.plain_members", lambda data: 1 / 0)
-    monkeypatch.setattr("pretrain.stream.chunk._mismatch", None)
+    monkeypatch.setattr("pretrain.stream.chunk.read_extents", lambda extents: 1 / 0)
     chunk = Chunk(np.arange(8))
     chunk.locate(index)
     threads.submit(chunk.read, Counters())
-    with pytest.raises(ChunkError, match=r"shard-000\.tar, bytes 0-\d+: TypeError"):
+    with pytest.raises(ChunkError, match=r"shard-000\.tar, bytes 0-\d+: ZeroDivisionError"):
         chunk.take(0)
     threads.shutdown()
 
@@ -176,8 +177,9 @@ def test_a_header_overwritten_is_noticed_although_tarfile_ends_without_an_error(
     with open(shards.shard(0), "r+b") as file:
         file.seek(place.begin)
         file.write(fill * 512)
-    fails_with(index, range(8), str(shards.shard(0)), "bytes 0-")
-    fails_with(index, [4], f"bytes {place.begin}-{place.end}")
+    for ids in (range(8), [4]):
+        fails_with(index, ids, str(shards.shard(0)), f"bytes {place.begin}-{place.end}")
+    assert images_of(index, [3, 5]) == {u: shards.images[u] for u in (3, 5)}, "its neighbours are whole"
 
 
 def test_samples_in_another_order_are_noticed(write_shards):
@@ -212,7 +214,32 @@ def test_a_member_that_vanished_is_a_sample_too_few(write_shards):
     with open(shards.shard(0), "r+b") as file:
         file.seek(at)
         file.write(header)
-    fails_with(index, [2], "0 samples with an image", "expects 1, ids 2 to 2")
+    fails_with(index, [2], "no image; the index expects that of sample 2")
+
+
+def test_a_second_image_in_the_bytes_of_a_sample_is_told(write_shards):
+    shards = write_shards("doubled", [20])
+    index = shards.index
+    data = shards.shard(0).read_bytes()
+    at = data.index(b"sample/000002.cls")
+    header = bytearray(data[at : at + 512])
+    header[:18] = b"sample/000002.png\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with open(shards.shard(0), "r+b") as file:
+        file.seek(at)
+        file.write(header)
+    fails_with(index, [2], "images of 'sample/000002', 'sample/000002'; the index expects that of sample 2")
+
+
+def test_what_lies_with_the_memory_is_not_said_of_the_shard(write_shards, monkeypatch):
+    def fails(data):
+        raise MemoryError
+
+    index = write_shards("short", [20]).index
+    monkeypatch.setattr("pretrain.stream.chunk.plain_members", fails)
+    with pytest.raises(MemoryError):
+        images_of(index, [2])
 
 
 def test_the_opener_stands_in_the_table_of_webdataset(shards, monkeypatch):
@@ -224,18 +251,10 @@ def test_the_opener_stands_in_the_table_of_webdataset(shards, monkeypatch):
     assert opened == [f"vfrange:{place.begin}-{place.end}:{place.size}::{shards.shard(0)}"]
 
 
-def test_a_chunk_is_taken_apart_once_whoever_comes_first_and_each_sample_is_its_own(write_shards, monkeypatch):
+def test_whoever_waits_gets_the_sample_asked_for_and_it_is_given_up_with_it(write_shards):
     shards = write_shards("shared", [20])
-    index, begun, apart = shards.index, threading.Barrier(8), []
-
-    def slowly(*args):
-        apart.append(1)
-        time.sleep(0.05)  # the others come meanwhile
-        return expand_images(*args)
-
-    monkeypatch.setattr("pretrain.stream.chunk.expand_images", slowly)
-    chunk, counters = Chunk(np.arange(8)), Counters()
-    chunk.locate(index)
+    chunk, counters, begun = Chunk(np.arange(8)), Counters(), threading.Barrier(9)
+    chunk.locate(shards.index)
 
     def take(sample_id):
         begun.wait()
@@ -243,34 +262,33 @@ def test_a_chunk_is_taken_apart_once_whoever_comes_first_and_each_sample_is_its_
 
     with ThreadPoolExecutor(8) as threads:
         taken = [threads.submit(take, sample_id) for sample_id in range(8)]
+        begun.wait()
         time.sleep(0.05)  # all wait for the reading
         chunk.read(counters)
         assert [future.result() for future in taken] == [(shards.keys[u], shards.images[u]) for u in range(8)]
-    assert (len(apart), counters.bytes_read) == (1, chunk.bytes)
+    assert counters.bytes_read == chunk.bytes
+    with pytest.raises(KeyError):
+        chunk.take(0)
 
 
 def test_once_reading_is_stopped_what_was_read_is_still_given_and_nothing_else_waited_for(write_shards, monkeypatch):
     shards = write_shards("stopped", [20])
-    index, stop, expanding = shards.index, threading.Event(), threading.Event()
-
-    def slowly(*args):
-        expanding.set()
-        time.sleep(0.2)
-        return expand_images(*args)
-
-    monkeypatch.setattr("pretrain.stream.chunk.expand_images", slowly)
-    monkeypatch.setattr("pretrain.stream.chunk._LOOK_UP", 30.0)
+    index, stop = shards.index, threading.Event()
     read, queued = Chunk(np.arange(8)), Chunk(np.arange(8, 16))
     for chunk in (read, queued):
         chunk.locate(index, stop)
     read.read(Counters())
-    with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(read.take, 0)
-        expanding.wait()
+    monkeypatch.setattr("pretrain.stream.chunk._LOOK_UP", 0.05)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(queued.take, 8)
+        time.sleep(0.2)
+        assert not waiting.done()
         stop.set()
-        second = threads.submit(read.take, 1)  # comes while another thread takes the chunk apart
-        begun = time.monotonic()
         with pytest.raises(ChunkError, match=NOT_READ):
-            queued.take(8)
-        assert time.monotonic() - begun < 10
-        assert [first.result(), second.result()] == [(shards.keys[u], shards.images[u]) for u in (0, 1)]
+            waiting.result(timeout=10)
+    monkeypatch.setattr("pretrain.stream.chunk._LOOK_UP", 30.0)
+    begun = time.monotonic()
+    with pytest.raises(ChunkError, match=NOT_READ):
+        queued.take(9)
+    assert time.monotonic() - begun < 10
+    assert [read.take(u) for u in (0, 1)] == [(shards.keys[u], shards.images[u]) for u in (0, 1)]

@@ -89,8 +89,7 @@ def test_a_sample_is_let_go_once_it_is_taken(shards):
     chunk = plan.chunks[0]
     assert isinstance(chunk, Chunk)
     chunk.take(1)
-    assert sorted(chunk._images) == [0, 2, 3]
-    assert not chunk._read, "what was read is held by the images alone"
+    assert sorted(chunk._samples) == [0, 2, 3]
     reader.close()
 
 

@@ -20,7 +20,8 @@ from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate, survey
 from pretrain.shards.verify import verify
-from pretrain.stream.chunk import expand_images, read_extents
+from pretrain.stream.chunk import Chunk
+from pretrain.stream.counters import Counters
 from pretrain.stream.images import EvalImages
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.indexfile import key_hash
@@ -60,6 +61,26 @@ def sprung(tmp_path, monkeypatch):
     return lambda: seen or (tmp_path / "sprung").exists()
 
 
+class Elsewhere:
+    """An index of one sample, of key `a`, in the first bytes of a shard."""
+
+    def __init__(self, url, size):
+        self.extent = Extent(str(url), 0, size, 0, 1)
+
+    def extents(self, ids):
+        return [self.extent]
+
+    def borders(self, extent):
+        return [0, extent.end], [key_hash("a")]
+
+
+def image_at(url, size):
+    chunk = Chunk(np.arange(1))
+    chunk.locate(Elsewhere(url, size))
+    chunk.read(Counters())
+    return chunk.take(0)
+
+
 URLS = ["pipe:touch {}", "pipe://touch {}", "PIPE:touch {}", "gopen:pipe:touch {}", "exec:touch {}", "ftp://h/{}"]
 
 
@@ -67,17 +88,13 @@ URLS = ["pipe:touch {}", "pipe://touch {}", "PIPE:touch {}", "gopen:pipe:touch {
 def test_a_url_of_any_other_scheme_is_refused_at_every_door(tmp_path, sprung, url):
     url = url.format(tmp_path / "sprung")
 
-    class Elsewhere:
-        def key_hash(self, ids):
-            return np.zeros(len(ids), np.uint32)
-
     for door in (
         lambda: open_shard(url),
         lambda: read_range(url, 0, 512),
         lambda: expand([url]),
         lambda: index_shards([url], tmp_path / "a.vfi"),
         lambda: Index.open(url),
-        lambda: expand_images(Elsewhere(), read_extents([Extent(url, 0, 512, 0, 1)])),
+        lambda: image_at(url, 512),
     ):
         with pytest.raises(InputError, match=r"is not read here"):
             door()
@@ -87,7 +104,10 @@ def test_a_url_of_any_other_scheme_is_refused_at_every_door(tmp_path, sprung, ur
 def test_rewriting_of_urls_has_no_effect(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", f".*=pipe:touch {tmp_path / 'sprung'}; cat /dev/null #")
     index = shards.index
-    assert expand_images(index, read_extents(index.extents([0])))[0] == (shards.keys[0], shards.images[0])
+    chunk = Chunk(np.arange(1))
+    chunk.locate(index)
+    chunk.read(Counters())
+    assert chunk.take(0) == (shards.keys[0], shards.images[0])
     assert not (tmp_path / "sprung").exists()
 
 
@@ -154,13 +174,6 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         index_shards([tmp_path / "a.tar"])
 
 
-class Elsewhere:
-    """An index of samples whose keys are all `a`."""
-
-    def key_hash(self, ids):
-        return np.full(len(ids), key_hash("a"), np.uint32)
-
-
 def header(name, size, kind):
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, size
@@ -195,7 +208,7 @@ def test_compressed_tars_and_sparse_files_are_refused_unexpanded(tmp_path, data,
     (tmp_path / "a.tar").write_bytes(data)
     tracemalloc.start()
     with pytest.raises(InputError, match=found):
-        expand_images(Elsewhere(), read_extents([Extent(str(tmp_path / "a.tar"), 0, len(data), 0, 1)]))
+        image_at(tmp_path / "a.tar", len(data))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 << 20
@@ -211,7 +224,7 @@ def test_a_header_that_claims_a_terabyte_costs_nothing(tmp_path, shards, kind):
     with pytest.raises(InputError):
         index_shards([tmp_path / "a.tar"], workers=1)
     with pytest.raises(InputError):
-        expand_images(Elsewhere(), read_extents([Extent(str(tmp_path / "a.tar"), 0, len(data), 0, 1)]))
+        image_at(tmp_path / "a.tar", len(data))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 << 20

@@ -1,6 +1,7 @@
 """Tars as they come: cut, damaged, or not what a sample is made of; each fault is named where it is."""
 
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -165,6 +166,21 @@ def test_a_global_header_that_later_bytes_depend_on_is_refused(tmp_path, make_ta
     assert "global PAX header sets path" in fault(tmp_path / "a.tar")
     make_tar(tmp_path / "b.tar", plain(0, 1), format=tarfile.PAX_FORMAT, pax_headers={"comment": "git"})
     assert scan_shard(str(tmp_path / "b.tar")).entry.offsets.tolist() == [2]
+    # In the middle it would be the last of a sample's bytes.
+    first, rest = (make_tar(tmp_path / f"{n}.tar", plain(n, 1)).read_bytes() for n in (0, 1))
+    first = first[: 7 * 512]
+    between = tarfile.TarInfo.create_pax_global_header({"comment": "git"})
+    (tmp_path / "c.tar").write_bytes(first + rest)
+    assert scan_shard(str(tmp_path / "c.tar")).entry.offsets.tolist() == [0, 7]
+    (tmp_path / "c.tar").write_bytes(first + between + rest)
+    assert "global PAX header at byte 3584, behind the first member" in fault(tmp_path / "c.tar")
+
+
+def test_names_are_utf8_whatever_the_locale(tmp_path, make_tar, monkeypatch):
+    names = [("ü.cls", b"1"), ("ü.jpg", IMAGE)]
+    make_tar(tmp_path / "a.tar", names, format=tarfile.GNU_FORMAT, encoding="utf-8")
+    monkeypatch.setattr(tarfile.TarFile, "encoding", "iso8859-1")
+    assert scan_shard(str(tmp_path / "a.tar")).entry.key_hashes.tolist() == [zlib.crc32("ü".encode())]
 
 
 def test_what_is_no_plain_tar_is_told_for_what_it_is(tmp_path, make_tar, plain):
