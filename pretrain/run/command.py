@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
@@ -16,6 +17,7 @@ from pretrain.engine.place import local_rank, rank
 from pretrain.errors import InputError
 
 DONE, DIVERGED, INPUT_AT_FAULT, STOPPED = 0, 1, 2, 75
+_DEFECT, _INTERRUPTED = 1, 130
 
 
 class CommandLineError(InputError):
@@ -38,7 +40,7 @@ def run_command(command: Callable[[], int]) -> None:
     """Run `command` and exit with its status; an `InputError` becomes one message on stderr and status 2.
 
     A run that has diverged ends with one message too, and status 1. Both are rank 0's to tell, but for what only other
-    ranks know of (`_speaks`).
+    ranks know of (`_speaks`). Whatever else is raised is a defect: a traceback, and status 1.
     """
     try:
         status = command()
@@ -51,10 +53,15 @@ def run_command(command: Callable[[], int]) -> None:
         if main_rank():
             say(f"error: {error}", to=sys.stderr)
         status = DIVERGED
+    except SystemExit:
+        raise
+    except BaseException as error:
+        say(traceback.format_exc(), to=sys.stderr, end="")
+        status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _DEFECT
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
-    # Reader threads and process groups must not keep a finished rank alive.
+    # Reader threads and process groups must not keep a rank alive that is finished or has failed.
     os._exit(status)
 
 

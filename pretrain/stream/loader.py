@@ -113,9 +113,13 @@ class BatchStream:
         self._pending: deque[_Pending] = deque()
         self._closed, self._cause = False, Cause("", False)
         self._error: BaseException | None = None
-        self._reader = Reader(index, plans, window, read_ahead, self.counters, patience)
         self._threads = _decode_threads(workers, decoder)
-        self._fill()
+        self._reader = Reader(index, plans, window, read_ahead, self.counters, patience)
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -131,6 +135,8 @@ class BatchStream:
             self._fill()
             wait(pending.stripes)  # woken once, not by each of them
             faults = dict(fault for stripe in pending.stripes for fault in stripe.result())
+            if self._closed:  # by another thread: rows that were not begun are grey
+                raise RuntimeError("the stream was closed while a batch of it was waited for")
         except BaseException as error:
             self._error = error
             self.close()
@@ -355,21 +361,29 @@ def _decode_threads(workers: int, decoder: Decoder) -> ThreadPoolExecutor:
     # each of these asks before it sets its own, and the caller then sets its own again.
     own = torch.get_num_threads()
     started = threading.Barrier(workers + 1)
+    failed: list[BaseException] = []
 
     def settle() -> None:
         try:
             torch.get_num_threads()
             torch.set_num_threads(1)
             decoder.settle()
-        except BaseException:
+        except BaseException as error:
+            failed.append(error)
             started.abort()
             raise
 
     threads = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=settle)
-    for _ in range(workers):
-        threads.submit(started.wait)
-    started.wait()
-    torch.set_num_threads(own)
+    try:
+        for _ in range(workers):
+            threads.submit(started.wait)
+        started.wait()
+    except BaseException as error:
+        started.abort()  # those that have been started would wait for one that could not be
+        threads.shutdown(cancel_futures=True)
+        raise (failed or [error])[0] from None
+    finally:
+        torch.set_num_threads(own)
     return threads
 
 

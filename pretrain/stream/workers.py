@@ -5,17 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
+from pretrain.errors import InputError
 from pretrain.stream.progress import Progress
 
 _SHARDS_A_PROCESS = 4  # fewer are not worth starting one
-_LOOK_UP = 1.0  # seconds, until a worker process looks whether the one that started it is still there
+_LOOK_UP = 0.2  # seconds, until a worker process looks whether the one that started it is still there, and goes on
 _SHARDS_A_THREAD = 2  # of a block: the slowest of a block keeps its other threads waiting
 
 Job = TypeVar("Job")
@@ -35,7 +38,8 @@ def map_shards(
     """`work` of every job, in order, by `workers` processes of `threads` threads each; shows progress.
 
     Few jobs take fewer processes; one is this process. Results wait for their turn in bounded number. The first
-    exception in order ends it. Close the iterator if it is not read to its end.
+    exception in order ends it, and InputError where a process is killed. Close the iterator if it is not read to its
+    end.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -72,13 +76,18 @@ def _in_processes(
     blocks = (jobs[at : at + size] for at in range(0, len(jobs), size))
     # Spawned, not forked: the caller may have threads. Nothing heavy is imported by a scanning process.
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    stop = context.RawValue("b", 0)  # an Event waits for all who wait for it, also for one that was killed
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_adopt, initargs=(stop, os.getpid()))
     try:
         for found in _in_order(pool, partial(_block, work, threads), blocks, 2 * workers):
             yield from found
+    except BrokenProcessPool:
+        raise InputError(
+            f"one of {workers} worker processes was killed, as the system does where memory is short; fewer workers "
+            "would be right (--workers 1 is this process alone)"
+        ) from None
     finally:
-        stop.set()
+        stop.value = 1
         pool.shutdown(cancel_futures=True)
 
 
@@ -106,9 +115,10 @@ def _adopt(stop: Any, parent: int) -> None:
     """In a worker process: pass on that the process which started it has given up, and end where it was killed."""
 
     def watch() -> None:
-        while not stop.wait(_LOOK_UP):
+        while not stop.value:
             if os.getppid() != parent:
                 os._exit(1)
+            time.sleep(_LOOK_UP)
         _stop.set()
 
     threading.Thread(target=watch, daemon=True).start()

@@ -100,3 +100,28 @@ run_command(main)
 
 def test_ranks_that_have_met_leave_it_to_rank_0():
     assert ended(2, 0, "-c", MET) == ""
+
+
+FAILING = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pretrain.run.command import run_command
+
+def main():
+    begun = threading.Event()
+    ThreadPoolExecutor(1).submit(lambda: (begun.set(), threading.Event().wait()))  # as a read that storage holds up
+    begun.wait()
+    raise %s("unforeseen")
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(("error", "status"), [("RuntimeError", 1), ("KeyboardInterrupt", 130)])
+def test_a_defect_is_a_traceback_and_the_end_whatever_a_thread_waits_for(error, status):
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING % error], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+    )
+    assert done.returncode == status
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.endswith(f"{error}: unforeseen\n")

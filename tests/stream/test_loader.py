@@ -3,14 +3,14 @@
 import gc
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
 import torch
 
 from pretrain.errors import InputError
-from pretrain.stream.decode import decode
+from pretrain.stream.decode import HostDecoder, decode
 from pretrain.stream.images import EvalImages, SquashImages, TrainImages, to_float
 from pretrain.stream.loader import TrainLoader, evaluation_batches
 from pretrain.stream.order import Order
@@ -234,6 +234,52 @@ def test_closing_midway_is_prompt_and_leaves_no_thread(shards, consumed):
     assert not stream_threads()
     assert list(loader) == []
     loader.close()
+
+
+def test_closed_by_another_thread_nothing_half_made_is_handed_over(shards, monkeypatch):
+    waited_for = threading.Event()
+
+    class Slow(EvalImages):
+        def __call__(self, image, epoch, sample_id):
+            time.sleep(0.1)
+            return super().__call__(image, epoch, sample_id)
+
+    monkeypatch.setattr("pretrain.stream.loader.wait", lambda stripes: (waited_for.set(), wait(stripes)))
+    loader = train(shards.index, Order(203, 64, SEED), micro_batch=64, workers=1, transform=Slow(16, 3))
+    with ThreadPoolExecutor(1) as threads:
+        batch = threads.submit(next, loader)
+        waited_for.wait()
+        loader.close()
+        with pytest.raises(RuntimeError, match="closed while a batch of it was waited for"):
+            batch.result(timeout=20)
+
+
+def test_threads_that_cannot_be_started_are_told_and_leave_none(shards, monkeypatch):
+    def start(thread, real=threading.Thread.start):
+        if thread.name.startswith("decode") and len(stream_threads()) == 2:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            train(shards.index, Order(203, 16, SEED), workers=4)
+    assert not stream_threads()
+
+    class Unsettled(HostDecoder):
+        def settle(self):
+            raise OSError("no stream on this device")
+
+    with pytest.raises(OSError, match="no stream on this device"):
+        train(shards.index, Order(203, 16, SEED), workers=3, decoder=Unsettled())
+    assert not stream_threads()
+
+
+def test_what_fails_before_the_first_batch_leaves_no_thread(shards, monkeypatch):
+    monkeypatch.setattr("pretrain.stream.reader.Reader.__next__", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(shards.index, Order(203, 16, SEED))
+    assert not stream_threads()
 
 
 def test_a_loader_forgotten_ends_its_threads(shards):
