@@ -101,6 +101,8 @@ def _shard_faults(index: IndexFile, number: int, keys: list[int], stop: threadin
         recorded, digest = index.digest(number), file_digest(file)
         if recorded.startswith("sha256:") and recorded != digest:
             yield f"{url}: {digest[:19]}…, the index says {recorded[:19]}…: its bytes changed"
+        if recorded and not recorded.startswith(("sha256:", "etag:")):
+            yield f"{url}: the index says {recorded[:19]!r}…, which is no digest"
         tar = ShardTar(file, url)
         found = 0
         for row, sample in enumerate(tar.samples(), first):

@@ -235,12 +235,17 @@ class Index:
             raise fault
 
     def check_distinct(self) -> None:
-        """Raise InputError where two files hold the same samples: they would come twice an epoch."""
+        """Raise InputError where two files hold the same samples, all or some: they would come twice an epoch."""
         seen: dict[str, IndexFile] = {}
+        holder: dict[str, IndexFile] = {}  # by shard
         for file in self._files:
             if file.hash in seen:
                 raise InputError(f"{file.path}: holds the samples of {seen[file.hash].path} again; name it once")
             seen[file.hash] = file
+            for url in map(file.shard_url, range(file.num_shards) if len(self._files) > 1 else ()):
+                if url in holder:
+                    raise InputError(f"{file.path}: holds the shard {url}, as {holder[url].path} does; index each once")
+                holder[url] = file
 
     def check_content(self) -> None:
         """Compare the hash of everything that fixes the sequence of samples with what the files say; reads all of it.

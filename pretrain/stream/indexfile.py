@@ -3,7 +3,8 @@ readers.
 
 bytes 0–7    b"VFINDEX\\n"
 bytes 8–15   length of the header, uint64
-then         the header (JSON); then, each from a multiple of 64 bytes on, the arrays its table names:
+then         the header: JSON, with a crc32 of itself; then, each from a multiple of 64 bytes on, the arrays its table
+             names:
 
 first        int64  [S+1]  canonical id of every shard's first sample; the last entry is N
 shard_bytes  int64  [S]    file size                data_end  int64 [S]  where the end-of-archive marker
@@ -38,6 +39,13 @@ ALIGN = 64
 LARGEST_SHARD = 512 << 32  # bytes that uint32 offsets reach
 _HEADER_LIMIT = 1 << 28
 _PIECE = 1 << 20  # array elements hashed at a time
+_DTYPES = {
+    **dict.fromkeys(("first", "shard_bytes", "data_end", "url_ends", "digest_ends"), ("<i8",)),
+    **dict.fromkeys(("urls", "digests"), ("|u1",)),
+    **dict.fromkeys(("offsets", "key_hashes"), ("<u4",)),
+    "labels": ("<i4",),
+    "label_starts": ("<u4", "<i8"),
+}
 
 Pieces = Iterable[np.ndarray]
 
@@ -50,6 +58,22 @@ def key_hash(key: str) -> int:
 def etag_of(digest: str) -> str:
     """The etag that is recorded as a shard's digest; empty where a sha256 is, or nothing."""
     return digest.removeprefix("etag:") if digest.startswith("etag:") else ""
+
+
+def _seal(header: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(header).encode())
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _dtype(name: str, dtype: Any) -> np.dtype[Any]:
+    if dtype not in _DTYPES[name]:
+        raise ValueError(f"{name} of {dtype!r}")
+    return np.dtype(dtype)
 
 
 def content_hash(
@@ -73,13 +97,14 @@ def place_arrays(header: dict[str, Any], lengths: dict[str, tuple[str, int]]) ->
     """Header bytes, padded to where the arrays begin, and the size of the whole file.
 
     `lengths` is name → (dtype, elements). The header gains the table "arrays" (name → dtype, elements, offset
-    from the end of the padded header) and "array_bytes".
+    from the end of the padded header), "array_bytes", and "crc32" of itself without that.
     """
     table, at = {}, 0
     for name, (dtype, length) in lengths.items():
         table[name] = [dtype, length, at]
         at += -(-length * np.dtype(dtype).itemsize // ALIGN) * ALIGN
-    text = json.dumps({**header, "arrays": table, "array_bytes": at}).encode()
+    header = {**header, "arrays": table, "array_bytes": at}
+    text = json.dumps({**header, "crc32": _seal(header)}).encode()
     start = MAGIC + len(text).to_bytes(8, "little") + text
     start += bytes(-len(start) % ALIGN)
     return start, len(start) + at
@@ -93,18 +118,18 @@ class IndexFile:
         self._home = home(self.path)
         header, self._mapped, start = self._map()
         try:
-            self._places = {name: start + int(at) for name, (_, _, at) in header["arrays"].items()}
+            self._places = {name: start + _count(at) for name, (_, _, at) in header["arrays"].items()}
             arrays = {
-                name: np.frombuffer(self._mapped, np.dtype(dtype), length, self._places[name])
+                name: np.frombuffer(self._mapped, _dtype(name, dtype), _count(length), self._places[name])
                 for name, (dtype, length, _) in header["arrays"].items()
             }
-            self.samples = int(header["samples"])
-            self.num_shards = int(header["shards"])
-            self.num_classes = int(header["num_classes"])
+            self.samples = _count(header["samples"])
+            self.num_shards = _count(header["shards"])
+            self.num_classes = _count(header["num_classes"])
             self.multilabel = bool(header["multilabel"])
-            self.longest = int(header["longest"])
+            self.longest = _count(header["longest"])
             self.hash = str(header["hash"])
-            self.classes: tuple[str, ...] | None = tuple(header["classes"]) if header["classes"] else None
+            self.classes: tuple[str, ...] | None = tuple(map(str, header["classes"])) if header["classes"] else None
             self.first: np.ndarray = arrays["first"]
             self.shard_bytes: np.ndarray = arrays["shard_bytes"]
             self.data_end: np.ndarray = arrays["data_end"]
@@ -116,7 +141,8 @@ class IndexFile:
             self.label_starts = arrays["label_starts"] if self.multilabel else None
             whole = (
                 len(self.offsets) == len(self.key_hashes) == self.samples == int(self.first[-1]) > 0
-                and len(self.first) == self.num_shards + 1
+                and len(self.first) == len(self._urls[0]) == len(self._digests[0]) == self.num_shards + 1
+                and len(self.shard_bytes) == len(self.data_end) == self.num_shards
                 and (len(self.labels) == self.samples or self.label_starts is not None)
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -147,6 +173,8 @@ class IndexFile:
                     raise self._fault(f"damaged header ({type(error).__name__}: {error})") from error
                 if version != VERSION:
                     raise self._fault(f"index version {version!r}; this program reads version {VERSION}")
+                if header.pop("crc32", None) not in (None, _seal(header)):  # the first indices had none
+                    raise self._fault("damaged header (its checksum is another)")
                 begin = 16 + length + -(16 + length) % ALIGN
                 if size != begin + array_bytes:
                     word = "truncated" if size < begin + array_bytes else "too long"
@@ -182,10 +210,12 @@ class IndexFile:
         """What a remote shard's server called its content when it was indexed; empty where none is recorded."""
         return etag_of(self.digest(shard))
 
-    @staticmethod
-    def _string(table: tuple[np.ndarray, np.ndarray], item: int) -> str:
+    def _string(self, table: tuple[np.ndarray, np.ndarray], item: int) -> str:
         ends, text = table
-        return os.fsdecode(text[int(ends[item]) : int(ends[item + 1])].tobytes())
+        found = os.fsdecode(text[int(ends[item]) : int(ends[item + 1])].tobytes())
+        if "\0" in found:
+            raise self._fault(f"damaged: {found!r} names nothing")
+        return found
 
     def pieces(self, name: str, overlap: int = 0) -> Iterator[np.ndarray]:
         """The array `name` ("labels", …) from its beginning to its end, a few megabytes at a time.

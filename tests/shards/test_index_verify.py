@@ -109,6 +109,7 @@ def test_labels_and_keys_that_changed_under_the_index_are_found(folder):
 @pytest.mark.parametrize(
     ("array", "row", "value", "found"),
     [
+        ("digests", 0, ord("r"), "the index says 'rha256:"),
         ("offsets", 3, 999_999, "the index says byte 511999488"),
         ("labels", 3, 9, "the index says [9]"),
         ("data_end", 1, 512, "the index says 512"),

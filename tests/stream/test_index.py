@@ -116,6 +116,15 @@ def test_one_index_named_twice_is_refused(single, lists, tmp_path):
             Index.open([single, lists, again]).check_distinct()
 
 
+def test_two_indices_that_share_a_shard_are_refused(single):
+    parts = [single / f"{number}.vfi" for number in range(3)]
+    for part, entries in zip(parts, (SINGLE[:2], SINGLE[1:], SINGLE[2:]), strict=True):
+        write_index(part, entries)
+    Index.open([parts[0], parts[2]]).check_distinct()
+    with pytest.raises(InputError, match=r"1\.vfi: holds the shard .*b\.tar, as .*0\.vfi does; index each once"):
+        Index.open(parts).check_distinct()
+
+
 def test_indices_that_number_classes_otherwise_are_refused(single, tmp_path):
     def named(*names):
         path = tmp_path / "other.vfi"
@@ -292,6 +301,8 @@ def test_a_foreign_file_is_refused(tmp_path):
         ({"samples": 8}, "counts contradict each other"),
         ({"arrays": {}}, "damaged header"),
         ({"shards": 2}, "counts contradict each other"),
+        ({"longest": -1}, "damaged header"),
+        ({"num_classes": "7"}, "damaged header"),
     ],
 )
 def test_a_header_that_cannot_be_true_is_refused(single, change, found):
@@ -299,11 +310,33 @@ def test_a_header_that_cannot_be_true_is_refused(single, change, found):
     whole = path.read_bytes()
     length = int.from_bytes(whole[8:16], "little")
     begin = -(-(16 + length) // 64) * 64
-    text = json.dumps({**json.loads(whole[16 : 16 + length]), **change}).encode()
+    header = json.loads(whole[16 : 16 + length])
+    header.pop("crc32")  # as the first indices were
+    text = json.dumps({**header, **change}).encode()
     start = whole[:8] + len(text).to_bytes(8, "little") + text
     path.write_bytes(start + bytes(-len(start) % 64) + whole[begin:])
     with pytest.raises(InputError, match=found):
         Index.open(path)
+
+
+def test_whatever_bit_of_a_header_flips_it_is_refused_or_says_the_same(single):
+    def said(index):
+        (file,) = index.files
+        kept = {name: value for name, value in vars(file).items() if name not in ("_mapped", "path")}
+        return {name: repr(value) for name, value in kept.items()}
+
+    path = single / INDEX_NAME
+    whole = path.read_bytes()
+    expected, refused = said(Index.open(path)), 0
+    for bit in range(8 * (16 + int.from_bytes(whole[8:16], "little"))):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            assert said(Index.open(path)) == expected
+        except InputError:
+            refused += 1
+    assert refused > 4000
 
 
 def test_checking_the_files_names_the_first_shard_missing_or_of_another_size(single):
