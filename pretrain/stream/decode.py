@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +25,8 @@ from pretrain.errors import InputError
 Encoded = bytes | memoryview
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each decode thread
+_MARKER = re.compile(rb"\xff[^\xff]")
+_MAX_SEGMENTS = 10_000  # each is looked at with the interpreter's lock held; an ICC profile takes up to 255
 _SCAN = b"\xff\xda"  # the marker in front of one
 MAX_SCANS = 100  # a progressive JPEG has ten; each takes as long as its pixels, however few its bytes
 GREY = 128  # stands in for an image that cannot be read
@@ -162,6 +166,7 @@ def _mode(channels: int) -> ImageReadMode:
 def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor:
     # Pillow, not torchvision.io: its decode_png kills the process on an error in libpng (a bad checksum).
     try:
+        _check_png(data)
         image = PngImageFile(io.BytesIO(data))
         if image.size != (width, height):  # Pillow takes the last header there is
             raise ValueError(f"a second header, of {image.width} x {image.height} pixels")
@@ -173,9 +178,23 @@ def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor
             pixels = pixels.reshape(image.height, image.width, channels)
     except MemoryError:
         raise
+    except struct.error:
+        raise UnreadableImage(f"png: cut off, {len(data)} bytes") from None
     except Exception as error:  # of a dozen kinds, none of them documented
         raise UnreadableImage(f"png: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _check_png(data: Encoded) -> None:
+    """Raise ValueError where a chunk that pixels depend on is damaged: Pillow stops reading once all rows are there."""
+    at, kind = 8, b""
+    while at < len(data) and kind != b"IEND":
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, end = bytes(data[at + 4 : at + 8]), at + 8 + length
+        (expected,) = struct.unpack_from(">I", data, end)
+        if kind[:1].isupper() and zlib.crc32(data[at + 4 : end]) != expected:
+            raise ValueError(f"chunk {kind!r} at byte {at} has another checksum")
+        at = end + 4
 
 
 def read_header(data: Encoded) -> tuple[str, int, int]:
@@ -195,13 +214,14 @@ def read_header(data: Encoded) -> tuple[str, int, int]:
 
 def _jpeg_size(data: Encoded) -> tuple[int, int]:
     place, frame, height, width, components = 2, 0, 0, 0, 0
-    while True:
-        while data[place] != 0xFF:  # stray bytes, which libjpeg passes over as well
-            place += 1
-        while data[place] == 0xFF:  # any number of fill bytes
-            place += 1
-        marker = data[place]
-        place += 1
+    for _ in range(_MAX_SEGMENTS):
+        if data[place] != 0xFF or data[place + 1] == 0xFF:  # stray or fill bytes, which libjpeg passes over as well
+            found = _MARKER.search(data, place)
+            if found is None:
+                raise IndexError
+            place = found.start()
+        marker = data[place + 1]
+        place += 2
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
             frame = marker
             height, width, components = struct.unpack_from(">HHB", data, place + 3)
@@ -209,6 +229,8 @@ def _jpeg_size(data: Encoded) -> tuple[int, int]:
             break
         if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # markers without a body
             place += struct.unpack_from(">H", data, place)[0]
+    else:
+        raise UnreadableImage(f"jpeg of over {_MAX_SEGMENTS:,} segments before the image data")
     if not frame:
         raise UnreadableImage("jpeg: no frame header before the image data")
     # Where the first scan of a sequential frame has all its components, decoders look for no other.

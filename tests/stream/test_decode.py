@@ -125,7 +125,35 @@ def test_a_png_of_two_sizes_is_refused_before_the_second_is_decoded(encoded):
 
 def test_stray_bytes_between_the_markers_of_a_jpeg_are_passed_over(encoded):
     jpeg = encoded(smooth(8, 8), "JPEG")
-    assert torch.equal(decode(jpeg[:20] + b"\0\0" + jpeg[20:], 3), decode(jpeg, 3))
+    for stray in (b"\0\0", b"\xff" * 7, b"\0\xff\xff"):
+        assert torch.equal(decode(jpeg[:20] + stray + jpeg[20:], 3), decode(jpeg, 3))
+
+
+def test_a_jpeg_of_nothing_but_markers_is_given_up(encoded):
+    jpeg = encoded(smooth(8, 8), "JPEG")
+    with pytest.raises(UnreadableImage, match="of over 10,000 segments"):
+        decode(jpeg[:2] + b"\xff\x01" * 20_000 + jpeg[2:], 3)
+    for empty in (bytes(1 << 20), b"\xff" * (1 << 20)):
+        with pytest.raises(UnreadableImage, match="cut off in the header"):
+            decode(jpeg[:2] + empty, 3)
+
+
+def test_whatever_bit_of_a_png_flips_its_pixels_are_right_or_refused(encoded):
+    """Pillow stops inflating once all rows are there, and has not looked at a checksum by then."""
+    png = encoded(np.kron(np.random.default_rng(0).integers(0, 256, (8, 8, 3)), np.ones((3, 3, 1))).astype(np.uint8))
+    expected, refused = decode(png, 3), 0
+    for bit in range(8 * len(png)):
+        data = bytearray(png)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            assert torch.equal(decode(bytes(data), 3), expected), bit
+        except UnreadableImage:
+            refused += 1
+    assert refused > 7 * len(png)
+    assert torch.equal(decode(png[:-12], 3), expected), "nothing but the chunk that says the end is missing"
+    for cut in {*range(1, len(png))} - {12}:
+        with pytest.raises(UnreadableImage):
+            decode(png[:-cut], 3)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}], ids=str)
