@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+
+from pretrain.errors import InputError
 
 _PIECE = 1 << 20  # elements
 
@@ -14,24 +17,28 @@ _PIECE = 1 << 20  # elements
 class Column:
     """Appended to, then read or sorted through mapped pages. The file has no name: nothing of it can be left behind.
 
-    `folder` is where it lies (default: TMPDIR).
+    `folder` is where it lies (default: TMPDIR). InputError names it where the file cannot be written there.
     """
 
     def __init__(self, dtype: str, folder: Path | None = None) -> None:
         self.dtype = np.dtype(dtype)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (until close)
+        self._folder = folder
         self._length = 0
+        with self._told():
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (until close)
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, part: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(part, self.dtype).data)
+        with self._told():
+            self._file.write(np.ascontiguousarray(part, self.dtype).data)
         self._length += len(part)
 
     def array(self) -> np.ndarray:
         """All of it, [n], mapped: what is written to it is written to the file."""
-        self._file.flush()
+        with self._told():
+            self._file.flush()
         if not self._length:
             return np.zeros(0, self.dtype)
         return np.memmap(self._file, self.dtype, "r+", shape=(self._length,))
@@ -43,4 +50,13 @@ class Column:
             yield array[at : at + _PIECE + overlap]
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what was not flushed, and nobody will read
+            self._file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = f"{self._folder}" if self._folder else f"{tempfile.gettempdir()} (another place: TMPDIR)"
+            raise InputError(f"{where}: temporary files cannot be written: {error.strerror}") from error

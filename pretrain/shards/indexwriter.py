@@ -68,11 +68,8 @@ class IndexWriter:
         self._lists = False
         self._longest = 0
         self._num_classes = 0
-        try:
-            dtypes = {"offsets": "<u4", "key_hashes": "<u4", "labels": "<i4", "counts": "<u4"}
-            self._columns = {name: Column(dtype, path.parent) for name, dtype in dtypes.items()}
-        except OSError as error:
-            raise self._unwritable(error) from error
+        dtypes = {"offsets": "<u4", "key_hashes": "<u4", "labels": "<i4", "counts": "<u4"}
+        self._columns = {name: Column(dtype, path.parent) for name, dtype in dtypes.items()}
 
     def add(self, entry: ShardEntry) -> None:
         """The next shard."""
@@ -84,11 +81,8 @@ class IndexWriter:
         self._longest = max(self._longest, int(counts.max(initial=0)))
         self._num_classes = max(self._num_classes, int(entry.labels.max(initial=-1)) + 1)
         parts = {"offsets": entry.offsets, "key_hashes": entry.key_hashes, "labels": entry.labels, "counts": counts}
-        try:
-            for name, part in parts.items():
-                self._columns[name].append(part)
-        except OSError as error:
-            raise self._unwritable(error) from error
+        for name, part in parts.items():
+            self._columns[name].append(part)
 
     @property
     def offsets(self) -> np.ndarray:
@@ -149,7 +143,7 @@ class IndexWriter:
             os.replace(aside, self._path)
             sync_folder(self._path.parent)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise InputError(f"{self._path}: the index cannot be written: {error.strerror}") from error
         finally:
             aside.unlink(missing_ok=True)
 
@@ -160,9 +154,6 @@ class IndexWriter:
             starts = total + np.cumsum(counts, dtype=np.int64)
             total = int(starts[-1])
             yield starts
-
-    def _unwritable(self, error: OSError) -> InputError:
-        return InputError(f"{self._path}: the index cannot be written: {error.strerror}")
 
     def __enter__(self) -> IndexWriter:
         return self

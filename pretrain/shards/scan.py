@@ -89,7 +89,10 @@ class ScanJob:
 
 
 def _scan(job: ScanJob, stop: threading.Event) -> ShardScan:
-    return scan_shard(job.url, job.num_classes, job.digest, stop=stop)
+    try:
+        return scan_shard(job.url, job.num_classes, job.digest, stop=stop)
+    except OSError as error:
+        raise InputError(f"{job.url}: cannot be read: {error.strerror}") from error
 
 
 def scan_shard(

@@ -86,6 +86,8 @@ def _check_shard(job: tuple[str, int], stop: threading.Event) -> tuple[list[str]
                 break
     except InputError as error:
         faults.append(str(error))
+    except OSError as error:
+        faults.append(f"{index.shard_url(number)}: cannot be read: {error.strerror}")
     return faults, np.array(keys, np.uint64)
 
 

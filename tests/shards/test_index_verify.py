@@ -1,7 +1,9 @@
 """The full check of an index, and what an index tells of its samples."""
 
+import errno
 import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -120,6 +122,26 @@ def test_labels_and_keys_that_changed_under_the_index_are_found(folder):
 def test_an_index_that_disagrees_with_its_shards_is_found(folder, array, row, value, found):
     change_array(folder / INDEX_NAME, array, row, value)
     assert found in verify_fault(folder)
+
+
+def test_a_disk_that_does_not_give_its_bytes_is_told(folder, monkeypatch):
+    class Broken(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell() > 3000 and str(self.name).endswith("shard-000001.tar"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer)
+
+    def opened(url, *, stop=None):
+        return io.BufferedReader(Broken(url))
+
+    monkeypatch.setattr("pretrain.shards.scan.open_shard", opened)
+    monkeypatch.setattr("pretrain.shards.verify.open_whole", opened)
+    path = folder / "shard-000001.tar"
+    with pytest.raises(InputError, match=f"^{path}: cannot be read: Input/output error$"):
+        index_shards([folder], workers=1)
+    with pytest.raises(InputError) as error:
+        verify(Index.open(folder), workers=1)
+    assert str(error.value) == f"1 fault found\n{path}: cannot be read: Input/output error"
 
 
 def test_all_faults_are_listed_not_the_first_only(folder):

@@ -49,6 +49,20 @@ def test_a_column_is_its_parts_in_order(small_pieces, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("elements", [10, 1 << 20], ids=["as it is read", "as it is filled"])
+def test_a_disk_that_is_full_is_told(elements, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: open("/dev/full", "r+b"))  # noqa: SIM115
+    grown = Column("<u4", tmp_path)
+
+    def fill():
+        grown.append(np.arange(elements))
+        grown.array()
+
+    with pytest.raises(InputError, match=f"^{tmp_path}: temporary files cannot be written: No space left on device$"):
+        fill()
+    grown.close()
+
+
 @pytest.mark.parametrize("lists", [False, True])
 def test_pieces_of_any_size_write_the_same_index(tmp_path, monkeypatch, lists):
     entries = [entry(0, [1, 2, 3, 4]), entry(1, [7, 5, 6, 0, 0], [2, 0, 0, 3] if lists else None), entry(2, [3])]
@@ -83,7 +97,7 @@ def test_a_writer_that_is_left_leaves_nothing(tmp_path):
     with IndexWriter(tmp_path / INDEX_NAME) as writer:
         writer.add(entry(0, [1, 2]))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match=r"index\.vfi: the index cannot be written: No such file"):
+    with pytest.raises(InputError, match=r"/nowhere: temporary files cannot be written: No such file"):
         IndexWriter(tmp_path / "nowhere" / INDEX_NAME)
 
 
