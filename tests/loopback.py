@@ -31,8 +31,8 @@ class Loopback:
     `faults` are met by the next requests, one each (`head_faults` by HEAD requests), a status code or: "reset" and
     "stall" in mid-body, "short" (fewer bytes than announced), "cut" (fewer bytes, announced as such), "whole" (all
     bytes, status 200), "shifted" (another range than asked), "grown" (another total size), "new etag", "stall
-    first" (before the headers). `usual` is met by all others, once `good` requests have been served; `named` by those
-    for an object of that name. `etag`: "strong", "weak" or "none".
+    first" (before the headers), "circle" (a redirection to the same place). `usual` is met by all others, once `good`
+    requests have been served; `named` by those for an object of that name. `etag`: "strong", "weak" or "none".
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             host.requests.append(self._request)
         if isinstance(fault, int):
             self._send(fault, {}, b"what the server says stays unsaid: wJalrXUtnFEMI")
+        elif fault == "circle":
+            self._send(302, {"Location": self.path}, b"")
         elif not name:
             self._send(200, {}, self._list(parse_qs(url.query)))
         elif not (host.folder / name).is_file():

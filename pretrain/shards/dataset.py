@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from pretrain.errors import InputError
 
 # What the shards hold as it is; every other format becomes a PNG, which loses nothing.
-_STORED = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_STORED = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: several JPEGs, as phones write them
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
@@ -87,7 +87,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
-    """An image file's bytes → (suffix, bytes to store): JPEG, PNG and WebP untouched, anything else as PNG.
+    """An image file's bytes → (suffix, bytes to store): JPEG, PNG and WebP untouched, anything else as PNG; of moving
+    pictures the first.
 
     The format is told by the content: well-known sets hold PNGs and GIFs under the name of a JPEG.
     Raises InputError naming `where` for what is not an image, and for pixels that a PNG does not hold.
@@ -95,7 +96,7 @@ def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
     try:
         image = Image.open(io.BytesIO(data))
         suffix = _STORED.get(image.format or "")
-        if suffix:
+        if suffix and not (suffix == "webp" and getattr(image, "is_animated", False)):  # which the decoder refuses
             return suffix, data
         if image.mode in _PNG_MODES:
             return "png", _as_png(image)

@@ -188,8 +188,14 @@ def _flat_imagenet(split: str, base: Path, solution: Path, classes: Sequence[str
             f"{base}: no <wnid> folders; sort the images into val/<wnid>/, or keep train/<wnid>/ and "
             f"Kaggle's {solution.name} in {solution.parent}"
         )
-    with open(solution, newline="", encoding="utf-8") as rows:
-        wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(rows)}
+    try:
+        with open(solution, newline="", encoding="utf-8") as rows:
+            wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(rows)}
+    except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{solution}: not Kaggle's: a column ImageId, and a column PredictionString that begins with a wnid in "
+            "each row, would be right"
+        ) from error
     numbers = {wnid: number for number, wnid in enumerate(classes)}
     files = list(_images(base, base))
     labels = []

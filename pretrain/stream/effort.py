@@ -149,6 +149,7 @@ _TRANSPORT = (  # words in the library's account of a broken transport -> what i
     ("BadScheme", "its endpoint is plain http; AWS_ALLOW_HTTP=true or GOOGLE_ALLOW_HTTP=true permits that", True),
     ("InvalidCertificate", "the server's TLS certificate is not trusted", True),
     ("InvalidContentType", "the server does not speak TLS; http:// would be right", True),
+    ("TooManyRedirects", "redirected in a circle", True),
     ("dns error", _UNKNOWN, False),
     ("ConnectionRefused", "connection refused", False),
     ("ConnectionReset", "connection reset", False),

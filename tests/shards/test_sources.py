@@ -112,6 +112,19 @@ def test_a_class_folder_is_a_class_and_files_keep_their_bytes(tmp_path):
         assert (same == np.asarray(Image.open(tmp_path / name).convert("RGB"))).all()
 
 
+def test_of_several_pictures_in_a_file_the_first_counts(tmp_path):
+    """Phones write a second JPEG behind the first; a WebP that moves is refused by the decoder."""
+    first, second = (Image.fromarray(np.full((16, 16, 3), grey, np.uint8)) for grey in (60, 200))
+    for name, form in (("a.jpg", "MPO"), ("b.webp", "WEBP"), ("c.png", "PNG")):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        first.save(tmp_path / "cat" / name, form, save_all=True, append_images=[second])
+    found = rows(open_folder(tmp_path))
+    assert [suffix for _, suffix, _ in found] == ["jpg", "png", "png"]
+    assert found[0][2] == (tmp_path / "cat" / "a.jpg").read_bytes()
+    for _, _, content in found:
+        assert (decode(content, 3).int() - 60).abs().max() <= 1
+
+
 def test_the_content_tells_the_format_not_the_name(tmp_path):
     picture(tmp_path / "cat" / "a.png")
     (tmp_path / "cat" / "a.png").rename(tmp_path / "cat" / "a.jpg")
@@ -313,6 +326,11 @@ def test_kaggles_flat_validation_folder_takes_its_labels_from_the_solution(tmp_p
     solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000009 1 2 3 4\n")
     with pytest.raises(InputError, match=r"v_2\.JPEG has class n00000009"):
         open_imagenet(tmp_path, "val")
+    head = b"ImageId,PredictionString\n"
+    for content in (b"Id,Label\nv_1,n00000003\n", head + b"v_1,\n", head + b"v_1\n", head + b"v_1,\xff\n"):
+        solution.write_bytes(content)
+        with pytest.raises(InputError, match=r"LOC_val_solution\.csv: not Kaggle's: a column ImageId"):
+            open_imagenet(tmp_path, "val")
 
 
 def test_imagenets_archives_have_to_be_unpacked_first(tmp_path):

@@ -219,6 +219,13 @@ def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away
     assert time.monotonic() - begin > 1.0
 
 
+def test_a_redirection_that_goes_round_is_told_at_once(server):
+    server.usual = "circle"
+    assert fault(stat, f"{server.http}/a.tar").endswith("/a.tar: redirected in a circle")
+    assert fault(read_range, f"{server.http}/a.tar", 7, 700).endswith("bytes 7-700: redirected in a circle")
+    assert len(server.requests) == 2 * 11, "one attempt each"
+
+
 def test_pauses_grow_and_are_drawn(server, monkeypatch):
     drawn = []
     monkeypatch.setattr("pretrain.stream.effort._jitter.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
