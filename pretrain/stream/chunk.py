@@ -159,8 +159,8 @@ def _is_image(name: str) -> bool:
 class Chunk:
     """The samples of one chunk that this rank will use: ids [n], ascending; read together, handed over one by one.
 
-    Whoever takes a sample takes its bytes apart: a decode thread, which holds the interpreter lock anyhow, and for one
-    sample not for long. A reading thread would have to get hold of it, and keep all decode threads waiting meanwhile.
+    A reading thread also takes its bytes apart: a few samples, one after the other. A decode thread would come to each
+    of them with other things in its caches, and take longer.
     """
 
     def __init__(self, ids: NDArray[np.int64]) -> None:
@@ -170,7 +170,8 @@ class Chunk:
         self._extents: list[Extent] = []
         self._here = threading.Event()  # read, or found that it cannot be
         self._error: BaseException | None = None
-        self._samples: dict[int, Sample] = {}  # by canonical id; what was read is held by these alone
+        # By canonical id: key and encoded image, or why it is none. What was read is held by these alone.
+        self._samples: dict[int, tuple[str, memoryview] | ChunkError] = {}
 
     def locate(self, index: Index, stop: threading.Event | None = None) -> None:
         """Look up where it lies, before a reading thread's `read`; once `stop` is set, nobody waits for that."""
@@ -209,18 +210,24 @@ class Chunk:
                 raise ChunkError(NOT_READ)
         if self._error is not None:
             raise self._error
-        return self._samples.pop(sample_id).image()
+        sample = self._samples.pop(sample_id)
+        if isinstance(sample, ChunkError):
+            raise sample
+        return sample
 
-    def _read(self) -> dict[int, Sample]:
+    def _read(self) -> dict[int, tuple[str, memoryview] | ChunkError]:
         assert self._index is not None
         try:
-            found: dict[int, Sample] = {}
+            found: dict[int, tuple[str, memoryview] | ChunkError] = {}
             for extent, data in zip(self._extents, read_extents(self._extents), strict=True):
                 borders, hashes = self._index.borders(extent)
                 for at, key_hash in enumerate(hashes):
-                    begin, end = borders[at], borders[at + 1]
+                    begin, end, sample_id = borders[at], borders[at + 1], extent.first_id + at
                     part = data[begin - extent.begin : end - extent.begin]
-                    found[extent.first_id + at] = Sample(extent.url, begin, part, extent.first_id + at, key_hash)
+                    try:
+                        found[sample_id] = Sample(extent.url, begin, part, sample_id, key_hash).image()
+                    except ChunkError as error:  # the others are none the worse
+                        found[sample_id] = error
             return found
         except CancelledError:
             raise ChunkError(NOT_READ) from None

@@ -14,8 +14,8 @@ class Counters:
     images: int = 0
     unreadable: int = 0
     bytes_read: int = 0  # asked of the storage
-    read_seconds: float = 0.0  # waiting for the storage
-    starved_seconds: float = 0.0  # decode threads waiting for a chunk, and taking it apart
+    read_seconds: float = 0.0  # waiting for the storage, and taking apart what it gives
+    starved_seconds: float = 0.0  # decode threads waiting for a chunk
     decode_seconds: float = 0.0
     augment_seconds: float = 0.0
     collate_seconds: float = 0.0  # writing rows into the batch

@@ -210,10 +210,7 @@ class BatchStream:
         return sorted(faults, key=lambda fault: fault[0])
 
     def _take(self, plan: Plan, rows: range, faults: list[tuple[int, Fault]]) -> Iterator[tuple[int, str, Encoded]]:
-        """Row, key and encoded image of the samples that can be had, one by one; the others are added to `faults`.
-
-        One by one: what takes a sample's bytes apart holds the interpreter lock, which all other threads wait for.
-        """
+        """Row, key and encoded image of the samples that can be had; the others are added to `faults`."""
         for row in rows:
             chunk, sample_id = plan.chunks[row], int(plan.ids[row])
             if chunk is None or self._closed:
