@@ -202,33 +202,29 @@ def test_samples_in_another_order_are_noticed(write_shards):
     fails_with(index, range(8), "sample 3 has key 'sample/000005'", "crc32")
 
 
+def rename(shard, old, new):
+    data = shard.read_bytes()
+    at = data.index(old)
+    header = bytearray(data[at : at + 512])
+    header[: len(old) + 1] = new.ljust(len(old) + 1, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with open(shard, "r+b") as file:
+        file.seek(at)
+        file.write(header)
+
+
 def test_a_member_that_vanished_is_a_sample_too_few(write_shards):
     shards = write_shards("renamed", [20])
     index = shards.index
-    data = shards.shard(0).read_bytes()
-    at = data.index(b"sample/000002.webp")
-    header = bytearray(data[at : at + 512])
-    header[:18] = b"sample/000002.gif\0"
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    with open(shards.shard(0), "r+b") as file:
-        file.seek(at)
-        file.write(header)
+    rename(shards.shard(0), b"sample/000002.webp", b"sample/000002.gif")
     fails_with(index, [2], "no image; the index expects that of sample 2")
 
 
 def test_a_second_image_in_the_bytes_of_a_sample_is_told(write_shards):
     shards = write_shards("doubled", [20])
     index = shards.index
-    data = shards.shard(0).read_bytes()
-    at = data.index(b"sample/000002.cls")
-    header = bytearray(data[at : at + 512])
-    header[:18] = b"sample/000002.png\0"
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    with open(shards.shard(0), "r+b") as file:
-        file.seek(at)
-        file.write(header)
+    rename(shards.shard(0), b"sample/000002.cls", b"sample/000002.png")
     fails_with(index, [2], "images of 'sample/000002', 'sample/000002'; the index expects that of sample 2")
 
 
