@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.errors import InputError
-from pretrain.stream.index import Index
+from pretrain.stream.index import Index, Shard
+from pretrain.stream.store import is_remote, stat
+from pretrain.stream.workers import in_threads
 
 FORMAT = 1  # also to be raised when features of the same weights and images come out differently
+_ASKED_AT_ONCE = 32
 _GIVEN = ("support_x", "support_y", "query_x", "query_y")
 # What numpy raises for a file that is no .npz, is cut off, damaged, encrypted, or holds pickles: zipfile's RuntimeError
 # is for a password and for the kinds of archive that it does not read.
@@ -85,11 +88,12 @@ def feature_file(folder: Path, what: Mapping[str, Any]) -> Path:
 def content(index: Index, ids: NDArray[np.int64] | None = None) -> str:
     """sha256 (hex) of what fixes the images of `ids` (default: all), as far as is known unread.
 
-    The index's hash does not see pixels: a shard's recorded digest does, else the time it was written.
+    The index's hash does not see pixels: a shard's recorded digest does, else what its server calls its content, else
+    the time it was written. Raises InputError where that is asked for and not to be had.
     """
     digest = hashlib.sha256(index.hash.encode())
-    for shard in index.shards:
-        digest.update((shard.digest or f"{shard.bytes} {_written(shard.url)}").encode())
+    for version in in_threads(lambda shard, _: _version(shard), list(index.shards), _ASKED_AT_ONCE):
+        digest.update(version.encode())
     digest.update(b"all" if ids is None else ids.astype("<i8").tobytes())
     return digest.hexdigest()
 
@@ -201,5 +205,13 @@ def _native(x: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
 
 
-def _written(url: str) -> int:
-    return os.stat(url).st_mtime_ns
+def _version(shard: Shard) -> str:
+    if shard.digest:
+        return shard.digest
+    if is_remote(shard.url):
+        found = stat(shard.url)
+        return f"{found.size} {found.etag or found.modified}"
+    try:
+        return f"{shard.bytes} {os.stat(shard.url).st_mtime_ns}"
+    except OSError as error:
+        raise InputError(f"{shard.url}: {error.strerror}, but the index lists it; restore it") from error

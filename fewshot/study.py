@@ -17,7 +17,7 @@ from fewshot.score import Result, Scores, Sweep, score
 from fewshot.store import Given, content, feature_file, read_layer, write_features
 from fewshot.subject import Entry, Subject, headline, subjects
 from fewshot.task import Task
-from pretrain.engine.distributed import World, share
+from pretrain.engine.distributed import World, share, together
 from pretrain.run.setup import check_index
 from pretrain.stream.progress import Progress
 
@@ -43,7 +43,7 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
     Raises InputError where an index is damaged or differs among nodes, and, if there is something to compute, where a
     shard is not in place or an image cannot be read (StorageError: not for now); the same on every rank.
     """
-    images = {"support": content(task.support, task.support_ids), "query": content(task.query)}
+    images = share(together(lambda: _images(task) if world.main else None))
     plan = []
     for entry in entries:
         for subject in subjects(entry, config.fewshot.features, config.seed):
@@ -135,8 +135,12 @@ def say(line: str, world: World | None = None) -> None:
         print(line, flush=True)
 
 
+def _images(task: Task) -> dict[str, str]:
+    return {"support": content(task.support, task.support_ids), "query": content(task.query)}
+
+
 def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, file: Path, world: World) -> None:
-    model = subject.build().to(world.device)
+    model = together(subject.build).to(world.device)
     arrays: dict[str, np.ndarray] = {"support_ids": task.support_ids}
     every_query = np.arange(task.query.samples)
     for split, index, ids in (

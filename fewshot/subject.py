@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewshot.config import LAYERS
+from pretrain.engine.distributed import together
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, load_tensors
-from pretrain.weights.load import Weights, load_weights
+from pretrain.weights.load import Weights, agreed, load_weights
 
 PIXEL_SIDE = 32  # pixels a side, at the most, of the pixel baseline
 
@@ -53,29 +54,29 @@ def open_entries(paths: Sequence[str | Path], image_size: int | None, *, average
     """Read every WEIGHTS once, so that a fault in the last is found before the first is run.
 
     An id is the last part of the path, or the whole path where two share it. `averaged`: take their Polyak averages.
-    Raises InputError: no such weights, twice the same path, a network that cannot be run at `image_size`.
+    Collective, and the same on every rank. Raises InputError: no such weights, twice the same path, a network that
+    cannot be run at `image_size`.
     """
     given = [Path(path) for path in paths]
     if len({path.resolve() for path in given}) < len(given):
         raise InputError(f"--init: {' '.join(map(str, given))}: the same weights twice; give each once")
     names = [path.resolve().name + ("-averaged" if averaged else "") for path in given]
-    entries = []
-    for path, name in zip(given, names, strict=True):
-        weights = load_weights(path, averaged=averaged)
-        spec = replace(weights.spec, image_size=image_size or weights.spec.image_size, dropout=0.0)
-        entries.append(
-            Entry(
-                id=name if names.count(name) == 1 else str(path),
-                path=path,
-                source=weights.source,
-                averaged=averaged,
-                sha256=weights.sha256,
-                step=weights.step,
-                spec=spec,
-                trained_size=weights.spec.image_size,
-            )
+    sources = [agreed(path) for path in given]
+
+    def entry(path: Path, name: str, source: Path) -> Entry:
+        weights = load_weights(source, averaged=averaged)
+        return Entry(
+            id=name if names.count(name) == 1 else str(path),
+            path=path,
+            source=weights.source,
+            averaged=averaged,
+            sha256=weights.sha256,
+            step=weights.step,
+            spec=replace(weights.spec, image_size=image_size or weights.spec.image_size, dropout=0.0),
+            trained_size=weights.spec.image_size,
         )
-    return entries
+
+    return together(lambda: [entry(*each) for each in zip(given, names, sources, strict=True)])
 
 
 def subjects(entry: Entry, features: Sequence[str], seed: int) -> list[Subject]:

@@ -12,7 +12,7 @@ from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, check_tensors, load_tensors, tensor_shapes
 from pretrain.run.experiment import Fill
-from pretrain.weights.load import load_weights
+from pretrain.weights.load import agreed, load_weights
 
 # What belongs to the pre-training task and is left behind.
 DROPPED = ("representation.", "head.")
@@ -69,10 +69,12 @@ def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
 
 
 def from_checkpoint(path: str | Path, *, averaged: bool = False) -> Fill:
-    """Fill a task's network from WEIGHTS: body as it is, positions resized, head zero; read when they are needed."""
+    """Fill a task's network from WEIGHTS: body as it is, positions resized, head zero; read when they are needed.
+    Collective.
+    """
 
     def fill(model: VisionTransformer) -> str:
-        weights = load_weights(path, averaged=averaged)
+        weights = load_weights(agreed(path), averaged=averaged)
         task = model.spec
         spec, tensors = transfer(
             weights.spec,

@@ -15,10 +15,12 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.run.command import DONE, Parser, main_rank, run_command
 
@@ -49,8 +51,9 @@ def probe_weights(args: argparse.Namespace) -> int:
     from fewshot.subject import open_entries
     from pretrain.engine import distributed
 
-    entries = open_entries(args.init, config.model.image_size, averaged=args.weights == "averaged")
     world = distributed.start()
+    distributed.together(lambda: check_out(out) if world.main else None)  # one rank writes all
+    entries = open_entries(args.init, config.model.image_size, averaged=args.weights == "averaged")
     began = time.monotonic()
     taken = study.take_features(config, entries, task, out, world)
     extracted = time.monotonic()
@@ -87,6 +90,8 @@ def probe_file(args: argparse.Namespace) -> int:
 
     if args.init:
         raise InputError("--features and --init: one of the two; features need no weights")
+    if args.weights == "averaged":
+        raise InputError("--features and --weights averaged: one of the two; --weights goes with --init")
     if args.overrides and not args.config:
         raise InputError(f"{args.overrides[0]}: an override needs a --config; --shots, --seeds and --l2 do not")
     if not main_rank():
@@ -96,10 +101,11 @@ def probe_file(args: argparse.Namespace) -> int:
         protocol = read_config(FewshotConfig, args.config, [*args.overrides, *protocol_overrides(args)]).fewshot
     else:
         protocol = ProtocolSection(**protocol_options(args))
-    given = read_given(args.features)
+    given, out = read_given(args.features), args.out or Path("runs") / name
 
     from fewshot import report, study
 
+    check_out(out)
     began = time.monotonic()
     scores, draws = study.probe_given(given, protocol, name)
     scores.seconds["total"] = time.monotonic() - began
@@ -112,14 +118,24 @@ def probe_file(args: argparse.Namespace) -> int:
         images=report.describe_rows(given, draws),
         run={"device": "cpu"},
     )
-    return finish(content, args.out or Path("runs") / name)
+    return finish(content, out)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before what would be lost with it is computed."""
+    from pretrain.run.folder import RunFolder
+
+    new = not os.path.lexists(out)
+    RunFolder(out).create()
+    if new:
+        out.rmdir()  # a fault found later leaves none behind
 
 
 def finish(content: dict[str, Any], out: Path) -> int:
     from fewshot import report
 
     path = report.write_report(content, out)
-    print(f"\n{report.table(content)}\n\nreport: {path}", flush=True)
+    say(f"\n{report.table(content)}\n\nreport: {path}")
     return DONE
 
 
@@ -137,12 +153,12 @@ def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
     """Parser of whole numbers from `least` on, separated by commas, each given once."""
 
     def parse(text: str) -> tuple[int, ...]:
-        parts = text.split(",")
-        if not all(part.isdecimal() and int(part) >= least for part in parts) or len(set(parts)) < len(parts):
+        values = tuple(int(part) if part.isdecimal() else -1 for part in text.split(","))
+        if min(values) < least or len(set(values)) < len(values):
             raise argparse.ArgumentTypeError(
                 f"{text!r}: whole numbers from {least}, each once, separated by commas, would be right"
             )
-        return tuple(map(int, parts))
+        return values
 
     return parse
 

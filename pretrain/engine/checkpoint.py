@@ -22,6 +22,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial as bound
 from pathlib import Path
@@ -132,7 +133,8 @@ def commit(folder: Path, step: int, records: Sequence[Record], state: dict[str, 
         set_aside([final])
     os.replace(aside, final)
     flush(folder)
-    point(folder)
+    with suppress(OSError):  # it is whole, and found without: the next one, or the next start, has `latest` name it
+        point(folder)
     return final
 
 
@@ -264,9 +266,12 @@ def point(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    flush(aside)
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     flush(path.parent)
 
 

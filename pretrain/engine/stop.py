@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -47,7 +48,7 @@ class Stop:
     def asked(self) -> bool:
         """Whether this rank has been asked to stop."""
         if self._reason is None and self._world.main:
-            if self._file.exists():
+            if os.path.exists(self._file):  # false where the file system does not answer for now
                 self._reason = f"{self._file} exists"
             elif time.monotonic() > self._deadline:
                 self._reason = "train.time_limit_minutes is reached"

@@ -91,7 +91,7 @@ class Watchdog:
         if step != sign.step:
             self._steps += 1
             if self._steps == 2:
-                shorten_collectives(self._slow + _MARGIN)
+                shorten_collectives(max(self._hang, self._slow) + _MARGIN)
             sign = replace(sign, step=step, turn=0)
         if part != sign.part or not sign.turn:
             limit = self._slow if part in SLOW else self._hang

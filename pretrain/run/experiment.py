@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from pretrain.run.trainer import train
 from pretrain.stream.decode import HOST, DeviceDecoder
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.progress import Progress
-from pretrain.weights.load import load_weights
+from pretrain.weights.load import agreed, load_weights
 
 Fill = Callable[[VisionTransformer], str]  # fills a new network's parameters; says where they come from
 
@@ -142,14 +142,20 @@ def missed(setup: Setup, step: int) -> bool:
 def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
     """Have the run folder say what is to be trained, and hold nothing of what came after step `start`. Collective."""
     config, folder, world = setup.config, setup.folder, setup.world
-    if world.main:
-        train = {**config.train.model_dump(), "steps": setup.schedule.steps, "epochs": None}
-        folder.write_config({**config.model_dump(mode="json"), "train": train})
-        checkpoint.set_aside(passed_over)
-        checkpoint.point(folder.checkpoints)
-        checkpoint.clear_partial(folder.checkpoints)
-    folder.rewind(start, world.rank, world.size)
-    distributed.barrier()
+
+    def record() -> None:
+        try:
+            if world.main:
+                train = {**config.train.model_dump(), "steps": setup.schedule.steps, "epochs": None}
+                folder.write_config({**config.model_dump(mode="json"), "train": train})
+                checkpoint.set_aside(passed_over)
+                checkpoint.point(folder.checkpoints)
+                checkpoint.clear_partial(folder.checkpoints)
+            folder.rewind(start, world.rank, world.size)
+        except OSError as error:
+            raise InputError(f"{folder.path}: cannot be written: {error.strerror}") from error
+
+    distributed.together(record)
     for fault in passed_over.values():
         _say(world, f"passed over: {fault}")
 
@@ -195,8 +201,7 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
     _say(world, f"went back to {saved.path}{late}")
     if world.main:
         checkpoint.remove_after(folder.checkpoints, saved.step)
-    folder.rewind(saved.step, world.rank, world.size)
-    distributed.barrier()
+    distributed.together(lambda: folder.rewind(saved.step, world.rank, world.size))
     return saved.step
 
 
@@ -306,10 +311,17 @@ def fresh(config: RunConfig) -> Fill:
 
 
 def given(path: str | Path, *, averaged: bool = False) -> Fill:
-    """The parameters of given weights, which must be of the same network; read when they are needed."""
+    """The parameters of given weights, which must be of the same network; read when they are needed. Collective."""
 
     def fill(model: VisionTransformer) -> str:
-        weights = load_weights(path, averaged=averaged)
+        weights = load_weights(agreed(path), averaged=averaged)
+        # Of images of another size the network is the same where the patches are as many.
+        size = model.spec.image_size if weights.spec.grid == model.spec.grid else weights.spec.image_size
+        theirs = asdict(replace(weights.spec, dropout=model.spec.dropout, image_size=size))
+        mine = asdict(model.spec)
+        others = [f"{key} is {theirs[key]!r}, the config's {mine[key]!r}" for key in mine if theirs[key] != mine[key]]
+        if others:  # some, as heads, would fit all the same, and compute other things
+            raise InputError(f"{weights.source}: of another network: {'; '.join(others)}; give weights of this one")
         load_tensors(model, weights.tensors, where=str(weights.source))
         return weights.describe()
 

@@ -109,15 +109,19 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
         return
     kept: list[str] = []
     discarded: list[str] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8: {error.reason}; mend or remove its line") from None
     if lines and not lines[-1].endswith("\n"):
         lines.pop()  # torn by a kill in the middle of a write
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
+            (kept if stays(json.loads(line)) else discarded).append(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: line {number} is no JSON: {error.msg}; mend or remove that line") from None
-        (kept if stays(entry) else discarded).append(line)
+        except (KeyError, TypeError):
+            raise InputError(f"{path}: line {number} tells no step; mend or remove that line") from None
     if discarded:
         with path.with_name(f"{path.stem}.discarded.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(discarded)
@@ -129,8 +133,11 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
 def _replace(path: Path, lines: Iterable[str]) -> None:
     """Write the file aside, flush it, rename it into place."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

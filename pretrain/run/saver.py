@@ -91,7 +91,7 @@ class Saver:
             InputError: with `wait`, a checkpoint of the run could not be written.
         """
         final = wait and folder is None
-        self.settle(final=final)
+        self.settle()  # if it failed, this one is the more needed
         began, into = time.monotonic(), folder or self._folder
         if folder is None:
             self._saved_at = began

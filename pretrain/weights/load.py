@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from pretrain.engine import checkpoint
+from pretrain.engine.distributed import share, together
 from pretrain.engine.restore import read_whole
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
@@ -45,6 +47,15 @@ def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
     return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged)
 
 
+def agreed(path: str | Path) -> Path:
+    """The checkpoint that WEIGHTS names, the same on every rank. Collective.
+
+    The run may be under way, or a file system lag: one rank would see a newer checkpoint than another. Rank 0's is
+    taken. Raises InputError on every rank where one finds none.
+    """
+    return share(together(lambda: find_checkpoint(Path(path)).path))
+
+
 def read_spec(path: str | Path) -> ViTSpec:
     """The network of WEIGHTS, without its tensors. Raises as `load_weights`."""
     return ViTSpec(**find_checkpoint(Path(path)).state["model"])
@@ -56,7 +67,7 @@ def find_checkpoint(path: Path) -> checkpoint.Saved:
     Raises:
         InputError: there is none, with what was looked for.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"weights {path}: no such file or folder; give a run folder or a checkpoint inside one")
     if (path / checkpoint.STATE).is_file():
         return checkpoint.read(path)

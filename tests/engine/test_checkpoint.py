@@ -55,6 +55,19 @@ def test_the_newest_whole_one_is_taken_and_newer_damaged_ones_are_named(tmp_path
     assert "weights.00001.safetensors has " in passed_over[damaged]
 
 
+def test_one_that_is_whole_is_saved_though_latest_could_not_name_it(tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place(tmp_path, 50)
+    with monkeypatch.context() as no_room:
+        no_room.setattr(checkpoint, "point", full)
+        assert place(tmp_path, 60) == tmp_path / "step_00000060"
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 60
+
+
 def test_nothing_there_is_no_fault(tmp_path):
     assert checkpoint.newest(tmp_path / "checkpoints") == (None, {})
 

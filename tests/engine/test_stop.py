@@ -1,5 +1,6 @@
 """Every way to ask a run for a stop, with real signals to real processes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from pretrain.engine.distributed import World
+from pretrain.engine.stop import Stop
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +91,18 @@ def test_the_file_is_seen_by_rank_0_and_taken_away_when_the_stop_is_done(waiting
     assert main.returncode == 75
     assert not (tmp_path / "STOP").exists()
     assert other.poll() is None  # it is told by rank 0, in a collective of the loop
+
+
+def test_a_file_system_that_does_not_answer_for_now_asks_for_nothing(tmp_path, monkeypatch):
+    def stale(*args, **options):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    stop = Stop(tmp_path, World(0, 1, 0, torch.device("cpu")))
+    with monkeypatch.context() as away:
+        away.setattr(os, "stat", stale)
+        assert not stop.asked()
+    (tmp_path / "STOP").touch()
+    assert stop.asked()
 
 
 def test_the_time_limit_is_rank_0s_clock(waiting, tmp_path):

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from pretrain.engine.watchdog import Sign, _behind, _names, _ranks
+from pretrain.engine.distributed import World
+from pretrain.engine.watchdog import _MARGIN, Sign, Watchdog, _behind, _names, _ranks
 
 HOST = socket.gethostname()
 
@@ -95,6 +97,16 @@ def test_a_collective_that_nobody_watches_ends_by_a_time_out_of_its_own(ended):
     _, statuses, said = ended("unwatched_1_of_2")
     assert statuses == [1, 0]  # rank 1 sleeps for three times as long
     assert "Timed out waiting 1000ms" in said[0]
+
+
+@pytest.mark.parametrize(("hang", "slow"), [(600.0, 900.0), (7200.0, 900.0)])
+def test_collectives_wait_for_as_long_as_a_part_of_a_step_may_take(hang, slow, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr("pretrain.engine.watchdog.shorten_collectives", waits.append)
+    with Watchdog(tmp_path, World(0, 1, 0, torch.device("cpu")), hang=hang, slow=slow) as watchdog:
+        for step in range(3):
+            watchdog.beat(step, "forward")
+    assert waits == [max(hang, slow) + _MARGIN]
 
 
 def sign(rank, step, turn, host="a", waits=False):

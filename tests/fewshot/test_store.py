@@ -1,10 +1,14 @@
 """Feature files: a user's, and a run's own."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fewshot.store import content, feature_file, read_given, read_layer, whole, write_features
 from pretrain.errors import InputError
+from pretrain.shards.scan import index_shards
 from pretrain.stream.index import Index
 
 
@@ -166,6 +170,27 @@ def test_the_file_of_features_changes_with_all_that_fixes_them(tmp_path):
     first = {"weights": "a", "images": {"support": "b"}}
     assert feature_file(tmp_path, first) == feature_file(tmp_path, dict(reversed(first.items())))
     assert feature_file(tmp_path, first) != feature_file(tmp_path, {**first, "images": {"support": "c"}})
+
+
+def test_shards_without_a_digest_are_told_apart_by_their_server_or_their_time(digit_shards, serve, tmp_path):
+    shards = [Path(url) for url in Index.open(digit_shards[1]).shards.urls()]
+    for shard in shards:
+        shutil.copy(shard, tmp_path)
+    server = serve(tmp_path)
+    local = index_shards([tmp_path], workers=1)
+    remote = index_shards([tmp_path], tmp_path / "far.vfi", base=f"{server.http}/", workers=1)
+    before = [content(Index.open(path)) for path in (local, remote)]
+    assert before == [content(Index.open(path)) for path in (local, remote)]
+    changed = tmp_path / shards[0].name
+    data = bytearray(changed.read_bytes())
+    data[-1500] ^= 1
+    changed.write_bytes(data)
+    assert not set(before) & {content(Index.open(path)) for path in (local, remote)}
+    changed.unlink()
+    with pytest.raises(InputError, match=f"^{changed}: No such file or directory, but the index lists it"):
+        content(Index.open(local))
+    with pytest.raises(InputError, match=f"{changed.name}: 404 Not Found"):
+        content(Index.open(remote))
 
 
 def test_other_pixels_under_the_same_keys_are_other_content(shards):

@@ -1,10 +1,17 @@
 """The run folder's files tell one history, whatever interrupted the run."""
 
+import errno
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from pretrain.engine.distributed import World
 from pretrain.errors import InputError
+from pretrain.run.config import RunConfig
+from pretrain.run.experiment import begin
 from pretrain.run.folder import RunFolder
 from pretrain.run.meters import clock
 
@@ -30,12 +37,45 @@ def test_rewinding_moves_later_lines_aside_and_drops_a_torn_one(tmp_path):
     assert (tmp_path / "metrics.discarded.jsonl").read_text() == jsonl({"step": 3}, {"step": 4}, {"step": 2})
 
 
-def test_a_damaged_line_within_is_named_and_nothing_is_dropped(tmp_path):
-    text = jsonl({"step": 1}) + "{oops\n" + jsonl({"step": 2})
-    (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is no JSON"):
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b"{oops", "line 2 is no JSON"),
+        (b"[1]", "line 2 tells no step"),
+        (b'{"ids": [1]}', "line 2 tells no step"),
+        (b'{"step": null}', "line 2 tells no step"),
+        (b'{"step": "\xff"}', "byte 22 is not UTF-8"),
+    ],
+)
+def test_a_damaged_line_within_is_named_and_nothing_is_dropped(line, found, tmp_path):
+    text = jsonl({"step": 1}).encode() + line + b"\n" + jsonl({"step": 2}).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    with pytest.raises(InputError, match=rf"metrics\.jsonl: {found}"):
         RunFolder(tmp_path).rewind(2)
-    assert (tmp_path / "metrics.jsonl").read_text() == text
+    assert (tmp_path / "metrics.jsonl").read_bytes() == text
+
+
+def test_a_disk_that_is_full_as_a_run_begins_is_told_and_nothing_stays_behind(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    config = RunConfig(
+        name="full",
+        model={"arch": "vit_ti_16", "num_classes": 2},
+        train={"global_batch": 2, "steps": 2},
+        optimizer={"lr": 0.1},
+        schedule={},
+        deepspeed={},
+    )
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    setup = SimpleNamespace(config=config, folder=folder, world=alone, schedule=SimpleNamespace(steps=2))
+    before = {*folder.path.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=f"^{folder.path}: cannot be written: No space left on device$"):
+        begin(setup, 0, {})
+    assert {*folder.path.iterdir()} == before
 
 
 def test_the_config_record_says_what_it_ran_under(tmp_path):

@@ -126,6 +126,31 @@ def test_a_file_or_the_clock_is_one_stop(way, config, undisturbed, tmp_path):
     assert history(out) == undisturbed
 
 
+# The save of step 11 is slow, and fails: when the last step is done it is still under way.
+FAILS = """
+import errno, os, time
+from pretrain.engine import checkpoint
+def write_share(path, *rest, real=checkpoint.write_share):
+    if path.name.endswith("00000011"):
+        time.sleep(3)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return real(path, *rest)
+checkpoint.write_share = write_share
+"""
+
+
+def test_a_save_that_fails_under_way_does_not_cost_the_one_that_ends_the_run(config, tmp_path):
+    out = tmp_path / "run"
+    words = ["--config", config, "--out", out, "train.steps=12", "checkpoint.every=11"]
+    started = Forked(2, words, tmp_path / "said.txt", prelude=FAILS)
+    try:
+        assert started.wait() == [0, 0], started.said
+    finally:
+        started.kill()
+    assert started.said.count("step 11 could not be saved") == 1
+    assert (out / "checkpoints" / "latest").read_text() == "step_00000012"
+
+
 def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
     """As when the last job of a queue has hardly begun before its time is up."""
     out = tmp_path / "run"

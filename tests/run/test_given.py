@@ -1,0 +1,69 @@
+"""Where a run's, a task's and an evaluation's weights come from: one checkpoint for all ranks, of the network meant."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from fewshot.subject import open_entries
+from finetune.head import from_checkpoint
+from pretrain.errors import InputError
+from pretrain.model.initialization import initialize
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
+from pretrain.run.experiment import given
+
+SPEC = ViTSpec(patch_size=2, layers=1, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=10)
+
+
+def drawn(seed, **changes):
+    model = VisionTransformer(replace(SPEC, **changes))
+    initialize(model, seed)
+    return model
+
+
+def one_of_two(rank, meeting, runs, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    filled = []
+    for fill in (given(runs[rank]), from_checkpoint(runs[rank])):
+        model = drawn(9)
+        told = fill(model)
+        filled.append((told, model.state_dict()))
+    (entry,) = open_entries([runs[rank]], None)
+    torch.save([filled, str(entry.source), entry.sha256], f"{out}{rank}")
+    dist.destroy_process_group()
+
+
+def test_ranks_that_see_different_checkpoints_take_rank_0s(run_folder, tmp_path):
+    seen = run_folder(tmp_path / "run", drawn(0), step=3)
+    run_folder(tmp_path / "ahead", drawn(0), step=3)
+    ahead = run_folder(tmp_path / "ahead", drawn(1), step=5)
+    out = tmp_path / "rank"
+    multiprocessing.spawn(
+        one_of_two, (str(tmp_path / "meeting"), [str(seen), str(ahead)], str(out)), nprocs=2, join=True
+    )
+    (filled, source, sha256), other = (torch.load(f"{out}{rank}", weights_only=False) for rank in (0, 1))
+    assert (source, sha256) == tuple(other[1:]) == (str(seen / "checkpoints/step_00000003"), sha256)
+    for (told, mine), (told_there, theirs) in zip(filled, other[0], strict=True):
+        assert told == told_there
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [({"heads": 4}, "heads is 4, the config's 2"), ({"gelu": "tanh"}, "gelu is 'tanh', the config's 'exact'")],
+)
+def test_weights_that_fit_but_are_of_another_network_are_refused(change, found, run_folder, tmp_path):
+    path = run_folder(tmp_path / "run", drawn(0, **change))
+    with pytest.raises(InputError, match=f"step_00000003: of another network: {found}"):
+        given(path)(drawn(1))
+
+
+def test_dropout_and_a_size_of_as_many_patches_are_the_same_network(run_folder, tmp_path):
+    path = run_folder(tmp_path / "run", drawn(0, dropout=0.1, image_size=9))
+    model = drawn(1)
+    assert given(path)(model).startswith("weights of ")
+    assert torch.equal(model.patch_embedding.weight, drawn(0).patch_embedding.weight)
