@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pydantic import Field, field_validator
 
-from pretrain.run.configfile import Section
+from pretrain.run.configfile import FolderName, Section, Seeds, Shots, each_once
 from pretrain.stream.effort import PATIENCE, Patience
 
 PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
@@ -20,7 +20,8 @@ class DataSection(Section):
     support: str | tuple[str, ...] | None = None
     query: str | tuple[str, ...] | None = None
     workers: int = Field(default=4, gt=0)  # decode threads per rank
-    patience_minutes: float = Field(default=5, gt=0, allow_inf_nan=False)  # of attempts at one range of a remote shard
+    # Of attempts at one range of a remote shard; below the 30 minutes that the other ranks' collectives wait meanwhile.
+    patience_minutes: float = Field(default=5, gt=0, lt=30, allow_inf_nan=False)
 
     def patience(self) -> Patience:
         """How long is waited for remote shards."""
@@ -36,8 +37,8 @@ class ModelSection(Section):
 class ProtocolSection(Section):
     """The protocol. The defaults are big_vision's few-shot evaluator."""
 
-    shots: tuple[int, ...] = (1, 5, 10, 25)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    shots: Shots = (1, 5, 10, 25)
+    seeds: Seeds = (0, 1, 2)
     l2: float = Field(default=1024.0, gt=0, allow_inf_nan=False)  # λ of the ridge, not scaled by images
     probes: tuple[str, ...] = PROBES
     # Layers a network does not have are left out.
@@ -45,28 +46,10 @@ class ProtocolSection(Section):
     oracle: bool = True  # also the ridge for every λ of 2^-10 … 2^19, as a curve apart
     batch: int = Field(default=64, gt=0)  # images a rank looks at together
 
-    @field_validator("shots", "seeds", "probes", "features")
+    @field_validator("probes", "features")
     @classmethod
-    def _each_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
-        if not values:
-            raise ValueError("found []; at least one is needed")
-        if len(set(values)) < len(values):
-            raise ValueError(f"found {list(values)}; name each once")
-        return values
-
-    @field_validator("shots")
-    @classmethod
-    def _some(cls, shots: tuple[int, ...]) -> tuple[int, ...]:
-        if min(shots) < 1:
-            raise ValueError(f"found {list(shots)}; shots are images of each class, 1 or more")
-        return tuple(sorted(shots))
-
-    @field_validator("seeds")
-    @classmethod
-    def _not_negative(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if min(seeds) < 0:
-            raise ValueError(f"found {list(seeds)}; seeds are 0 or more")
-        return seeds
+    def _each_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return each_once(values)
 
     @field_validator("probes")
     @classmethod
@@ -86,7 +69,7 @@ class ProtocolSection(Section):
 class FewshotConfig(Section):
     """A few-shot evaluation of frozen networks."""
 
-    name: str
+    name: FolderName
     seed: int = Field(default=0, ge=0)  # of the untrained network
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()

@@ -59,8 +59,9 @@ def run_command(command: Callable[[], int]) -> None:
         say(traceback.format_exc(), to=sys.stderr, end="")
         status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _DEFECT
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
+        if stream is not None:  # the command was started without it (>&-)
+            with suppress(OSError, ValueError):  # ValueError: it has been closed
+                stream.flush()
     # Reader threads and process groups must not keep a rank alive that is finished or has failed.
     os._exit(status)
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pretrain.engine.offered import check_offered
 from pretrain.errors import InputError
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
-from pretrain.run.configfile import Section
+from pretrain.run.configfile import FolderName, Section, Seeds, Shots
 from pretrain.stream.effort import PATIENCE, Patience
 
 
@@ -33,7 +33,7 @@ class ModelSection(Section):
     pool: Literal["cls", "mean"] = "cls"
     positions: Literal["learned", "sincos2d"] = "learned"
     # Bias the classification layer starts from; −ln(classes) lets a sigmoid loss start from the base rate.
-    head_bias: float = 0.0
+    head_bias: float = Field(default=0.0, allow_inf_nan=False)
 
     @field_validator("arch")
     @classmethod
@@ -70,6 +70,8 @@ class ModelSection(Section):
 
 Layers = Annotated[int, Field(gt=0)]
 Magnitude = Annotated[int, Field(ge=0, le=30)]
+Share = Annotated[float, Field(le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class DataSection(Section):
@@ -81,8 +83,8 @@ class DataSection(Section):
     audit: bool = False
     chunk: int = Field(default=8, gt=0)  # g, samples a chunk
     lanes: int | None = Field(default=None, gt=0)  # V; null: B·clamp(⌊N/(64·g·B)⌋, 1, 4)
-    crop_area: tuple[float, float] = (0.05, 1.0)  # share of the image's area (the paper's inception crop)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_area: tuple[float, Share] = (0.05, 1.0)  # share of the image's area (the paper's inception crop)
+    crop_aspect: tuple[float, Finite] = (3 / 4, 4 / 3)
     flip: bool = True
     decoder: Literal["host", "device"] = "host"  # where training's JPEGs are decoded, cropped and augmented
     randaugment: tuple[Layers, Magnitude] | None = None  # [operations, magnitude]; its pixels are for 224 px
@@ -159,9 +161,9 @@ class OptimizerSection(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(gt=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decay: Literal["matrices", "all"] = "matrices"
     clip_norm: float = Field(default=1.0, ge=0)  # global gradient norm; 0: no clipping
     averaging: AveragingSection | None = None
@@ -181,9 +183,9 @@ class FewshotSection(Section):
     every: int = Field(gt=0)
     support: str | tuple[str, ...]
     query: str | tuple[str, ...]
-    shots: tuple[int, ...] = (5,)
-    seeds: tuple[int, ...] = (0,)
-    l2: float = Field(default=1024.0, gt=0)
+    shots: Shots = (5,)
+    seeds: Seeds = (0,)
+    l2: float = Field(default=1024.0, gt=0, allow_inf_nan=False)
 
 
 class CheckpointSection(Section):
@@ -218,7 +220,7 @@ _SAID_ELSEWHERE = {
 class Recipe(Section):
     """What pre-training and fine-tuning say alike."""
 
-    name: str
+    name: FolderName
     seed: int = 0
     data: DataSection = DataSection()
     train: TrainSection

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pretrain.errors import InputError
 
@@ -28,6 +30,39 @@ class Section(BaseModel):
 
 
 Schema = TypeVar("Schema", bound=Section)
+
+
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A field's values, of which there is one or more and none twice."""
+    if not values:
+        raise ValueError("found []; at least one is needed")
+    if len(set(values)) < len(values):
+        raise ValueError(f"found {list(values)}; name each once")
+    return values
+
+
+def _some(shots: tuple[int, ...]) -> tuple[int, ...]:
+    if min(shots) < 1:
+        raise ValueError(f"found {list(shots)}; shots are images of each class, 1 or more")
+    return tuple(sorted(shots))
+
+
+def _not_negative(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if min(seeds) < 0:
+        raise ValueError(f"found {list(seeds)}; seeds are 0 or more")
+    return seeds
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"found {name!r}; a folder's name would be right: not empty, no /, neither . nor ..")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]  # results go to runs/<name>
+# Of few-shot draws, said alike by a run's config and by a few-shot one.
+Shots = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_some)]
+Seeds = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_not_negative)]
 
 
 def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str] = ()) -> Schema:
@@ -65,7 +100,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def _find(path: Path) -> Path:
     for candidate in (path, CONFIG_FOLDER / path):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path.is_file raises for a name that is too long
             return candidate
     known = sorted(str(file.relative_to(CONFIG_FOLDER)) for file in CONFIG_FOLDER.rglob("*.json"))
     near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.4)
@@ -83,7 +118,7 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
         raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except _RepeatedKeyError as error:
         raise InputError(f"config {path}: the key {error} stands twice in one object; keep one of them") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or an integer of more digits than Python converts
         raise InputError(f"config {path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: expected a JSON object, found {type(tree).__name__}")
@@ -93,7 +128,7 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     if base is None:
         return tree
     base_path = path.parent / str(base)
-    if not base_path.is_file():
+    if not os.path.isfile(base_path):
         raise InputError(f"config {path}: extends {base!r}, but {base_path} is no file")
     return _merge(_read_tree(base_path, (*chain, path.resolve())), tree)
 
@@ -135,6 +170,11 @@ def _parse_override(text: str) -> dict[str, Any]:
         value = json.loads(raw)
     except json.JSONDecodeError:
         value = raw
+    except ValueError:  # an integer of more digits than Python converts
+        most = sys.get_int_max_str_digits()
+        raise InputError(
+            f"override {dotted}: holds an integer of more than {most:,} digits; fewer would be right"
+        ) from None
     for key in reversed(keys):
         value = {key: value}
     return value

@@ -52,6 +52,8 @@ def test_sgd_is_refused_by_name(read):
         ('fewshot.features=["given"]', r"fewshot\.features: found 'given'; known: tanh"),
         ("model.image_size=0", r"model\.image_size"),
         ("data.train=x", r"data\.train: unknown key"),
+        ("data.patience_minutes=30", r"data\.patience_minutes: found 30; .*less than 30"),
+        ("name=a/b", r"name: found 'a/b'; a folder's name"),
     ],
 )
 def test_what_a_config_may_not_say_is_named(read, override, message):

@@ -125,3 +125,16 @@ def test_a_defect_is_a_traceback_and_the_end_whatever_a_thread_waits_for(error, 
     assert done.returncode == status
     assert done.stderr.startswith("Traceback (most recent call last):\n")
     assert done.stderr.endswith(f"{error}: unforeseen\n")
+
+
+CLOSED = """
+import sys
+from pretrain.run.command import run_command
+%s
+run_command(lambda: 75)
+"""
+
+
+@pytest.mark.parametrize("closing", ["sys.stdout = sys.stderr = None", "sys.stdout.close(); sys.stderr.close()"])
+def test_a_command_without_its_streams_ends_with_its_status(closing):
+    assert subprocess.run([sys.executable, "-c", CLOSED % closing], cwd=ROOT, timeout=30).returncode == 75

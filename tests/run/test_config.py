@@ -1,6 +1,7 @@
 """Configs are closed: what is wrong is refused with the key, what was found and what would be right."""
 
 import json
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def zero(stage: int, **said: object) -> dict:
     """A change of SMALL: a `deepspeed` section of this ZeRO stage; what it does not say at its top belongs to ZeRO."""
     top = {key: said.pop(key) for key in ("bf16", "fp16", "data_types") if key in said}
     return {"deepspeed": {**top, "zero_optimization": {"stage": stage, **said}}}
+
+
+def fewshot(**said: object) -> dict:
+    """A change of SMALL: a `fewshot` section."""
+    return {"fewshot": {"every": 2, "support": "s", "query": "q", **said}}
 
 
 def write(folder: Path, tree: object, name: str = "small.json") -> Path:
@@ -187,6 +193,19 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"data": {"mixup": -0.2}}, ("data.mixup", "-0.2", "greater than or equal to 0")),
         ({"train": {"global_batch": 8, "steps": 4, "label_smoothing": 1}}, ("label_smoothing", "1", "less than 1")),
         ({"name": None}, ("name", "null", "string")),
+        *(({"name": name}, (f"name: found {name!r}; a folder's name",)) for name in ("", ".", "..", "a/b", "a\0")),
+        ({"model": {"arch": "vit_ti_16", "head_bias": nan}}, ("model.head_bias", "found NaN", "finite")),
+        ({"model": {"arch": "vit_ti_16", "head_bias": -inf}}, ("model.head_bias", "found -Infinity", "finite")),
+        ({"optimizer": {"lr": 0.1, "eps": inf}}, ("optimizer.eps", "found Infinity", "finite")),
+        ({"optimizer": {"lr": 0.1, "weight_decay": inf}}, ("optimizer.weight_decay", "found Infinity", "finite")),
+        ({"data": {"crop_area": [0.05, 1.5]}}, ("data.crop_area.1", "1.5", "less than or equal to 1")),
+        ({"data": {"crop_aspect": [0.5, inf]}}, ("data.crop_aspect.1", "found Infinity", "finite")),
+        (fewshot(shots=[0]), ("fewshot.shots: found [0]; shots are images of each class, 1 or more",)),
+        (fewshot(shots=[]), ("fewshot.shots: found []; at least one",)),
+        (fewshot(shots=[5, 5]), ("fewshot.shots: found [5, 5]; name each once",)),
+        (fewshot(seeds=[-1]), ("fewshot.seeds: found [-1]; seeds are 0 or more",)),
+        (fewshot(seeds=[]), ("fewshot.seeds: found []; at least one",)),
+        (fewshot(l2=inf), ("fewshot.l2", "found Infinity", "finite")),
         (
             {"train": {"global_batch": 8, "steps": 4, "hang_minutes": 5}},
             ("data.patience_minutes is 5, train.hang_minutes is 5", "below train.hang_minutes would be right"),
@@ -214,6 +233,8 @@ def test_what_is_wrong_is_named(change, words, tmp_path):
         ('{"name": "a", "name": "b"}', ("'name'", "twice")),
         ('{"extends": "gone.json"}', ("gone.json",)),
         ('{"extends": "small.json"}', ("extends itself",)),
+        ('{"extends": "%s"}' % ("x" * 300), ("extends 'xxx", "is no file")),
+        ('{"seed": %s}' % ("9" * 5000), ("cannot be read", "4300 digits")),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(text, words, tmp_path):
@@ -226,6 +247,16 @@ def test_a_file_that_is_no_config_is_refused(text, words, tmp_path):
 def test_a_config_that_is_not_there_names_the_nearest():
     with pytest.raises(InputError, match=r"h_14\.json: no such file.*did you mean h14\.json\?"):
         read_config(RunConfig, "h_14.json")
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_file():
+    with pytest.raises(InputError, match=r"^config x{300}: no such file"):
+        read_config(RunConfig, "x" * 300)
+
+
+def test_an_override_of_more_digits_than_are_read_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"^override train\.steps: holds an integer of more than 4,300 digits"):
+        read_config(RunConfig, write(tmp_path, SMALL), ["train.steps=" + "9" * 5000])
 
 
 def test_an_override_needs_a_key_and_a_value(tmp_path):

@@ -1,5 +1,6 @@
-"""A console on a full disk, or that nobody reads any more, does not end a run."""
+"""A console on a full disk, that nobody reads any more, or that is not UTF-8, does not end a run."""
 
+import io
 import json
 import os
 import subprocess
@@ -22,6 +23,23 @@ def test_what_cannot_be_written_is_lost_and_the_next_is_not(capsys):
     say("heard")
     say("heard too", to=sys.stderr)
     assert capsys.readouterr() == ("heard\n", "heard too\n")
+
+
+def test_what_an_encoding_lacks_is_escaped():
+    for encoding, text, written in (
+        ("ascii", "λ = 1", b"\\u03bb = 1\n"),
+        ("cp1252", "λ ± é", b"\\u03bb \xb1 \xe9\n"),
+        ("utf-8", "\udcff, of a name that is no UTF-8", b"\\udcff, of a name that is no UTF-8\n"),
+    ):
+        stream = io.TextIOWrapper(told := io.BytesIO(), encoding=encoding)
+        say(text, to=stream)
+        assert told.getvalue() == written
+
+
+def test_what_is_said_to_a_closed_stream_is_lost():
+    closed = io.StringIO()
+    closed.close()
+    say("lost", to=closed)
 
 
 def test_a_run_trains_evaluates_and_saves_to_its_end(digits, tmp_path):

@@ -198,14 +198,18 @@ def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(dig
             "500 shots need 500 images of each of 10 classes; class 0 has",
         ),
         (["--features", "DIGITS", "--init", "x"], "--features and --init"),
+        (["--features", "DIGITS", "--weights", "averaged"], "--features and --weights averaged"),
         (["--config", "fewshot/imagenet.json", "--init", "x"], "data.support: null; set it to an INDEX"),
         (["--config", "CONFIG", "--init", "absent"], "weights absent: no such file"),
+        (["--config", "CONFIG", "--init", "x" * 300], f"weights {'x' * 300}: no such file"),
+        (["--config", "x" * 300, "--init", "x"], f"config {'x' * 300}: no such file"),
         (["--config", "CONFIG"], "--init is missing"),
         (
             ["--config", "CONFIG", "--init", "x", 'fewshot.probes=["sgd"]'],
             "sgd is not among this version's probes",
         ),
         (["--features", "DIGITS", "--shots", "1,x"], "'1,x': whole numbers from 1"),
+        (["--features", "DIGITS", "--shots", "1,01"], "'1,01': whole numbers from 1, each once"),
     ],
 )
 def test_a_fault_is_status_2_and_one_message(digit_features, digit_config, tmp_path, arguments, message):
@@ -217,3 +221,27 @@ def test_a_fault_is_status_2_and_one_message(digit_features, digit_config, tmp_p
     assert failed.stderr.count("error: ") == 1
     assert failed.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/out", "x" * 300])
+@pytest.mark.parametrize("what", ["features", "weights"])
+def test_an_out_that_cannot_be_made_is_found_before_anything_is_computed(
+    what, out, digit_features, digit_config, checkpoints, tmp_path
+):
+    (tmp_path / "file").write_text("kept")
+    given = ("--features", digit_features)
+    if what == "weights":
+        given = ("--config", digit_config, "--init", checkpoints / "second")
+    failed = run(*given, "--out", tmp_path / out)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(f"error: --out {tmp_path / out}: cannot be made: ")
+    assert failed.stderr.count("\n") == 1, "nothing told of, and no traceback"
+    assert failed.stdout == ""
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_table_is_shown_on_a_console_that_is_not_utf_8(digit_features, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run("--features", digit_features, "--shots", "1", "--seeds", "0", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ridge, \\u03bb = 1024" in done.stdout
