@@ -232,7 +232,7 @@ def test_a_run_of_another_model_or_seed_is_not_resumed(config, run, tmp_path, un
 
 def test_init_from_a_checkpoint_of_another_size_is_refused(config, run, tmp_path, undisturbed):
     done = run(*PYTHON, "--config", config, "--out", tmp_path, "--init", undisturbed, "model.layers=4")
-    expect_refusal(done, str(undisturbed), "3 layers", "4 layers")
+    expect_refusal(done, str(undisturbed), "of another network: layers is 3, the config's 4")
 
 
 def test_a_damaged_checkpoint_is_passed_over(config, run, tmp_path, undisturbed):
