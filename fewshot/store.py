@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.errors import InputError
+from pretrain.stream.effort import Patience
 from pretrain.stream.index import Index, Shard
 from pretrain.stream.store import is_remote, stat
 from pretrain.stream.workers import in_threads
@@ -85,14 +86,14 @@ def feature_file(folder: Path, what: Mapping[str, Any]) -> Path:
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
-def content(index: Index, ids: NDArray[np.int64] | None = None) -> str:
+def content(index: Index, ids: NDArray[np.int64] | None = None, patience: Patience | None = None) -> str:
     """sha256 (hex) of what fixes the images of `ids` (default: all), as far as is known unread.
 
     The index's hash does not see pixels: a shard's recorded digest does, else what its server calls its content, else
-    the time it was written. Raises InputError where that is asked for and not to be had.
+    the time it was written. Raises InputError where that is asked for and not to be had, of a server after `patience`.
     """
     digest = hashlib.sha256(index.hash.encode())
-    for version in in_threads(lambda shard, _: _version(shard), list(index.shards), _ASKED_AT_ONCE):
+    for version in in_threads(lambda shard, _: _version(shard, patience), list(index.shards), _ASKED_AT_ONCE):
         digest.update(version.encode())
     digest.update(b"all" if ids is None else ids.astype("<i8").tobytes())
     return digest.hexdigest()
@@ -205,11 +206,11 @@ def _native(x: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
 
 
-def _version(shard: Shard) -> str:
+def _version(shard: Shard, patience: Patience | None) -> str:
     if shard.digest:
         return shard.digest
     if is_remote(shard.url):
-        found = stat(shard.url)
+        found = stat(shard.url, patience)
         return f"{found.size} {found.etag or found.modified}"
     try:
         return f"{shard.bytes} {os.stat(shard.url).st_mtime_ns}"

@@ -19,6 +19,7 @@ from fewshot.subject import Entry, Subject, headline, subjects
 from fewshot.task import Task
 from pretrain.engine.distributed import World, share, together
 from pretrain.run.setup import check_index
+from pretrain.stream.effort import Patience
 from pretrain.stream.progress import Progress
 
 FEATURES = "features"  # folder of a run's feature files; may be removed at any time
@@ -43,7 +44,7 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
     Raises InputError where an index is damaged or differs among nodes, and, if there is something to compute, where a
     shard is not in place or an image cannot be read (StorageError: not for now); the same on every rank.
     """
-    images = share(together(lambda: _images(task) if world.main else None))
+    images = share(together(lambda: _images(task, config.data.patience()) if world.main else None))
     plan = []
     for entry in entries:
         for subject in subjects(entry, config.fewshot.features, config.seed):
@@ -135,8 +136,11 @@ def say(line: str, world: World | None = None) -> None:
         print(line, flush=True)
 
 
-def _images(task: Task) -> dict[str, str]:
-    return {"support": content(task.support, task.support_ids), "query": content(task.query)}
+def _images(task: Task, patience: Patience) -> dict[str, str]:
+    return {
+        "support": content(task.support, task.support_ids, patience),
+        "query": content(task.query, patience=patience),
+    }
 
 
 def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, file: Path, world: World) -> None:

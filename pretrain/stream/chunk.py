@@ -38,6 +38,9 @@ _reading = threading.local()
 _NEVER = threading.Event()
 _LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
 
+# By canonical id: key and encoded image, or why it is none.
+Images = dict[int, tuple[str, memoryview] | ChunkError]
+
 
 class RangeStream:
     """A stream of bytes in memory, `data`, as tarfile reads it; io.BytesIO would copy them."""
@@ -170,8 +173,8 @@ class Chunk:
         self._extents: list[Extent] = []
         self._here = threading.Event()  # read, or found that it cannot be
         self._error: BaseException | None = None
-        # By canonical id: key and encoded image, or why it is none. What was read is held by these alone.
-        self._samples: dict[int, tuple[str, memoryview] | ChunkError] = {}
+        # What was read is held by these alone.
+        self._samples: Images = {}
 
     def locate(self, index: Index, stop: threading.Event | None = None) -> None:
         """Look up where it lies, before a reading thread's `read`; once `stop` is set, nobody waits for that."""
@@ -215,10 +218,10 @@ class Chunk:
             raise sample
         return sample
 
-    def _read(self) -> dict[int, tuple[str, memoryview] | ChunkError]:
+    def _read(self) -> Images:
         assert self._index is not None
         try:
-            found: dict[int, tuple[str, memoryview] | ChunkError] = {}
+            found: Images = {}
             for extent, data in zip(self._extents, read_extents(self._extents), strict=True):
                 borders, hashes = self._index.borders(extent)
                 for at, key_hash in enumerate(hashes):
