@@ -1,7 +1,6 @@
 """The index: lookups by canonical id, concatenation, and an open that maps rather than reads."""
 
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -13,48 +12,12 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.shards.indexwriter import ShardEntry, write_index
+from pretrain.shards.indexwriter import write_index
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.indexfile import INDEX_NAME, place_arrays
+from tests.stream.entries import SINGLE, entry
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def entry(name, starts, data_end, labels, counts=None, first_key=0):
-    """A row of the index for a shard whose samples begin at the 512-byte blocks `starts`."""
-    keys = [zlib.crc32(f"k{first_key + number}".encode()) for number in range(len(starts))]
-    return ShardEntry(
-        url=name,
-        bytes=data_end * 512 + 10240,
-        data_end=data_end * 512,
-        offsets=np.array(starts, np.uint32),
-        key_hashes=np.array(keys, np.uint32),
-        labels=np.array(labels, np.int32),
-        label_counts=None if counts is None else np.array(counts, np.uint32),
-        digest=f"sha256:{name}",
-    )
-
-
-SINGLE = [
-    entry("a.tar", [0, 4, 9], 12, [3, 0, 7]),
-    entry("b.tar", [2, 5], 8, [1, 1], first_key=3),
-    entry("c.tar", [0, 3, 6, 9], 12, [2, 5, 5, 0], first_key=5),
-]
-LISTS = [entry("d.tar", [0, 6, 8], 11, [4, 9, 2, 11], counts=[2, 0, 2], first_key=9)]
-
-
-@pytest.fixture
-def single(tmp_path):
-    (tmp_path / "single").mkdir()
-    write_index(tmp_path / "single" / INDEX_NAME, SINGLE, classes=[f"class {n}" for n in range(8)])
-    return tmp_path / "single"
-
-
-@pytest.fixture
-def lists(tmp_path):
-    (tmp_path / "lists").mkdir()
-    write_index(tmp_path / "lists" / INDEX_NAME, LISTS)
-    return tmp_path / "lists"
 
 
 def test_a_folder_and_its_index_file_open_alike(single):
@@ -81,31 +44,6 @@ def test_key_hashes_are_the_crc32_of_the_keys(single):
     hashes = Index.open(single).key_hash(np.array([5, 0]))
     assert hashes.dtype == np.uint32
     assert hashes.tolist() == [zlib.crc32(b"k5"), zlib.crc32(b"k0")]
-
-
-@pytest.mark.parametrize("name", ["offsets", "key_hashes", "labels"])
-def test_one_flipped_bit_is_found(single, name):
-    index = Index.open(single)
-    index.check_content()
-    file = index.files[0]
-    with open(file.path, "r+b") as raw:
-        raw.seek(file._places[name] + 4)
-        (byte,) = raw.read(1)
-        raw.seek(-1, os.SEEK_CUR)
-        raw.write(bytes([byte ^ 1]))
-    with pytest.raises(InputError, match=f"{file.path}: damaged: its arrays hash to"):
-        Index.open(single).check_content()
-
-
-@pytest.mark.parametrize(("name", "value"), [("data_end", 9 * 512), ("data_end", 1 << 40), ("shard_bytes", 4096)])
-def test_shards_that_end_where_they_cannot_are_found(single, name, value):
-    """The hash is of the samples' sequence, which they are no part of."""
-    index = Index.open(single)
-    with open(index.files[0].path, "r+b") as raw:
-        raw.seek(index.files[0]._places[name])
-        raw.write(value.to_bytes(8, "little"))
-    with pytest.raises(InputError, match=r"index\.vfi: damaged: .* of shard 0 begin at byte 4608 at the latest"):
-        Index.open(single).check_content()
 
 
 def test_one_index_named_twice_is_refused(single, lists, tmp_path):
@@ -275,68 +213,6 @@ def test_a_missing_path_an_empty_list_and_a_url_are_refused(tmp_path):
         Index.open([])
     with pytest.raises(InputError, match="copy it to a local disk"):
         Index.open("s3://bucket/index.vfi")
-
-
-def test_an_index_cut_anywhere_is_refused(single, tmp_path):
-    whole = (single / INDEX_NAME).read_bytes()
-    for length in {0, 3, 8, 12, 16, 200, *range(300, len(whole), 64), len(whole) - 1}:
-        (tmp_path / "cut.vfi").write_bytes(whole[:length])
-        with pytest.raises(InputError, match="not an index" if not length else "truncated"):
-            Index.open(tmp_path / "cut.vfi")
-    (tmp_path / "long.vfi").write_bytes(whole + b"\0")
-    with pytest.raises(InputError, match="too long"):
-        Index.open(tmp_path / "long.vfi")
-
-
-def test_a_foreign_file_is_refused(tmp_path):
-    (tmp_path / "other.vfi").write_bytes(b"PK\x03\x04" + bytes(1000))
-    with pytest.raises(InputError, match="not an index"):
-        Index.open(tmp_path / "other.vfi")
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({"version": 2}, "index version 2; this program reads version 1"),
-        ({"samples": 8}, "counts contradict each other"),
-        ({"arrays": {}}, "damaged header"),
-        ({"shards": 2}, "counts contradict each other"),
-        ({"longest": -1}, "damaged header"),
-        ({"num_classes": "7"}, "damaged header"),
-    ],
-)
-def test_a_header_that_cannot_be_true_is_refused(single, change, found):
-    path = single / INDEX_NAME
-    whole = path.read_bytes()
-    length = int.from_bytes(whole[8:16], "little")
-    begin = -(-(16 + length) // 64) * 64
-    header = json.loads(whole[16 : 16 + length])
-    header.pop("crc32")  # as the first indices were
-    text = json.dumps({**header, **change}).encode()
-    start = whole[:8] + len(text).to_bytes(8, "little") + text
-    path.write_bytes(start + bytes(-len(start) % 64) + whole[begin:])
-    with pytest.raises(InputError, match=found):
-        Index.open(path)
-
-
-def test_whatever_bit_of_a_header_flips_it_is_refused_or_says_the_same(single):
-    def said(index):
-        (file,) = index.files
-        kept = {name: value for name, value in vars(file).items() if name not in ("_mapped", "path")}
-        return {name: repr(value) for name, value in kept.items()}
-
-    path = single / INDEX_NAME
-    whole = path.read_bytes()
-    expected, refused = said(Index.open(path)), 0
-    for bit in range(8 * (16 + int.from_bytes(whole[8:16], "little"))):
-        data = bytearray(whole)
-        data[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(data)
-        try:
-            assert said(Index.open(path)) == expected
-        except InputError:
-            refused += 1
-    assert refused > 4000
 
 
 def test_checking_the_files_names_the_first_shard_missing_or_of_another_size(single):

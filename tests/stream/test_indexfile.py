@@ -1,0 +1,97 @@
+"""The index file: whatever is cut, foreign or flipped in it is refused."""
+
+import json
+import os
+
+import pytest
+
+from pretrain.errors import InputError
+from pretrain.stream.index import Index
+from pretrain.stream.indexfile import INDEX_NAME
+
+
+@pytest.mark.parametrize("name", ["offsets", "key_hashes", "labels"])
+def test_one_flipped_bit_is_found(single, name):
+    index = Index.open(single)
+    index.check_content()
+    file = index.files[0]
+    with open(file.path, "r+b") as raw:
+        raw.seek(file._places[name] + 4)
+        (byte,) = raw.read(1)
+        raw.seek(-1, os.SEEK_CUR)
+        raw.write(bytes([byte ^ 1]))
+    with pytest.raises(InputError, match=f"{file.path}: damaged: its arrays hash to"):
+        Index.open(single).check_content()
+
+
+@pytest.mark.parametrize(("name", "value"), [("data_end", 9 * 512), ("data_end", 1 << 40), ("shard_bytes", 4096)])
+def test_shards_that_end_where_they_cannot_are_found(single, name, value):
+    """The hash is of the samples' sequence, which they are no part of."""
+    index = Index.open(single)
+    with open(index.files[0].path, "r+b") as raw:
+        raw.seek(index.files[0]._places[name])
+        raw.write(value.to_bytes(8, "little"))
+    with pytest.raises(InputError, match=r"index\.vfi: damaged: .* of shard 0 begin at byte 4608 at the latest"):
+        Index.open(single).check_content()
+
+
+def test_an_index_cut_anywhere_is_refused(single, tmp_path):
+    whole = (single / INDEX_NAME).read_bytes()
+    for length in {0, 3, 8, 12, 16, 200, *range(300, len(whole), 64), len(whole) - 1}:
+        (tmp_path / "cut.vfi").write_bytes(whole[:length])
+        with pytest.raises(InputError, match="not an index" if not length else "truncated"):
+            Index.open(tmp_path / "cut.vfi")
+    (tmp_path / "long.vfi").write_bytes(whole + b"\0")
+    with pytest.raises(InputError, match="too long"):
+        Index.open(tmp_path / "long.vfi")
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    (tmp_path / "other.vfi").write_bytes(b"PK\x03\x04" + bytes(1000))
+    with pytest.raises(InputError, match="not an index"):
+        Index.open(tmp_path / "other.vfi")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"version": 2}, "index version 2; this program reads version 1"),
+        ({"samples": 8}, "counts contradict each other"),
+        ({"arrays": {}}, "damaged header"),
+        ({"shards": 2}, "counts contradict each other"),
+        ({"longest": -1}, "damaged header"),
+        ({"num_classes": "7"}, "damaged header"),
+    ],
+)
+def test_a_header_that_cannot_be_true_is_refused(single, change, found):
+    path = single / INDEX_NAME
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[8:16], "little")
+    begin = -(-(16 + length) // 64) * 64
+    header = json.loads(whole[16 : 16 + length])
+    header.pop("crc32")  # as the first indices were
+    text = json.dumps({**header, **change}).encode()
+    start = whole[:8] + len(text).to_bytes(8, "little") + text
+    path.write_bytes(start + bytes(-len(start) % 64) + whole[begin:])
+    with pytest.raises(InputError, match=found):
+        Index.open(path)
+
+
+def test_whatever_bit_of_a_header_flips_it_is_refused_or_says_the_same(single):
+    def said(index):
+        (file,) = index.files
+        kept = {name: value for name, value in vars(file).items() if name not in ("_mapped", "path")}
+        return {name: repr(value) for name, value in kept.items()}
+
+    path = single / INDEX_NAME
+    whole = path.read_bytes()
+    expected, refused = said(Index.open(path)), 0
+    for bit in range(8 * (16 + int.from_bytes(whole[8:16], "little"))):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            assert said(Index.open(path)) == expected
+        except InputError:
+            refused += 1
+    assert refused > 4000
