@@ -1,0 +1,267 @@
+"""Image folders as users have them: classes, splits, lists of labels, ImageNet's tree."""
+
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.errors import InputError
+from pretrain.shards.folder import open_folder, open_imagenet
+from pretrain.shards.sources import open_source
+from pretrain.shards.write import write_shards
+from pretrain.stream.decode import decode
+from pretrain.stream.index import Index
+from tests.shards.pictures import picture, rows
+
+
+def test_a_class_folder_is_a_class_and_files_keep_their_bytes(tmp_path):
+    files = {
+        "cat/b.jpg": ("jpg", True),
+        "cat/deep/a.PNG": ("png", True),
+        "dog/c.webp": ("webp", True),
+        "dog/d.bmp": ("png", False),
+        "dog/e.gif": ("png", False),
+    }
+    for number, name in enumerate(files):
+        picture(tmp_path / name, number)
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    (tmp_path / "dog" / ".DS_Store").write_bytes(b"x")
+    data = open_source(str(tmp_path))
+    assert (data.split, data.classes) == ("all", ("cat", "dog"))
+    assert [label for label, _, _ in rows(data)] == [[0], [0], [1], [1], [1]]
+    for (name, (suffix, untouched)), (_, found, content) in zip(files.items(), rows(data), strict=True):
+        assert found == suffix
+        original = (tmp_path / name).read_bytes()
+        assert (content == original) == untouched
+        same = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        assert (same == np.asarray(Image.open(tmp_path / name).convert("RGB"))).all()
+
+
+def test_of_several_pictures_in_a_file_the_first_counts(tmp_path):
+    """Phones write a second JPEG behind the first; a WebP that moves is refused by the decoder."""
+    first, second = (Image.fromarray(np.full((16, 16, 3), grey, np.uint8)) for grey in (60, 200))
+    for name, form in (("a.jpg", "MPO"), ("b.webp", "WEBP"), ("c.png", "PNG")):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        first.save(tmp_path / "cat" / name, form, save_all=True, append_images=[second])
+    found = rows(open_folder(tmp_path))
+    assert [suffix for _, suffix, _ in found] == ["jpg", "png", "png"]
+    assert found[0][2] == (tmp_path / "cat" / "a.jpg").read_bytes()
+    for _, _, content in found:
+        assert (decode(content, 3).int() - 60).abs().max() <= 1
+
+
+def test_the_content_tells_the_format_not_the_name(tmp_path):
+    picture(tmp_path / "cat" / "a.png")
+    (tmp_path / "cat" / "a.png").rename(tmp_path / "cat" / "a.jpg")
+    assert rows(open_folder(tmp_path))[0][1] == "png"
+
+
+def test_a_grey_image_file_stays_grey(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(np.full((4, 4), 7, np.uint8)).save(tmp_path / "cat" / "a.pgm")
+    [(_, suffix, content)] = rows(open_folder(tmp_path))
+    assert (suffix, Image.open(io.BytesIO(content)).mode) == ("png", "L")
+
+
+RAMP = np.array([[0, 255, 256], [40_000, 65_280, 65_535]])
+
+
+def tiff_of_16_bits(path, order):
+    """Grey, one strip; Pillow writes no big-endian files itself."""
+    path.parent.mkdir(exist_ok=True)
+    tags = [(256, 3), (257, 2), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, 12)]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 20)
+    path.write_bytes(head + RAMP.astype(f"{order}u2").tobytes() + struct.pack(f"{order}H", 9) + entries + bytes(4))
+
+
+def test_grey_of_16_bits_is_stored_whole_and_read_by_its_upper_byte(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.pgm").write_bytes(b"P5 3 2 65535\n" + RAMP.astype(">u2").tobytes())
+    (tmp_path / "cat" / "b.pgm").write_text("P2 3 2 65535\n" + " ".join(map(str, RAMP.flat)))
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "cat" / "c.tif")
+    tiff_of_16_bits(tmp_path / "cat" / "d.tif", ">")
+    tiff_of_16_bits(tmp_path / "cat" / "e.tif", "<")
+    found = rows(open_folder(tmp_path))
+    assert len(found) == 5
+    for _, suffix, content in found:
+        assert (suffix, np.asarray(Image.open(io.BytesIO(content))).tolist()) == ("png", RAMP.tolist())
+        assert decode(content, 1)[0].tolist() == (RAMP >> 8).tolist()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "found"),
+    [
+        (RAMP.astype(np.int32) + 1, "int32, from 1 to 65536"),
+        (RAMP.astype(np.int32) - 1, "int32, from -1 to 65534"),
+        (RAMP.astype(np.float32), "float32, from 0.0 to 65535.0"),
+        (RAMP.astype(np.float32) / 65_535, "float32, from 0.0 to 1.0"),
+    ],
+)
+def test_pixels_that_no_png_holds_are_refused(tmp_path, pixels, found):
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "cat" / "a.tif")
+    with pytest.raises(InputError, match=rf"cat/a\.tif: grey pixels of type {found}; .* 0 … 65535 in 16"):
+        rows(open_folder(tmp_path))
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    picture(tmp_path / "cat" / "a.jpg")
+    (tmp_path / "cat" / "b.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cat/b\.jpg: not a readable image \(0 bytes\)"):
+        write_shards(open_folder(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize("inner", ["", "images/"])
+def test_splits_share_their_class_numbers(tmp_path, inner):
+    for number, name in enumerate(("train/ant/1.jpg", "train/cow/2.jpg", "val/bee/3.jpg", "val/cow/4.jpg")):
+        picture(tmp_path / (inner + name), number)
+    train, val = open_folder(tmp_path), open_folder(tmp_path, "val")
+    assert train.split == "train"
+    assert train.classes == val.classes == ("ant", "bee", "cow")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 2], [1, 2])
+    with pytest.raises(InputError, match="no split 'test'; it has train, val"):
+        open_folder(tmp_path, "test")
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    picture(tmp_path / "train" / "1.jpg")
+    picture(tmp_path / "aquarium_fish" / "2.jpg")
+    assert open_folder(tmp_path).classes == ("aquarium_fish", "train")
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    picture(tmp_path / "store" / "1.jpg")
+    (tmp_path / "set" / "dog").mkdir(parents=True)
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "store")
+    (tmp_path / "set" / "dog" / "more").symlink_to(tmp_path / "store")
+    assert open_folder(tmp_path / "set").labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("links", "named", "back_to"),
+    [
+        ({"cat/self": "."}, "cat/self", "cat"),
+        ({"cat/deep/up": "../.."}, "cat/deep/up", ""),
+        ({"again": "."}, "again", ""),
+        ({"cat/out": "../.."}, "cat/out", ""),
+        ({"cat/other": "../dog", "dog/back": "../cat"}, "cat/other/back", "cat"),
+    ],
+)
+def test_a_link_that_leads_back_is_refused(tmp_path, links, named, back_to):
+    base = tmp_path / "set"
+    for name in ("cat/1.jpg", "cat/deep/2.jpg", "dog/3.jpg"):
+        picture(base / name)
+    for link, target in links.items():
+        (base / link).symlink_to(target)
+    with pytest.raises(InputError) as error:
+        open_folder(base)
+    assert str(error.value).startswith(f"{base / named}: leads back to {base / back_to}, ")
+    write_labels(base, {})
+    with pytest.raises(InputError, match="leads back to"):
+        open_folder(base)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no class folders"):
+        open_folder(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        open_folder(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        open_folder(tmp_path / "nowhere")
+
+
+def write_labels(folder, labels, **more):
+    (folder / "labels.json").write_text(json.dumps({"labels": labels, **more}))
+
+
+def test_labels_json_gives_lists(tmp_path):
+    for number, name in enumerate(("a.jpg", "deep/b.jpg", "deep/c.jpg")):
+        picture(tmp_path / "set" / name, number)
+    lists = {"./deep/b.jpg": ["sea", "dog"], "a.jpg": [], "deep/c.jpg": ["beach"]}
+    write_labels(tmp_path / "set", lists, classes=["beach", "dog", "sea"])
+    data = open_folder(tmp_path / "set")
+    assert [data.labels_of(row) for row in range(3)] == [[], [2, 1], [0]]
+    assert data.classes == ("beach", "dog", "sea")
+    write_shards(data, tmp_path / "out")
+    index = Index.open(tmp_path / "out")
+    assert sorted(index.labels(np.arange(3)).tolist()) == [[-1, -1], [0, -1], [2, 1]]
+    write_labels(tmp_path / "set", {"a.jpg": [7], "deep/b.jpg": [0, 1], "deep/c.jpg": []})
+    data = open_folder(tmp_path / "set")
+    assert ([data.labels_of(row) for row in range(3)], data.classes) == ([[7], [0, 1], []], None)
+
+
+def test_one_labels_json_serves_all_splits(tmp_path):
+    picture(tmp_path / "train" / "1.jpg")
+    picture(tmp_path / "val" / "2.jpg", 1)
+    write_labels(tmp_path, {"train/1.jpg": [3], "val/2.jpg": [1, 2]})
+    assert open_folder(tmp_path, "train").labels_of(0) == [3]
+    assert open_folder(tmp_path, "val").labels_of(0) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "found"),
+    [
+        ({}, {}, "image 'a.jpg' is not listed"),
+        ({"a.jpg": [], "b.jpg": []}, {}, "'b.jpg' is listed, but there is no such image"),
+        ({"a.jpg": 3}, {}, "found 3; labels are a list of numbers"),
+        ({"a.jpg": [-1]}, {}, "label -1; labels are"),
+        ({"a.jpg": [True]}, {}, "label True; labels are"),
+        ({"a.jpg": [1, 1]}, {}, "a class is listed once"),
+        ({"a.jpg": ["cat"]}, {"classes": ["dog"]}, "label 'cat'; labels are a list of names"),
+        ({"a.jpg": [0]}, {"classes": ["dog"]}, "label 0; labels are a list of names"),
+        ({"a.jpg": []}, {"classes": "dog"}, 'is {"classes"'),
+        ({"a.jpg": []}, {"colours": []}, 'is {"classes"'),
+    ],
+)
+def test_a_labels_json_that_does_not_fit_is_refused(tmp_path, labels, more, found):
+    picture(tmp_path / "a.jpg")
+    write_labels(tmp_path, labels, **more)
+    with pytest.raises(InputError, match=r"labels\.json: ") as error:
+        open_folder(tmp_path)
+    assert found in str(error.value)
+
+
+def test_imagenet_classes_are_its_sorted_wnids(tmp_path):
+    for name in (
+        "train/n02/x.JPEG",
+        "train/n00000001/a.JPEG",
+        "train/n00000003/b.JPEG",
+        "val/n00000003/c.JPEG",
+    ):
+        picture(tmp_path / name)
+    train, val = open_source(f"imagenet:{tmp_path}"), open_source(f"imagenet:{tmp_path}", "val")
+    assert train.classes == val.classes == ("n00000001", "n00000003")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
+    assert (train.name, train.split) == ("imagenet", "train")
+    with pytest.raises(InputError, match="no split 'test'; it has train, val"):
+        open_imagenet(tmp_path, "test")
+
+
+def test_kaggles_flat_validation_folder_takes_its_labels_from_the_solution(tmp_path):
+    tree = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    for name in ("train/n00000001/a.JPEG", "train/n00000003/b.JPEG", "val/v_1.JPEG", "val/v_2.JPEG"):
+        picture(tree / name)
+    with pytest.raises(InputError, match=r"no <wnid> folders.*LOC_val_solution\.csv"):
+        open_imagenet(tmp_path, "val")
+    solution = tmp_path / "LOC_val_solution.csv"
+    solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000001 1 2 3 4 n00000001 5 6 7 8\n")
+    assert open_imagenet(tmp_path, "val").labels.tolist() == [1, 0]
+    solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000009 1 2 3 4\n")
+    with pytest.raises(InputError, match=r"v_2\.JPEG has class n00000009"):
+        open_imagenet(tmp_path, "val")
+    head = b"ImageId,PredictionString\n"
+    for content in (b"Id,Label\nv_1,n00000003\n", head + b"v_1,\n", head + b"v_1\n", head + b"v_1,\xff\n"):
+        solution.write_bytes(content)
+        with pytest.raises(InputError, match=r"LOC_val_solution\.csv: not Kaggle's: a column ImageId"):
+            open_imagenet(tmp_path, "val")
+
+
+def test_imagenets_archives_have_to_be_unpacked_first(tmp_path):
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"")
+    with pytest.raises(InputError, match="unpack the archives first"):
+        open_imagenet(tmp_path)
