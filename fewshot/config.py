@@ -17,11 +17,11 @@ BASELINES = ("pixels", "untrained")
 class DataSection(Section):
     """What is learned from and what is scored: an INDEX each, or a list that is concatenated."""
 
-    support: str | tuple[str, ...] | None = None
-    query: str | tuple[str, ...] | None = None
+    support: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
+    query: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
     workers: int = Field(default=4, gt=0)  # decode threads per rank
     # Of attempts at one range of a remote shard; below the 30 minutes that the other ranks' collectives wait meanwhile.
-    patience_minutes: float = Field(default=5, gt=0, lt=30, allow_inf_nan=False)
+    patience_minutes: float = Field(default=5, gt=0, lt=30)
 
     def patience(self) -> Patience:
         """How long is waited for remote shards."""
@@ -39,7 +39,7 @@ class ProtocolSection(Section):
 
     shots: Shots = (1, 5, 10, 25)
     seeds: Seeds = (0, 1, 2)
-    l2: float = Field(default=1024.0, gt=0, allow_inf_nan=False)  # λ of the ridge, not scaled by images
+    l2: float = Field(default=1024.0, gt=0)  # λ of the ridge, not scaled by images
     probes: tuple[str, ...] = PROBES
     # Layers a network does not have are left out.
     features: tuple[str, ...] = ("tanh", "pre_tanh", "cls", "pixels", "untrained")

@@ -27,7 +27,9 @@ def main() -> int:
         "--weights", choices=("raw", "averaged"), default="raw", help="of --init: as trained, or their Polyak average"
     )
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by the DeepSpeed launcher
+    parser.add_argument(
+        "--local_rank", "--local-rank", help=argparse.SUPPRESS
+    )  # as DeepSpeed's and torch's launchers say
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
     args = parser.parse_intermixed_args()
     config = read_config(RunConfig, args.config, args.overrides)

@@ -1,4 +1,7 @@
-"""The errors that are not the program's own."""
+"""The errors that are not the program's own, and the hint they give at a name that is misspelt."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(Exception):
@@ -16,3 +19,8 @@ class StorageError(InputError):
 
     A run that has a checkpoint to go on from ends with status 75 then, not 2.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` is a misspelling of; None where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)), None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
+
+from pretrain.errors import nearest
 
 _OBJECTS = ("zero_optimization", "bf16", "fp16", "data_types")
 
@@ -80,8 +81,8 @@ def check_offered(section: dict[str, Any]) -> None:
 def _check_known(said: dict[str, Any], known: Sequence[str], below: str) -> None:
     for key in said:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {below}{near[0]}?" if near else f"what is: {', '.join(known)}"
+            near = nearest(key, known)
+            hint = f"did you mean {below}{near}?" if near else f"what is: {', '.join(known)}"
             raise ValueError(f"{below}{key} is not offered; {hint}")
 
 

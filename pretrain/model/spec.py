@@ -1,11 +1,10 @@
 """What a Vision Transformer is built from: its sizes, checked when they are put together."""
 
-import difflib
 import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest
 
 Gelu = Literal["exact", "tanh"]
 Pool = Literal["cls", "mean"]
@@ -125,6 +124,6 @@ def _positive(name: str, value: object, right: str = "a whole number from 1") ->
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = nearest(name, known)
     choices = f"it must be one of {', '.join(known)}"
-    return f"did you mean {close[0]!r}? {choices}" if close else choices
+    return f"did you mean {close!r}? {choices}" if close else choices

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pretrain.engine.offered import check_offered
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
 from pretrain.run.configfile import FolderName, Section, Seeds, Shots
 from pretrain.stream.effort import PATIENCE, Patience
@@ -33,14 +32,14 @@ class ModelSection(Section):
     pool: Literal["cls", "mean"] = "cls"
     positions: Literal["learned", "sincos2d"] = "learned"
     # Bias the classification layer starts from; −ln(classes) lets a sigmoid loss start from the base rate.
-    head_bias: float = Field(default=0.0, allow_inf_nan=False)
+    head_bias: float = 0.0
 
     @field_validator("arch")
     @classmethod
     def _known(cls, arch: str | None) -> str | None:
         if arch is not None and arch not in ARCHITECTURES:
-            near = difflib.get_close_matches(arch, ARCHITECTURES, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            near = nearest(arch, ARCHITECTURES)
+            hint = f"did you mean {near}? " if near else ""
             raise ValueError(f"unknown architecture {arch!r}; {hint}known: {' '.join(ARCHITECTURES)}")
         return arch
 
@@ -71,27 +70,27 @@ class ModelSection(Section):
 Layers = Annotated[int, Field(gt=0)]
 Magnitude = Annotated[int, Field(ge=0, le=30)]
 Share = Annotated[float, Field(le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class DataSection(Section):
     """The shard stream and the augmentation. `train` and `eval` are an INDEX or a list that is concatenated."""
 
-    train: str | tuple[str, ...] | None = None
-    eval: str | tuple[str, ...] | None = None
+    train: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
+    eval: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
     workers: int = Field(default=4, gt=0)  # decode threads per rank
     audit: bool = False
     chunk: int = Field(default=8, gt=0)  # g, samples a chunk
     lanes: int | None = Field(default=None, gt=0)  # V; null: B·clamp(⌊N/(64·g·B)⌋, 1, 4)
     crop_area: tuple[float, Share] = (0.05, 1.0)  # share of the image's area (the paper's inception crop)
-    crop_aspect: tuple[float, Finite] = (3 / 4, 4 / 3)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     decoder: Literal["host", "device"] = "host"  # where training's JPEGs are decoded, cropped and augmented
-    randaugment: tuple[Layers, Magnitude] | None = None  # [operations, magnitude]; its pixels are for 224 px
-    mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # α of Beta(α, α); 0: no mixup
+    # [operations, magnitude]; its pixels are for 224 px
+    randaugment: tuple[Layers, Magnitude] | None = Field(default=None, examples=[[2, 10]])
+    mixup: float = Field(default=0.0, ge=0)  # α of Beta(α, α); 0: no mixup
     read_ahead_mib: int = Field(default=1024, gt=0)  # of shards, per rank, beyond what the next batches ask for
     # Of attempts at one range of a remote shard; below train.hang_minutes and slow_minutes, which end who waits longer.
-    patience_minutes: float = Field(default=5, gt=0, allow_inf_nan=False)
+    patience_minutes: float = Field(default=5, gt=0)
     unreadable_chunks: Literal["stop", "quarantine"] = "stop"
     max_unreadable: float = Field(default=0.01, ge=0, le=1)  # share of about the last 10⁴ images; the run ends above
 
@@ -123,7 +122,7 @@ class TrainSection(Section):
     global_batch: int = Field(gt=0)
     micro_batch: int | None = Field(default=None, gt=0)  # images per rank and backward pass; null: no accumulation
     steps: int | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    epochs: float | None = Field(default=None, gt=0)
     loss: Literal["sigmoid", "softmax"] = "softmax"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     # What the backward pass computes again: nothing, all of a block, all but its matrix products and attention, or all
@@ -159,14 +158,14 @@ class OptimizerSection(Section):
     """AdamW (pre-training, Table 3) or SGD with momentum (fine-tuning, Table 4)."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(gt=0, allow_inf_nan=False)
+    lr: float = Field(gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0)
     decay: Literal["matrices", "all"] = "matrices"
     clip_norm: float = Field(default=1.0, ge=0)  # global gradient norm; 0: no clipping
-    averaging: AveragingSection | None = None
+    averaging: AveragingSection | None = Field(default=None, examples=[{"decay": 0.9999}])
 
 
 class ScheduleSection(Section):
@@ -181,11 +180,11 @@ class FewshotSection(Section):
     """Few-shot evaluation while training: the closed-form probe on the frozen features every `every` steps."""
 
     every: int = Field(gt=0)
-    support: str | tuple[str, ...]
-    query: str | tuple[str, ...]
+    support: str | tuple[str, ...] = Field(examples=[["DIR", "DIR2"]])
+    query: str | tuple[str, ...] = Field(examples=[["DIR", "DIR2"]])
     shots: Shots = (5,)
     seeds: Seeds = (0,)
-    l2: float = Field(default=1024.0, gt=0, allow_inf_nan=False)
+    l2: float = Field(default=1024.0, gt=0)
 
 
 class CheckpointSection(Section):
@@ -228,7 +227,7 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: dict[str, Any] = Field(default_factory=dict, examples=[{"zero_optimization": {"stage": 1}}])
 
     @field_validator("deepspeed")
     @classmethod
@@ -255,4 +254,4 @@ class RunConfig(Recipe):
     """A run whose network is fully said: pre-training as it stands, fine-tuning once the checkpoint is known."""
 
     model: ModelSection
-    fewshot: FewshotSection | None = None
+    fewshot: FewshotSection | None = Field(default=None, examples=[{"every": 1000, "support": "DIR", "query": "DIR2"}])

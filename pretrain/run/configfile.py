@@ -6,27 +6,30 @@ the key, the value found and what would be right.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest
 
 CONFIG_FOLDER = Path("configs")
 # What a run folder's config.json says beyond the config itself, so that it can be given to --config again.
 RECORD_KEYS = ("versions", "git_commit", "command")
+# Python's words for JSON's, as people type them. A lower-case none is a value of some keys.
+_WORDS = {"none": None, "null": None, "true": True, "false": False}
 
 
 class Section(BaseModel):
     """A closed, immutable group of keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 Schema = TypeVar("Schema", bound=Section)
@@ -71,19 +74,25 @@ def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str]
     Args:
         schema: the closed section the whole file must fit.
         name: a path, or a name looked up under `configs/`.
-        overrides: `key.path=value`, applied last; a value that is not JSON is taken as a string.
+        overrides: `key.path=value`, applied last. A value that is not JSON is taken as a string, but for Python's
+            None, True and False, which are JSON's.
 
     Raises:
         InputError: the file is missing or is no JSON, or a key is unknown, missing, of a wrong type or refused.
     """
     path = _find(Path(name))
     tree = _read_tree(path, chain=())
+    typed = []
     for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+        keys, value = _parse_override(schema, override)
+        typed.append(keys)
+        for key in reversed(keys):
+            value = {key: value}
+        tree = _merge(tree, value)
     try:
         return schema.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise InputError("\n".join(_explain(schema, path, entry) for entry in error.errors())) from None
+        raise InputError("\n".join(_explain(schema, path, entry, typed) for entry in error.errors())) from None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -103,8 +112,8 @@ def _find(path: Path) -> Path:
         if os.path.isfile(candidate):  # Path.is_file raises for a name that is too long
             return candidate
     known = sorted(str(file.relative_to(CONFIG_FOLDER)) for file in CONFIG_FOLDER.rglob("*.json"))
-    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+    near = nearest(str(path), known)
+    hint = f"did you mean {near}?" if near else f"known: {', '.join(known) or 'none'}"
     raise InputError(f"config {path}: no such file, here or under {CONFIG_FOLDER}/; {hint}")
 
 
@@ -113,7 +122,8 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise InputError(f"config {path}: extends itself by way of {' → '.join(file.name for file in chain)}")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_number)
     except json.JSONDecodeError as error:
         raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except _RepeatedKeyError as error:
@@ -161,38 +171,91 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _number(text: str) -> float:
+    """A JSON number with a point or an exponent: whole ones are integers, as 5e8 is meant wherever it is written."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def _parse_override(schema: type[Section], text: str) -> tuple[list[str], Any]:
+    """`key.path=value` → the keys, and the value."""
     dotted, equals, raw = text.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise InputError(f"override {text!r}: expected key.path=value, as in train.steps=100")
+    if raw.lower() in _WORDS and raw != "none":
+        return keys, _WORDS[raw.lower()]
     try:
-        value = json.loads(raw)
+        return keys, json.loads(raw, parse_float=_number)
     except json.JSONDecodeError:
-        value = raw
+        if raw[:1] not in ("[", "{", '"'):
+            return keys, raw
     except ValueError:  # an integer of more digits than Python converts
         most = sys.get_int_max_str_digits()
         raise InputError(
             f"override {dotted}: holds an integer of more than {most:,} digits; fewer would be right"
         ) from None
-    for key in reversed(keys):
-        value = {key: value}
-    return value
+    form = _form(schema, keys, [keys]) or "JSON in single quotes, which the shell leaves as it is"
+    raise InputError(f"override {dotted}: {raw} is no JSON; {form} would be right")
 
 
-def _explain(schema: type[Section], path: Path, entry: Any) -> str:
-    """One line for one of pydantic's findings: the dotted key, what was found, what would be right."""
+def _explain(schema: type[Section], path: Path, entry: Any, typed: Sequence[list[str]]) -> str:
+    """One line for one of pydantic's findings: the dotted key, what was found, what would be right.
+
+    typed: the keys that overrides set.
+    """
     location = [str(part) for part in entry["loc"] if not _is_branch(str(part))]
     dotted = ".".join(location)
     where = f"config {path}: {dotted}" if dotted else f"config {path}"
     kind, found = entry["type"], entry["input"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key; {_nearest(schema, location)}"
-    if kind == "missing":
+        return f"{where}: unknown key; {_hint(schema, location)}"
+    form = _form(schema, location, typed)
+    if kind == "missing" and not (location[-1].isdecimal() and form):
         return f"{where}: missing; it has no default and must be set"
     if kind == "value_error":
         return f"{where}: {entry['ctx']['error']}"
-    return f"{where}: found {json.dumps(found)}; {_lower_first(entry['msg'])}"
+    if kind == "string_type" and location in typed and not isinstance(found, dict | list):
+        form = shlex.quote(f"{dotted}={json.dumps(str(found))}")
+    return f"{where}: found {json.dumps(found)}; {_lower_first(entry['msg'])}" + (f", as in {form}" if form else "")
+
+
+def _form(schema: type[Section], location: Sequence[str], typed: Sequence[Sequence[str]]) -> str:
+    """How the list or object that the key at `location` takes, or lies in, is written; empty where it takes neither.
+
+    As a word for the shell where an override set it, as JSON otherwise.
+    """
+    field, keys = _field(schema, location)
+    if field is None:
+        return ""
+    example = field.examples[0] if field.examples else field.get_default(call_default_factory=True)
+    if isinstance(example, BaseModel):
+        example = example.model_dump(mode="json", exclude_none=True)
+    if not isinstance(example, dict | list | tuple) or not example:
+        return ""
+    if isinstance(example, dict):  # its first keys say how the others are written
+        example = dict(list(example.items())[:3])
+    written = json.dumps(example, separators=(",", ":"))
+    return (
+        shlex.quote(f"{'.'.join(keys)}={written}")
+        if any(keys == list(said)[: len(keys)] for said in typed)
+        else written
+    )
+
+
+def _field(schema: type[BaseModel], location: Sequence[str]) -> tuple[FieldInfo | None, list[str]]:
+    """The field at `location`, or the deepest above it that holds no section, and its keys."""
+    field: FieldInfo | None = None
+    keys: list[str] = []
+    for key in location:
+        if key not in schema.model_fields:
+            break
+        field, keys = schema.model_fields[key], [*keys, key]
+        sections = _sections(field)
+        if not sections:
+            break
+        schema = sections[0]
+    return field, keys
 
 
 def _is_branch(part: str) -> bool:
@@ -200,28 +263,33 @@ def _is_branch(part: str) -> bool:
     return part in ("str", "constrained-int") or part.startswith(("tuple[", "literal["))
 
 
-def _nearest(schema: type[Section], location: list[str]) -> str:
+def _hint(schema: type[Section], location: list[str]) -> str:
+    """Where a key that is unknown at `location` may belong: only a name that is really near is one."""
     *parents, wrong = location
     known = _keys(schema)
-    siblings = [key for key in known if key.split(".")[:-1] == parents]
-    near = difflib.get_close_matches(wrong, [key.split(".")[-1] for key in siblings], n=1)
+    siblings = [key.split(".")[-1] for key in known if key.split(".")[:-1] == parents]
+    near = nearest(wrong, siblings)
     if near:
-        return f"did you mean {'.'.join([*parents, near[0]])}?"
+        return f"did you mean {'.'.join([*parents, near])}?"
     elsewhere = [key for key in known if key.split(".")[-1] == wrong]
-    elsewhere += difflib.get_close_matches(".".join(location), known, n=1)
     if elsewhere:
-        return f"did you mean {elsewhere[0]}?"
-    return f"known here: {', '.join(key.split('.')[-1] for key in siblings)}"
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"known here: {', '.join(siblings)}"
 
 
 def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     found = []
     for name, field in schema.model_fields.items():
         found.append(prefix + name)
-        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found += _keys(kind, f"{prefix}{name}.")
+        for kind in _sections(field):
+            found += _keys(kind, f"{prefix}{name}.")
     return found
+
+
+def _sections(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections that a field may hold: one or none."""
+    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _lower_first(text: str) -> str:

@@ -32,7 +32,8 @@ def ended(rank: int, local_rank: int, *words: object) -> str:
 )
 @pytest.mark.parametrize("script", ["pretrain", "finetune", "fewshot"])
 def test_a_config_that_a_host_lacks_is_told_once_by_each_host(script, rank, local_rank, who):
-    words = [f"launch/{script}.py", "--config", "/no/such.json", *(["--init", "x"] if script != "pretrain" else [])]
+    words = [f"launch/{script}.py", f"--local-rank={local_rank}"]  # as torch.distributed.launch gives it
+    words += ["--config", "/no/such.json", *(["--init", "x"] if script != "pretrain" else [])]
     said = ended(rank, local_rank, *words)
     if who is None:
         assert said == ""

@@ -1,6 +1,7 @@
 """Configs are closed: what is wrong is refused with the key, what was found and what would be right."""
 
 import json
+import re
 from math import inf, nan
 from pathlib import Path
 
@@ -257,6 +258,64 @@ def test_a_name_that_is_too_long_for_a_file_is_no_file():
 def test_an_override_of_more_digits_than_are_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"^override train\.steps: holds an integer of more than 4,300 digits"):
         read_config(RunConfig, write(tmp_path, SMALL), ["train.steps=" + "9" * 5000])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.randaugment=2,10", "'data.randaugment=[2,10]'"),
+        ("data.randaugment=[2", "override data.randaugment: [2 is no JSON; 'data.randaugment=[2,10]' would be right"),
+        ("data.train=[a,b]", """'data.train=["DIR","DIR2"]' would be right"""),  # as a shell leaves ["a","b"]
+        ("data.crop_area=0.5", "'data.crop_area=[0.05,1.0]'"),
+        ("data.crop_area=[0.5]", "'data.crop_area=[0.05,1.0]'"),
+        ("optimizer.averaging=0.9999", """'optimizer.averaging={"decay":0.9999}'"""),
+        ("train.guard=5", """'train.guard={"skips":3"""),
+        ("deepspeed=zero", """'deepspeed={"zero_optimization":{"stage":1}}'"""),
+        ("fewshot=a", """'fewshot={"every":1000,"support":"DIR","query":"DIR2"}'"""),
+        ("name=5", """'name="5"'"""),
+    ],
+)
+def test_an_override_of_the_wrong_form_is_told_what_to_type(override, words, tmp_path):
+    with pytest.raises(InputError) as refusal:
+        read_config(RunConfig, write(tmp_path, SMALL), [override])
+    assert words in str(refusal.value)
+
+
+def test_a_list_that_is_missing_in_a_file_is_shown_as_json(tmp_path):
+    with pytest.raises(InputError, match=r'found "2,10"; .*, as in \[2,10\]$'):
+        read_config(RunConfig, write(tmp_path, {**SMALL, "data": {"randaugment": "2,10"}}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("train.drop_path", "known here: global_batch, micro_batch"),
+        ("train.batch_size", "known here: global_batch, micro_batch"),
+        ("train.lr", "did you mean optimizer.lr?"),
+        ("lr", "did you mean optimizer.lr?"),
+        ("data.every", "did you mean checkpoint.every or logging.every or fewshot.every?"),
+        ("optimizer.averaging.decai", "did you mean optimizer.averaging.decay?"),
+    ],
+)
+def test_only_a_name_that_is_near_is_offered(wrong, hint, tmp_path):
+    with pytest.raises(InputError, match=re.escape(f"{wrong}: unknown key; {hint}")):
+        read_config(RunConfig, write(tmp_path, SMALL), [f"{wrong}=1"])
+
+
+def test_pythons_words_are_jsons(tmp_path):
+    path = write(tmp_path, {**SMALL, "data": {"eval": "set"}})
+    config = read_config(RunConfig, path, ["data.eval=None", "data.flip=False", "data.audit=True", "fewshot=NULL"])
+    assert (config.data.eval, config.data.flip, config.data.audit, config.fewshot) == (None, False, True, None)
+    assert read_config(RunConfig, path, ['data.eval="None"']).data.eval == "None"
+    assert (
+        read_config(RunConfig, path, ["train.activation_checkpointing=none"]).train.activation_checkpointing == "none"
+    )
+
+
+def test_a_whole_number_may_have_an_exponent(tmp_path):
+    text = json.dumps(SMALL).replace('"steps": 4', '"steps": 1e4')
+    config = read_config(RunConfig, write(tmp_path, text), ["data.read_ahead_mib=2.0e3", "optimizer.lr=1e-3"])
+    assert (config.train.steps, config.data.read_ahead_mib, config.optimizer.lr) == (10_000, 2000, 1e-3)
 
 
 def test_an_override_needs_a_key_and_a_value(tmp_path):
