@@ -202,7 +202,7 @@ class LoggingSection(Section):
 
     every: int = Field(default=10, gt=0)  # steps
     tensorboard: bool = True
-    peak_tflops: float | None = Field(default=None, gt=0)  # per device, for MFU; null: looked up or measured
+    peak_tflops: float | None = Field(default=None, gt=0)  # per device, for MFU; null: by its data sheet
 
 
 # Keys of a DeepSpeed config that other keys of ours already say.

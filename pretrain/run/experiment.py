@@ -26,7 +26,7 @@ from pretrain.errors import InputError, StorageError
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer, load_tensors
 from pretrain.plan.flops import training_flops
-from pretrain.plan.peak import peak_flops
+from pretrain.plan.peak import peak_flops, unlisted
 from pretrain.run.audit import Audit
 from pretrain.run.claim import claimed
 from pretrain.run.command import DONE, STOPPED
@@ -339,6 +339,7 @@ def _headline(setup: Setup, start: int, origin: str) -> str:
             f"{layout.micro_batch}; {str(setup.dtype).removeprefix('torch.')}, ZeRO {zero_stage(config.deepspeed)}, "
             f"{setup.world.device.type}",
             *_short_read_ahead(setup),
+            *(unlisted(setup.world.device, setup.dtype) if config.logging.peak_tflops is None else []),
         ]
     )
 

@@ -35,16 +35,22 @@ class Meters:
         global_batch: int,
         samples: int,
         flops_per_image: int,
-        peak_flops: float,
+        peak_flops: float | None,
         tensorboard: bool,
         counters: Counters,
         skipped: int = 0,
     ) -> None:
-        """Collective. `skipped`: updates that were skipped before `start`."""
+        """Collective.
+
+        Args:
+            peak_flops: of this rank's device, the denominator of MFU; None: it is not known, and MFU is left out.
+            skipped: updates that were skipped before `start`.
+        """
         self._counters, self._counted = counters, counters.seen()
         self._world, self._steps, self._every = world, steps, every
         self._batch, self._samples = global_batch, samples
-        self._share_per_rate = flops_per_image / (peak_flops * world.size)
+        peaks = [peak for peak in collect([peak_flops]) if peak is not None]
+        self._flops, self._peak = flops_per_image, sum(peaks) if len(peaks) == world.size else None
         self._lines = Lines(folder.metrics)  # rank 0's
         self._writer: Any = None
         if tensorboard and world.main:
@@ -105,12 +111,26 @@ class Meters:
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "images_per_second": rate,
-                "mfu": rate * self._share_per_rate,
+                "mfu": self._mfu(rate),
                 **shared,
                 **({"updates_skipped": self._skipped} if self._skipped else {}),
             },
         )
         self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+
+    def _mfu(self, rate: float) -> float | None:
+        """The model's operations at `rate` images/s over the devices' peak; None where that is not known."""
+        if self._peak is None:
+            return None
+        done = rate * self._flops
+        if done <= self._peak:
+            return done / self._peak
+        self.say(
+            f"note: {done / 1e12:.3g} TFLOP/s are more than the {self._peak / 1e12:.3g} that the devices are said to "
+            "reach; MFU is left out, logging.peak_tflops (per device) sets the peak"
+        )
+        self._peak = None
+        return None
 
     def _share(self, seconds: float, forward: float) -> dict[str, Any]:
         """What the ranks' data and forward passes took in this window: on rank 0, else empty. Collective."""
@@ -168,8 +188,10 @@ class Meters:
         width = len(str(self._steps))
         line = (
             f"step {done:>{width}}/{self._steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"grad {values['grad_norm']:.2f}  {values['images_per_second']:,.0f} images/s  "
-            f"data wait {values['data_wait']:.0%}  MFU {values['mfu']:.1%}  {clock(seconds_left)} left"
+            f"grad {figure(values['grad_norm'])}  {figure(values['images_per_second'])} images/s  "
+            f"data wait {values['data_wait']:.0%}  "
+            + (f"MFU {values['mfu']:.1%}  " if values["mfu"] is not None else "")
+            + f"{clock(seconds_left)} left"
         )
         if self._skipped:
             line += f"  {self._skipped} updates skipped"
@@ -185,12 +207,17 @@ class Meters:
             return
         try:
             for name, value in values.items():
-                if not isinstance(value, str):
+                if isinstance(value, (int, float)):
                     self._writer.add_scalar(name if "/" in name else f"train/{name}", value, done)
             self._writer.flush()
         except OSError as error:  # its writer cannot go on after one; metrics.jsonl does
             self.say(f"tensorboard: {error.strerror or error}; no more is written there until the run is resumed")
             self._writer = None
+
+
+def figure(value: float) -> str:
+    """A number as a person says it: three digits, however small; whole from a hundred on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def clock(seconds: float) -> str:
