@@ -1,21 +1,38 @@
 #!/usr/bin/env bash
-# Pre-train over plain ssh until the run is finished, on whichever of the nodes are there:
+# A run over plain ssh until it is finished, on whichever of the nodes are there:
 #
-#   launch/ssh.sh HOSTFILE RUN_FOLDER --config h14.json [key.path=value …]
+#   launch/ssh.sh HOSTFILE RUN_FOLDER [pretrain|finetune|fewshot] --config h14.json [key.path=value …]
 #
 # from the repository's root, on a machine that reaches every node without a password; the nodes and this machine share
 # the file system. HOSTFILE has a line `host slots=GPUS` for each node. A node that does not answer is left out, and
-# taken in again at the next start once it does. Ctrl-C or SIGTERM here: the ranks save, and this ends with status 75.
+# taken in again at the next start once it does. Ctrl-C or SIGTERM here: the ranks save (those of few-shot, which have
+# nothing to save but whole files of features, are ended), and this ends with status 75.
 
 set -u
 hostfile=${1:?the hostfile}
 run=${2:?the run folder}
 shift 2
-case $run in /*) ;; *) run=$PWD/$run ;; esac # by its whole path a process on a node is this run's, no other checkout's
-mkdir -p "$run" || exit 2
+entry=pretrain
+case ${1:-} in pretrain | finetune | fewshot) entry=$1; shift ;; esac
+mkdir -p -- "$run" || exit 2
+run=$(cd -- "$run" && pwd) || exit 2 # by its whole path a process on a node is this run's, no other checkout's
+case $PWD in *[[:space:]]*) echo "$PWD: DeepSpeed cannot start in a folder with a space in its path" >&2; exit 2 ;; esac
 alive=$run/hostfile
-nodes=$(grep -cE '^[^#[:space:]]' "$hostfile") || { echo "$hostfile: no line 'host slots=GPUS'" >&2; exit 2; }
 PATH=$PWD/.venv/bin:$PATH
+
+nodes=() number=0
+while IFS= read -r line || [ -n "$line" ]; do # the last line may lack its end
+  number=$((number + 1)) line=${line#$'\xef\xbb\xbf'} # a byte-order mark
+  read -r host slots rest <<<"${line%%[#$'\r']*}"
+  [ -n "$host" ] || continue
+  if [[ ! $slots =~ ^slots=[1-9][0-9]*$ || -n $rest ]]; then
+    echo "$hostfile: line $number is '${line%$'\r'}'; 'host slots=GPUS' would be right" >&2
+    exit 2
+  fi
+  case " ${nodes[*]-}" in *" $host slots="*) echo "$hostfile: line $number names $host again" >&2; exit 2 ;; esac
+  nodes+=("$host $slots")
+done <"$hostfile" || exit 2 # bash has said why
+if [ ${#nodes[@]} = 0 ]; then echo "$hostfile: no line 'host slots=GPUS'" >&2; exit 2; fi
 
 # One script a run folder: two would end each other's ranks for left-overs. The lock goes with this process: whatever
 # it starts may outlive it, and does not inherit it (9>&-).
@@ -34,14 +51,12 @@ esac
 ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
 export PDSH_SSH_ARGS_APPEND="${ssh[*]}"
 
-stopping=
-trap 'stopping=1; touch "$run/STOP"' INT TERM
-
-latest() { cat "$run/checkpoints/latest" 2>/dev/null; }
+# What the next start need not do again: training has checkpoints, few-shot its files of features.
+progress() { cat "$run/checkpoints/latest" || ls "$run/features"; } 2>/dev/null
 
 # What a process of this run has in its command line. [l]: not the shell that carries the pattern itself.
 # shellcheck disable=SC2001
-ours="[l]aunch/pretrain\.py .*--out $(sed 's/[][\.*^$+?(){}|]/\\&/g' <<<"$run")( |\$)"
+ours="[l]aunch/$entry\.py .*--out $(sed 's/[][\.*^$+?(){}|]/\\&/g' <<<"$run")( |\$)"
 
 # Writes the nodes that answer to $alive, at most $1 of them. What $2 does there with this run's processes:
 #   pgrep        before the first start, they are another's: it may be healthy, so this ends
@@ -49,8 +64,9 @@ ours="[l]aunch/pretrain\.py .*--out $(sed 's/[][\.*^$+?(){}|]/\\&/g' <<<"$run")(
 #   true         nothing: the ranks of the last start have ended by themselves
 gather() {
   : >"$alive"
-  while read -r host slots <&3; do
-    case $host in '' | '#'*) continue ;; esac
+  local node host
+  for node in "${nodes[@]}"; do
+    host=${node% *}
     # shellcheck disable=SC2029
     ssh "${ssh[@]}" "$host" "$2 -f $(printf %q "$ours")" </dev/null >/dev/null 9>&-
     case $? in
@@ -64,9 +80,16 @@ gather() {
       1) ;; # there was nothing to find
       *) echo "$host does not answer: left out" >&2; continue ;;
     esac
-    if [ "$(wc -l <"$alive")" -lt "$1" ]; then echo "$host $slots" >>"$alive"; fi
-  done 3<"$hostfile"
+    if [ "$(wc -l <"$alive")" -lt "$1" ]; then echo "$node" >>"$alive"; fi
+  done
 }
+
+stopping=
+halt() {
+  stopping=1
+  if [ "$entry" = fewshot ]; then gather 0 'pkill -KILL'; else touch "$run/STOP"; fi
+}
+trap halt INT TERM
 
 # `deepspeed` also ends with 0 where what it has started is killed by a signal. So only the run's own word counts, which
 # the same command gives once there is nothing left to do; 0 without it becomes 100.
@@ -77,25 +100,26 @@ watched='
     said=100
     while IFS= read -r line; do
       printf "%s\n" "$line" 2>/dev/null
-      case $line in *": finished at step "*"; nothing to do"*) said=0 ;; esac
+      case $line in *": finished at step "*"; nothing to do"* | *"report: "*/report/report.md) said=0 ;; esac
     done
     exit "$said"
   }
   ends=("${PIPESTATUS[@]}")
   exit "$((ends[0] ? ends[0] : ends[1]))"'
 
-tries=0 most=$nodes search=pgrep
+tries=0 most=${#nodes[@]} search=pgrep
 while :; do
   gather "$most" "$search"
   now=$(wc -l <"$alive")
+  if [ -n "$stopping" ] && [ "$entry" = fewshot ]; then exit 75; fi
   if [ "$now" = 0 ]; then echo "no node answers" >&2; exit 1; fi
-  echo "starting on $now of $nodes nodes" >&2
-  before=$(latest)
+  echo "starting on $now of ${#nodes[@]} nodes" >&2
+  before=$(progress)
 
   # In a session of its own, so that Ctrl-C reaches it as STOP only: the launcher would kill where ranks should save.
   # --force_multi: a single node that is left is not this machine.
   setsid bash -c "$watched" deepspeed --hostfile "$alive" --launcher pdsh --force_multi \
-    launch/pretrain.py --out "$run" "$@" 9>&- &
+    "launch/$entry.py" --out "$run" "$@" 9>&- &
   while kill -0 $! 2>/dev/null; do wait $!; done # a trapped signal ends `wait`, not the run
   wait $!
   status=$?
@@ -108,7 +132,7 @@ while :; do
       ;;
     2) # at fault is the input, or the batch does not divide among the nodes that are left: then take fewer
       most=$((now - 1)) search=true
-      if [ -n "$stopping" ] || [ "$now" = "$nodes" ] || [ "$most" = 0 ]; then exit 2; fi
+      if [ -n "$stopping" ] || [ "$now" = "${#nodes[@]}" ] || [ "$most" = 0 ]; then exit 2; fi
       continue
       ;;
     75) search=true ;;
@@ -117,13 +141,16 @@ while :; do
       if [ -n "$stopping" ]; then status=75; else status=1; fi # STOP is there; the same command tells what became of it
       ;;
   esac
-  if [ -n "$stopping" ]; then exit "$status"; fi
-  most=$nodes
-  if [ "$status" = 75 ] || [ "$(latest)" != "$before" ]; then tries=0; else tries=$((tries + 1)); fi
+  if [ -n "$stopping" ]; then
+    if [ "$entry" = fewshot ]; then exit 75; else exit "$status"; fi
+  fi
+  most=${#nodes[@]}
+  if [ "$status" = 75 ] || [ "$(progress)" != "$before" ]; then tries=0; else tries=$((tries + 1)); fi
   if [ "$tries" = 3 ]; then
-    echo "$what, and no new checkpoint in three starts: given up" >&2
+    echo "$what, and nothing new in $run in three starts: given up" >&2
     exit "$status"
   fi
-  echo "$what, checkpoint $(latest): starting again" >&2
+  found=$(progress | tail -n 1)
+  echo "$what, last written: ${found:-nothing}; starting again" >&2
   sleep 10 9>&-
 done

@@ -15,18 +15,21 @@ import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Ends as `statuses` says, one word a start: a status, "+" where the start writes a checkpoint, "!" where it leaves a
-# rank on the nodes; "done" is 0 with the word that the run is finished.
+# rank on the nodes, "f" where few-shot writes a file of features; "done" is 0 with the word that the run is finished.
 ENDS = """#!/bin/bash
 [[ $* =~ --hostfile\\ ([^ ]*) ]] && paste -sd' ' "${BASH_REMATCH[1]}" >>nodes
 n=$(cat starts 2>/dev/null || echo 0)
 words=($(cat statuses)); word=${words[$n]}
-all="$*" rank="python -u launch/pretrain.py --local_rank=0"
-if [[ $word == *! ]]; then echo "$rank ${all#*launch/pretrain.py }" >>processes; fi
+all="$*" entry=$(grep -oE 'launch/[a-z]+[.]py' <<<"$*")
+echo "${all#*"$entry" }" >words; echo "$entry" >entry
+if [[ $word == *! ]]; then echo "python -u $entry --local_rank=0 ${all#*"$entry" }" >>processes; fi
 echo $((n + 1)) >begun; mv begun starts # whole, and last: a test that waits for it changes `statuses` next
-if [[ $word == wait* ]]; then for _ in {1..1000}; do [ -e run/STOP ] && exit 75; /bin/sleep 0.05; done; fi
+if [[ $word == wait* ]]; then for _ in {1..1000}; do [ -e run/STOP ] && exit 75; [ -s killed ] && exit 137; /bin/sleep 0.05; done; fi
+if [[ $word == done && $entry == *fewshot* ]]; then echo "node-a: report: /there/run/report/report.md"; exit 0; fi
 if [ "$word" = done ]; then echo "node-a: run: finished at step 5 of 5; nothing to do (set …)"; exit 0; fi
+if [[ $word == *f ]]; then mkdir -p run/features; touch "run/features/$n.npz"; fi
 if [[ $word == *+ ]]; then mkdir -p run/checkpoints; echo "step_$n" >run/checkpoints/latest; fi
-exit "${word%[+!]}"
+exit "${word%[+!f]}"
 """
 STAND_INS = {
     "srun": ENDS,
@@ -83,6 +86,47 @@ def test_the_slurm_job_requeues_itself_where_another_start_would_help(statuses, 
         assert (place / "scontrol.log").read_text() == "requeue 7\n"
 
 
+ENTRIES = [((), "pretrain"), (("pretrain",), "pretrain"), (("finetune",), "finetune"), (("fewshot",), "fewshot")]
+
+
+@pytest.mark.parametrize(("words", "entry"), ENTRIES)
+@pytest.mark.parametrize("script", ["slurm.sbatch", "ssh.sh"])
+def test_the_scripts_run_each_of_the_entry_points_in_any_folder(script, words, entry, place):
+    hosts = ["hosts"] if script == "ssh.sh" else []
+    status = "done" if hosts else "0"
+    job = start(place, script, *hosts, "my run", *words, "--config", "c.json", "data.train=a b", statuses=status)
+    said = job.communicate(timeout=30)[0]
+    assert job.returncode == 0, said
+    assert (place / "entry").read_text() == f"launch/{entry}.py\n"
+    run = place / "my run" if hosts else "my run"
+    assert (place / "words").read_text() == f"--out {run} --config c.json data.train=a b\n"
+
+
+@pytest.mark.parametrize(("statuses", "ends"), [("138", 138), ("138f", 0), ("1", 1), ("1f", 0)])
+def test_the_slurm_job_of_few_shot_goes_on_as_long_as_it_writes_features(statuses, ends, place):
+    job = start(place, "slurm.sbatch", "run", "fewshot", "--config", "c.json", statuses=statuses)
+    said = job.communicate(timeout=30)[0]
+    assert job.returncode == ends, said
+    assert (place / "scontrol.log").exists() == (ends == 0)
+
+
+def test_few_shot_over_ssh_goes_on_until_its_report_is_written(place):
+    job = start(place, "ssh.sh", "hosts", "run", "fewshot", "--config", "c.json", statuses="1f 0 1f 0 1 done")
+    said = job.communicate(timeout=30)[0].decode()
+    assert job.returncode == 0, said
+    assert len(started(place)) == 6
+
+
+def test_few_shot_over_ssh_is_ended_by_a_signal(place):
+    job = start(place, "ssh.sh", "hosts", "run", "fewshot", "--config", "c.json", statuses="wait! done")
+    wait_for(place / "starts")
+    job.send_signal(signal.SIGTERM)
+    said = job.communicate(timeout=30)[0]
+    assert job.returncode == 75, said
+    assert (place / "starts").read_text() == "1\n"
+    assert not (place / "run" / "STOP").exists()
+
+
 ALL, AB, A = "node-a slots=8 node-b slots=8 node-c slots=8", "node-a slots=8 node-b slots=8", "node-a slots=8"
 
 
@@ -106,6 +150,41 @@ def test_over_ssh_the_run_goes_on_with_the_nodes_that_answer(dead, statuses, end
     status, said = over_ssh(place, statuses=statuses)
     assert status == ends, said
     assert started(place) == nodes, said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "node-a slots=8\nnode-b slots=8\nnode-c slots=8",  # no end of the last line
+        "\ufeffnode-a slots=8\r\nnode-b slots=8\r\n\r\nnode-c slots=8\r\n",
+        "  node-a\tslots=8  \n# node-x slots=8\nnode-b   slots=8 # the new one\n \n#\nnode-c slots=8#\n",
+    ],
+)
+def test_over_ssh_every_host_of_a_hostfile_is_taken_however_it_is_written(text, place):
+    (place / "hosts").write_bytes(text.encode())
+    status, said = over_ssh(place, statuses="done")
+    assert status == 0, said
+    assert started(place) == [ALL]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("# none\n\n", "hosts: no line 'host slots=GPUS'"),
+        ("node-a slots=8\nnode-b\n", "hosts: line 2 is 'node-b'; 'host slots=GPUS' would be right"),
+        ("node-a slots=8 slots=8\n", "hosts: line 1 is 'node-a slots=8 slots=8'; 'host slots=GPUS'"),
+        ("node-a slots=none\r\n", "hosts: line 1 is 'node-a slots=none'; 'host slots=GPUS'"),
+        ("node-a slots=8\nnode-a slots=4\n", "hosts: line 2 names node-a again"),
+        (None, "hosts: No such file or directory"),
+    ],
+)
+def test_over_ssh_a_hostfile_that_says_something_else_is_refused(text, what, place):
+    (place / "hosts").unlink()
+    if text is not None:
+        (place / "hosts").write_text(text, newline="")
+    status, said = over_ssh(place, statuses="done")
+    assert (status, said.count("\n"), started(place)) == (2, 1, []), said
+    assert what in said
 
 
 @pytest.mark.parametrize(
