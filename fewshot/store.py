@@ -8,7 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +101,9 @@ def content(index: Index, ids: NDArray[np.int64] | None = None, patience: Patien
 
 def write_features(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays as .npz, whole or not at all."""
+    save: Callable[..., None] = np.savez  # numpy's releases type its keywords, here the arrays' names, differently
     with whole(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        save(file, **arrays)
 
 
 def read_layer(path: Path, layer: str, where: str) -> FeatureSet:

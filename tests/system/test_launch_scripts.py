@@ -24,7 +24,9 @@ all="$*" entry=$(grep -oE 'launch/[a-z]+[.]py' <<<"$*")
 echo "${all#*"$entry" }" >words; echo "$entry" >entry
 if [[ $word == *! ]]; then echo "python -u $entry --local_rank=0 ${all#*"$entry" }" >>processes; fi
 echo $((n + 1)) >begun; mv begun starts # whole, and last: a test that waits for it changes `statuses` next
-if [[ $word == wait* ]]; then for _ in {1..1000}; do [ -e run/STOP ] && exit 75; [ -s killed ] && exit 137; /bin/sleep 0.05; done; fi
+if [[ $word == wait* ]]; then
+  for _ in {1..1000}; do [ -e run/STOP ] && exit 75; [ -s killed ] && exit 137; /bin/sleep 0.05; done
+fi
 if [[ $word == done && $entry == *fewshot* ]]; then echo "node-a: report: /there/run/report/report.md"; exit 0; fi
 if [ "$word" = done ]; then echo "node-a: run: finished at step 5 of 5; nothing to do (set …)"; exit 0; fi
 if [[ $word == *f ]]; then mkdir -p run/features; touch "run/features/$n.npz"; fi
