@@ -49,8 +49,11 @@ def open_task(
                 f"file): {section}.{name}=PATH"
             )
         indices[name] = Index.open(paths if isinstance(paths, str) else list(paths))
-        if indices[name].multilabel:
-            raise InputError(f"{section}.{name}: {paths} has lists of labels; few-shot needs one label an image")
+        if not indices[name].one_label:
+            raise InputError(
+                f"{section}.{name}: {paths} has images with several labels, or with none; few-shot needs one label an "
+                "image"
+            )
     learned, scored = indices["support"], indices["query"]
     check_classes(learned.classes, scored.classes, f"{section}.support", f"{section}.query")
     classes = learned.num_classes

@@ -69,12 +69,17 @@ def _batch_mean(rows: Callable[[Tensor], Tensor], labels: Tensor, valid: Tensor,
     return (each * valid).sum() / len(labels)
 
 
-def choose_loss(name: Literal["sigmoid", "softmax"], multilabel: bool, smoothing: float = 0.0) -> Loss:
+def choose_loss(name: Literal["sigmoid", "softmax"], one_label: bool, smoothing: float = 0.0) -> Loss:
     """The loss that `train.loss` names, its targets smoothed by `train.label_smoothing`.
 
+    one_label: whether every sample has exactly one label.
+
     Raises:
-        InputError: softmax over samples with several labels.
+        InputError: softmax over samples with several labels, or with none.
     """
-    if name == "softmax" and multilabel:
-        raise InputError("train.loss: softmax takes one label a sample, and the index holds label lists; set sigmoid")
+    if name == "softmax" and not one_label:
+        raise InputError(
+            "train.loss: softmax takes exactly one label a sample, and the index holds lists of several, or of none; "
+            "set train.loss=sigmoid"
+        )
     return partial(sigmoid_loss if name == "sigmoid" else softmax_loss, smoothing=smoothing)

@@ -84,7 +84,7 @@ def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequ
             data.flip,
             RandAugment(*data.randaugment) if data.randaugment else None,
         ),
-        choose_loss(config.train.loss, index.multilabel, config.train.label_smoothing),
+        choose_loss(config.train.loss, index.one_label, config.train.label_smoothing),
         dtype,
         [*validation(config, world, layout, index), *(make() for make in evaluators)],
         trained_function(config, steps, dtype),
@@ -114,7 +114,7 @@ def validation(config: RunConfig, world: World, layout: Layout, trained: Index) 
     return [
         Validation(
             index,
-            choose_loss(config.train.loss, index.multilabel),
+            choose_loss(config.train.loss, index.one_label),
             world,
             image_size=config.model.image_size,
             channels=config.model.channels,

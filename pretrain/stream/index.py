@@ -127,6 +127,11 @@ class Index:
         return any(file.multilabel for file in self._files)
 
     @property
+    def one_label(self) -> bool:
+        """Whether every sample has exactly one label, in a list or not."""
+        return all(file.longest == 1 and len(file.labels) == file.samples for file in self._files)
+
+    @property
     def longest(self) -> int:
         """L: the most labels that one sample has (1 for single labels)."""
         return max(file.longest for file in self._files)

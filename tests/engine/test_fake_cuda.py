@@ -49,7 +49,7 @@ def test_images_become_a_loss_on_the_device(arch, dtype):
         }  # fmt: skip
         for name, width in (("softmax", 1), ("sigmoid", 3)):
             labels, valid = torch.empty(BATCH, width, dtype=torch.int64), torch.empty(BATCH, dtype=torch.bool)
-            loss = choose_loss(name, multilabel=width > 1, smoothing=0.1)(logits, labels, valid, weight)
+            loss = choose_loss(name, one_label=width == 1, smoothing=0.1)(logits, labels, valid, weight)
             assert (loss.shape, loss.dtype, loss.device) == ((), torch.float32, CUDA)
 
 
@@ -80,7 +80,7 @@ def test_the_backward_pass_gives_every_parameter_a_gradient_like_itself(arch, ch
         model = VisionTransformer(spec, checkpointing).to(torch.bfloat16)
         images = torch.empty(BATCH, 3, spec.image_size, spec.image_size, dtype=torch.bfloat16)
         labels, valid = torch.empty(BATCH, 1, dtype=torch.int64), torch.empty(BATCH, dtype=torch.bool)
-        choose_loss("softmax", multilabel=False)(model(images), labels, valid).backward()
+        choose_loss("softmax", one_label=True)(model(images), labels, valid).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, torch.bfloat16), name

@@ -64,9 +64,20 @@ def test_too_few_images_name_the_index_and_the_classes(shards):
         open_task(support, support, shots=(1, 5), seeds=(0,))
 
 
-def test_label_lists_are_refused(tmp_path, digit_shards):
-    labels, starts = np.arange(4, dtype=np.int32) % 2, np.array([0, 2, 4])
-    data = Dataset("lists", "all", labels, starts, None, "x", lambda row: ("png", png(IMAGES[row])))
-    path, _ = write_shards(data, tmp_path)
-    with pytest.raises(InputError, match=r"data\.query: .* has lists of labels"):
-        open_task(digit_shards[0], str(path), **PROTOCOL)
+def with_lists(folder, starts):
+    """Four images whose label lists begin at `starts`."""
+    labels = np.arange(starts[-1], dtype=np.int32) % 2
+    data = Dataset("lists", "all", labels, np.array(starts), None, "x", lambda row: ("png", png(IMAGES[row])))
+    return str(write_shards(data, folder)[0])
+
+
+@pytest.mark.parametrize("starts", [[0, 2, 4, 6, 8], [0, 0, 1, 2, 3]])
+def test_lists_of_several_labels_or_of_none_are_refused(starts, tmp_path, digit_shards):
+    with pytest.raises(InputError, match=r"data\.query: .* has images with several labels, or with none"):
+        open_task(digit_shards[0], with_lists(tmp_path, starts), **PROTOCOL)
+
+
+def test_lists_of_one_label_each_are_single_labels(tmp_path):
+    lists = with_lists(tmp_path, [0, 1, 2, 3, 4])
+    task = open_task(lists, lists, **PROTOCOL)
+    assert (task.classes, task.query_labels.tolist()) == (2, [0, 1, 0, 1])

@@ -110,12 +110,12 @@ def test_a_mixed_batch_may_be_cut_between_pairs(loss):
 
 @pytest.mark.parametrize(("name", "loss"), [("softmax", softmax_loss), ("sigmoid", sigmoid_loss)])
 def test_the_loss_is_chosen_by_name_with_its_smoothing(name, loss):
-    chosen = choose_loss(name, multilabel=False, smoothing=0.1)
+    chosen = choose_loss(name, one_label=True, smoothing=0.1)
     assert torch.equal(chosen(LOGITS, LABELS, ALL), loss(LOGITS, LABELS, ALL, smoothing=0.1))
-    assert not torch.equal(chosen(LOGITS, LABELS, ALL), choose_loss(name, multilabel=False)(LOGITS, LABELS, ALL))
+    assert not torch.equal(chosen(LOGITS, LABELS, ALL), choose_loss(name, one_label=True)(LOGITS, LABELS, ALL))
 
 
 def test_softmax_over_label_lists_is_refused():
     with pytest.raises(InputError, match=r"train\.loss: softmax"):
-        choose_loss("softmax", multilabel=True)
-    choose_loss("sigmoid", multilabel=True)
+        choose_loss("softmax", one_label=False)
+    choose_loss("sigmoid", one_label=False)

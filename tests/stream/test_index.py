@@ -40,6 +40,16 @@ def test_label_lists_are_padded_to_the_longest(lists):
     assert index.labels([0, 1, 2]).tolist() == [[4, 9], [-1, -1], [2, 11]]
 
 
+def test_a_list_of_exactly_one_label_is_one_label(tmp_path, single, lists):
+    write_index(tmp_path / "ones.vfi", [entry("d.tar", [0, 6, 8], 11, [4, 9, 2], counts=[1, 1, 1])])
+    ones = Index.open(tmp_path / "ones.vfi")
+    assert (ones.multilabel, ones.one_label, ones.labels([1, 0]).tolist()) == (True, True, [[9], [4]])
+    assert Index.open([single, tmp_path / "ones.vfi"]).one_label
+    assert not Index.open(lists).one_label
+    write_index(tmp_path / "gap.vfi", [entry("d.tar", [0, 6, 8], 11, [4, 2], counts=[1, 0, 1])])
+    assert not Index.open(tmp_path / "gap.vfi").one_label
+
+
 def test_key_hashes_are_the_crc32_of_the_keys(single):
     hashes = Index.open(single).key_hash(np.array([5, 0]))
     assert hashes.dtype == np.uint32
