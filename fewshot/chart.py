@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from itertools import cycle
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.store import whole
+
+Lines = list[tuple[Any, str]]  # what is drawn, and its label
 
 _DASHES = {"pixels": ":", "untrained": "--"}
 
@@ -19,67 +22,78 @@ def draw_charts(report: Mapping[str, Any], folder: Path) -> list[str]:
         from matplotlib.figure import Figure  # no pyplot: no display, no state
     except ImportError:
         return []
-    charts: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {"accuracy.png": _accuracy}
+    from pretrain.shards.charts import name_style, shortened
+
+    charts: dict[str, Callable[[Any, Mapping[str, Any]], tuple[str, Lines]]] = {"accuracy.png": _accuracy}
     if report["oracle"]["curves"]:
         charts["oracle.png"] = _oracle
     for name, draw in charts.items():
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        draw(axes, report)
+        title, lines = draw(axes, report)
         axes.set_ylabel("accuracy on the query set, %")
         axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize=8)
+        axes.set_title(shortened(f"{report['name']}: {title}", 100), fontsize=10, **name_style())
+        legend = figure.legend([line for line, _ in lines], map(str, range(len(lines))), loc="outside right upper")
+        for text, (_, label) in zip(legend.get_texts(), lines, strict=True):
+            # Set afterwards: of labels that begin with "_", matplotlib makes none.
+            text.set(text=shortened(label, 60), fontsize=8, **name_style())
         image = BytesIO()
-        figure.savefig(image, format="png", dpi=140)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script no font here has
+            figure.savefig(image, format="png", dpi=140)
         with whole(folder / name) as file:
             file.write(image.getvalue())
     return list(charts)
 
 
-def _accuracy(axes: Any, report: Mapping[str, Any]) -> None:
-    """Ridge (else the first probe): mean and standard deviation against shots, a line for each feature."""
+def _accuracy(axes: Any, report: Mapping[str, Any]) -> tuple[str, Lines]:
+    """Ridge (else the first probe): mean and standard deviation against shots, a line for each feature; its title."""
     probes, shots = list(report["protocol"]["probes"]), report["protocol"]["shots"]
     probe = "ridge" if "ridge" in probes else probes[0]
     colours = _colours()
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    drawn: Lines = []
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in report["summary"]:
         if row["probe"] == probe:
-            lines.setdefault((row["weights"], row["features"]), []).append(row)
+            groups.setdefault((row["weights"], row["features"]), []).append(row)
     several = len(report["weights"]) > 1
-    for (id, feature), rows in lines.items():
-        axes.errorbar(
+    for (id, feature), rows in groups.items():
+        line = axes.errorbar(
             [row["shots"] for row in rows],
             [100 * row["mean"] for row in rows],
             yerr=[100 * (row["std"] or 0) for row in rows],
-            label=f"{id} {feature}" if several else feature,
             color="0.45" if feature in _DASHES else next(colours),
             linestyle=_DASHES.get(feature, "-"),
             marker="o",
             markersize=4,
             capsize=3,
         )
+        drawn.append((line, f"{id} {feature}" if several else feature))
     axes.set_xscale("log")
     axes.set_xticks(shots, [str(k) for k in shots])
     axes.minorticks_off()
     axes.set_xlabel("labelled images of each class")
-    axes.set_title(f"{report['name']}: {probe} on frozen features", fontsize=10)
+    return f"{probe} on frozen features, mean ± std over the draws", drawn
 
 
-def _oracle(axes: Any, report: Mapping[str, Any]) -> None:
-    """Mean over seeds against λ, a line for each number of shots."""
+def _oracle(axes: Any, report: Mapping[str, Any]) -> tuple[str, Lines]:
+    """Mean over seeds against λ, a line for each number of shots; its title."""
     colours = _colours()
+    drawn: Lines = []
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for curve in report["oracle"]["curves"]:
         groups.setdefault((curve["weights"], curve["features"], curve["shots"]), []).append(curve)
     for (id, feature, shots), curves in groups.items():
         seeds = zip(*(curve["accuracy"] for curve in curves), strict=True)
         mean = [100 * sum(values) / len(curves) for values in seeds]
-        axes.plot(curves[0]["l2"], mean, label=f"{id} {feature} {shots}-shot", color=next(colours))
+        [line] = axes.plot(curves[0]["l2"], mean, color=next(colours))
+        drawn.append((line, f"{id} {feature} {shots}-shot"))
     l2 = report["protocol"]["l2"]
-    axes.axvline(l2, color="0.45", linestyle=":", label=f"λ = {l2:g}")
+    drawn.append((axes.axvline(l2, color="0.45", linestyle=":"), f"λ = {l2:g}"))
     axes.set_xscale("log", base=2)
     axes.set_xlabel("λ")
-    axes.set_title(f"{report['name']}: oracle on the query set, not a result", fontsize=10)
+    return "oracle on the query set, not a result", drawn
 
 
 def _colours() -> Iterator[str]:

@@ -17,6 +17,7 @@ from fewshot.score import Result, Scores, Sweep, score
 from fewshot.store import Given, content, feature_file, read_layer, write_features
 from fewshot.subject import Entry, Subject, headline, subjects
 from fewshot.task import Task
+from pretrain.console import say
 from pretrain.engine.distributed import World, share, together
 from pretrain.run.setup import check_index
 from pretrain.stream.effort import Patience
@@ -58,11 +59,11 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
     for entry, subject, file in plan:
         name = f"{entry.id}: {' '.join(subject.features)}"
         if share(file.is_file()):
-            say(f"{name}: already in {out / FEATURES}", world)
+            _say(world, f"{name}: already in {out / FEATURES}")
         else:
             began = time.monotonic()
             _compute(config, entry, subject, task, file, world)
-            say(f"{name}: {_count(task)}, {time.monotonic() - began:.1f} s", world)
+            _say(world, f"{name}: {_count(task)}, {time.monotonic() - began:.1f} s")
         taken += [Taken(entry, feature, file, layer) for feature, layer in subject.features.items()]
     return taken
 
@@ -130,12 +131,6 @@ def probe_given(given: Given, protocol: ProtocolSection, id: str) -> tuple[Score
     ), draws
 
 
-def say(line: str, world: World | None = None) -> None:
-    """A line on the console, once."""
-    if world is None or world.main:
-        print(line, flush=True)
-
-
 def _images(task: Task, patience: Patience) -> dict[str, str]:
     return {
         "support": content(task.support, task.support_ids, patience),
@@ -171,3 +166,8 @@ def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, 
 
 def _count(task: Task) -> str:
     return f"{len(task.support_ids):,} support and {task.query.samples:,} query images"
+
+
+def _say(world: World, text: str) -> None:
+    if world.main:
+        say(text)

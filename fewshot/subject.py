@@ -18,6 +18,7 @@ from pretrain.model.initialization import initialize
 from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, load_tensors
+from pretrain.run.folder import CHECKPOINTS
 from pretrain.weights.load import Weights, agreed, load_weights
 
 PIXEL_SIDE = 32  # pixels a side, at the most, of the pixel baseline
@@ -50,23 +51,27 @@ class Subject:
     build: Callable[[], nn.Module]
 
 
-def open_entries(paths: Sequence[str | Path], image_size: int | None, *, averaged: bool = False) -> list[Entry]:
+def open_entries(
+    paths: Sequence[str | Path], image_size: int | None, *, averaged: Sequence[bool] = (False,)
+) -> list[Entry]:
     """Read every WEIGHTS once, so that a fault in the last is found before the first is run.
 
-    An id is the last part of the path, or the whole path where two share it. `averaged`: take their Polyak averages.
-    Collective, and the same on every rank. Raises InputError: no such weights, twice the same path, a network that
+    averaged: which weights of each path: as trained (False), their Polyak average (True), or both in turn.
+    Collective, and the same on every rank. Raises InputError: no such weights, the same ones twice, a network that
     cannot be run at `image_size`.
     """
     given = [Path(path) for path in paths]
-    if len({path.resolve() for path in given}) < len(given):
-        raise InputError(f"--init: {' '.join(map(str, given))}: the same weights twice; give each once")
-    names = [path.resolve().name + ("-averaged" if averaged else "") for path in given]
     sources = [agreed(path) for path in given]
+    seen: dict[Path, Path] = {}
+    for path, source in zip(given, sources, strict=True):
+        first = seen.setdefault(source.resolve(), path)
+        if first is not path:
+            raise InputError(f"--init: {first} and {path}: the same weights twice, {source}; give each once")
 
-    def entry(path: Path, name: str, source: Path) -> Entry:
+    def entry(path: Path, source: Path, averaged: bool) -> Entry:
         weights = load_weights(source, averaged=averaged)
         return Entry(
-            id=name if names.count(name) == 1 else str(path),
+            id="",
             path=path,
             source=weights.source,
             averaged=averaged,
@@ -76,7 +81,33 @@ def open_entries(paths: Sequence[str | Path], image_size: int | None, *, average
             trained_size=weights.spec.image_size,
         )
 
-    return together(lambda: [entry(*each) for each in zip(given, names, sources, strict=True)])
+    found = together(
+        lambda: [entry(path, source, kind) for path, source in zip(given, sources, strict=True) for kind in averaged]
+    )
+    return [replace(one, id=id) for one, id in zip(found, _ids(found), strict=True)]
+
+
+def _ids(entries: Sequence[Entry]) -> list[str]:
+    """What each is called in a report: its run, by as many last parts of the path as tell the runs apart, then the step
+    where a checkpoint was named or the run has several, and whether it is the average.
+    """
+    runs = [run_of(one.source) for one in entries]
+    depth = 1
+    while depth < max(len(run.parts) for run in runs) and len({run.parts[-depth:] for run in runs}) < len(set(runs)):
+        depth += 1
+    ids = []
+    for one, run in zip(entries, runs, strict=True):
+        steps = {other.step for other, theirs in zip(entries, runs, strict=True) if theirs == run}
+        said = one.step is not None and (len(steps) > 1 or one.path.resolve() == one.source.resolve())
+        name = Path(*run.parts[-depth:]).as_posix().lstrip("/")
+        ids.append(name + (f" step {one.step}" if said else "") + (" averaged" if one.averaged else ""))
+    return ids
+
+
+def run_of(source: Path) -> Path:
+    """The run folder that the checkpoint `source` is of; of one that lies elsewhere, the folder that holds it."""
+    folder = source.resolve().parent
+    return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def subjects(entry: Entry, features: Sequence[str], seed: int) -> list[Subject]:

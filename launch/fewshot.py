@@ -24,6 +24,8 @@ from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.run.command import DONE, Parser, main_rank, run_command
 
+KINDS = {"raw": (False,), "averaged": (True,), "both": (False, True)}  # --weights → whether averaged, in turn
+
 # What else is needed is imported late: torch takes seconds, which a mistake in the config need not wait for.
 
 
@@ -53,7 +55,7 @@ def probe_weights(args: argparse.Namespace) -> int:
 
     world = distributed.start()
     distributed.together(lambda: check_out(out) if world.main else None)  # one rank writes all
-    entries = open_entries(args.init, config.model.image_size, averaged=args.weights == "averaged")
+    entries = open_entries(args.init, config.model.image_size, averaged=KINDS[args.weights])
     began = time.monotonic()
     taken = study.take_features(config, entries, task, out, world)
     extracted = time.monotonic()
@@ -90,8 +92,8 @@ def probe_file(args: argparse.Namespace) -> int:
 
     if args.init:
         raise InputError("--features and --init: one of the two; features need no weights")
-    if args.weights == "averaged":
-        raise InputError("--features and --weights averaged: one of the two; --weights goes with --init")
+    if args.weights != "raw":
+        raise InputError(f"--features and --weights {args.weights}: one of the two; --weights goes with --init")
     if args.overrides and not args.config:
         raise InputError(f"{args.overrides[0]}: an override needs a --config; --shots, --seeds and --l2 do not")
     if not main_rank():
@@ -132,10 +134,12 @@ def check_out(out: Path) -> None:
 
 
 def finish(content: dict[str, Any], out: Path) -> int:
-    from fewshot import report
+    from fewshot import page, report
 
+    if aside := report.set_aside(content, out):
+        say(f"{out / report.REPORT}: held another report, which is kept as {aside}")
     path = report.write_report(content, out)
-    say(f"\n{report.table(content)}\n\nreport: {path}")
+    say(f"\n{page.table(content)}\n\nreport: {path}")
     return DONE
 
 
@@ -183,10 +187,18 @@ def parser() -> argparse.ArgumentParser:
         help="a run folder or a checkpoint inside one; may be given several times",
     )
     main.add_argument(
-        "--weights", choices=("raw", "averaged"), default="raw", help="of --init: as trained, or their Polyak average"
+        "--weights",
+        choices=tuple(KINDS),
+        default="raw",
+        help="of --init: as trained (the default), their Polyak average, or both side by side",
     )
     main.add_argument("--features", type=Path, metavar="F.npz", help="support_x, support_y, query_x, query_y to probe")
-    main.add_argument("--out", type=Path, metavar="DIR", help="default: runs/<name of the config, or of F>")
+    main.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/<name of the config, or of F>; another report that it holds is kept, as report-1, …",
+    )
     main.add_argument("--shots", type=numbers(1), help="images of each class (default: the config's, or 1,5,10,25)")
     main.add_argument("--seeds", type=numbers(0), help="of the draws (default: the config's, or 0,1,2)")
     main.add_argument("--l2", type=strength, metavar="λ", help="of the ridge (default: the config's, or 1024)")

@@ -20,8 +20,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
 import json
-import os
 
+from pretrain.console import deliver, say
 from pretrain.run.command import DONE, Parser, run_command
 from pretrain.stream.index import Index
 
@@ -58,17 +58,17 @@ def _summary(path: Path, what: str) -> None:
     found = Index.open(path)
     labels = f"lists of up to {found.longest} labels" if found.multilabel else "one label each"
     counts = f"{found.samples:,} samples, {found.num_classes:,} classes, {labels}"
-    print(f"{what} {counts}; shards: {len(found.shards):,}")
-    print(f"{path}  {found.hash}")
+    say(f"{what} {counts}; shards: {len(found.shards):,}")
+    say(f"{path}  {found.hash}")
 
 
 def verify(args: argparse.Namespace) -> int:
     from pretrain.shards.verify import verify
 
     found = verify(Index.open(args.index), workers=args.workers)
-    print(f"in order: {found.samples:,} samples, {found.bytes:,} bytes; shards: {found.shards:,}")
+    say(f"in order: {found.samples:,} samples, {found.bytes:,} bytes; shards: {found.shards:,}")
     if found.without_digest:
-        print(f"no sha256 or etag recorded for {found.without_digest:,} of the shards (index --sha256 records sha256)")
+        say(f"no sha256 or etag recorded for {found.without_digest:,} of the shards (index --sha256 records sha256)")
     return DONE
 
 
@@ -89,7 +89,7 @@ def stats(args: argparse.Namespace) -> int:
         if args.png:
             write_picture(portrait, args.png)
     figures = found.figures()
-    print(json.dumps(figures) if args.json else survey_text(figures))
+    deliver([json.dumps(figures) if args.json else survey_text(figures)])
     return DONE
 
 
@@ -99,19 +99,14 @@ def order(args: argparse.Namespace) -> int:
     first, end = args.steps
     samples = Index.open(args.index).samples
     sequence = Order(samples, args.global_batch, args.seed, chunk=args.chunk, lanes=args.lanes)
-    try:
-        for step in range(first, end):
-            print(json.dumps({"step": step, "ids": sequence.ids(step).tolist()}))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    deliver(json.dumps({"step": step, "ids": sequence.ids(step).tolist()}) for step in range(first, end))
     return DONE
 
 
 def locate(args: argparse.Namespace) -> int:
     from pretrain.shards.survey import locate
 
-    print(json.dumps(locate(Index.open(args.index), args.id)))
+    deliver([json.dumps(locate(Index.open(args.index), args.id))])
     return DONE
 
 

@@ -222,14 +222,19 @@ def serve(monkeypatch):
 
 @pytest.fixture(scope="session")
 def run_folder():
-    """run_folder(path, model, step=3): `path` as a run folder with one checkpoint of the model's weights."""
+    """run_folder(path, model, step=3, average=None): `path` as a run folder with a checkpoint of the model's weights.
 
-    def write(path, model, step=3):
+    average: a model whose weights are kept as their average.
+    """
+
+    def write(path, model, step=3, average=None):
         named = [(name, parameter.detach().flatten()) for name, parameter in model.named_parameters()]
         pieces = [(name, 0, len(values)) for name, values in named]
         places = {name: 0 for name, _ in named}  # of no weight here: nothing resumes
         folder = path / "checkpoints"
         values = {"weight": [values for _, values in named]}
+        if average is not None:
+            values["average"] = [parameter.detach().flatten() for parameter in average.parameters()]
         record = checkpoint.write_share(checkpoint.partial(folder, step), 0, pieces, values, places)
         checkpoint.commit(folder, step, [record], {"zero_stage": 0, "model": asdict(model.spec)})
         return path

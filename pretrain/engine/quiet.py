@@ -14,6 +14,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from pretrain.console import say
+
 VERBOSE = os.environ.get("VIT_FOUNDRY_VERBOSE") == "1"
 
 
@@ -30,7 +32,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except BaseException:
-        sys.stderr.write(held.getvalue())
+        say(held.getvalue(), to=sys.stderr, end="")
         raise
     finally:
         logging.disable(before)

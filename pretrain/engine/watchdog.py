@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from pretrain.console import printable
 from pretrain.engine.distributed import World, barrier, share
 
 Result = TypeVar("Result")
@@ -229,7 +230,9 @@ class Watchdog:
         self._ending.acquire()  # and never released: the watching and the main thread may both come here
         if self._world.rank in verdict["speakers"]:
             with contextlib.suppress(OSError):  # a full disk: the run must end all the same
-                os.write(2, f"error: {verdict['text']}\n".encode())  # what hangs may hold the lock of sys.stderr
+                os.write(
+                    2, f"error: {printable(verdict['text'])}\n".encode()
+                )  # what hangs may hold the lock of sys.stderr
         if self._world.size > 1:
             # The others are still to read the verdict, from a store that is in rank 0's process.
             time.sleep((2 if self._world.main else 1) * _GAP * self._every)

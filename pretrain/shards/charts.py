@@ -14,6 +14,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from pretrain.console import printable
 from pretrain.shards.survey import Survey, class_name, spread, spread_of_counts
 from pretrain.stream.tar import BLOCK
 
@@ -95,6 +96,7 @@ def name_style() -> dict[str, Any]:
 
 
 def shortened(name: str, letters: int) -> str:
+    name = printable(name)
     return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"
 
 

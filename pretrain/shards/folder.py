@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, as_stored, fingerprint
 
@@ -271,4 +272,4 @@ def _choose(folder: Path, split: str | None, splits: Sequence[str]) -> str:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr, flush=True)
+    say(f"note: {text}", to=sys.stderr)

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from pretrain.console import printable
 from pretrain.errors import InputError
 from pretrain.shards.charts import GREY, Chart, bytes_text, charts, constants, name_style, shortened
 from pretrain.shards.sheet import SIDE, Tile, contact_sheet
@@ -142,7 +143,7 @@ def page(portrait: Portrait) -> str:
     files = portrait.survey.index.files
     several = [f"{file.path}: {file.samples:,} samples" for file in files] if len(files) > 1 else []
     cards = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(figure)}</dd></div>" for name, figure in portrait.headline().items()
+        f"<div><dt>{_html(name)}</dt><dd>{_html(figure)}</dd></div>" for name, figure in portrait.headline().items()
     )
     shown = "\n".join(_chart_html(*placed) for row in _rows(portrait.survey) for placed in row)
     return f"""<!doctype html>
@@ -150,11 +151,11 @@ def page(portrait: Portrait) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(portrait.title)}</title>
+<title>{_html(portrait.title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1>{escape(portrait.title)}</h1>
+<h1>{_html(portrait.title)}</h1>
 {_notes(several)}
 <dl>{cards}</dl>
 {_notes(portrait.amiss(), "note amiss")}
@@ -231,7 +232,7 @@ def _header(portrait: Portrait) -> Image.Image:
 
     def draw(figure: Figure) -> None:
         def text(x: float, inches_down: float, words: str, **style: Any) -> None:
-            figure.text(x, 1 - inches_down / height, words, va="top", **name_style(), **style)
+            figure.text(x, 1 - inches_down / height, printable(words), va="top", **name_style(), **style)
 
         text(0.005, 0, shortened(portrait.title, 100), fontsize=15)
         for number, (name, value) in enumerate(cards.items()):
@@ -281,27 +282,27 @@ def _chart_html(chart: Chart, width: float, height: float) -> str:
     kind = ' class="wide"' if width == _WIDTH else ""
     if chart.tables:
         tables = "".join(
-            f"<table><caption>{escape(heading)}</caption>"
-            + "".join(f"<tr><td>{escape(name)}</td><td>{samples:,}</td></tr>" for name, samples in rows)
+            f"<table><caption>{_html(heading)}</caption>"
+            + "".join(f"<tr><td>{_html(name)}</td><td>{samples:,}</td></tr>" for name, samples in rows)
             + "</table>"
             for heading, rows in chart.tables.items()
         )
         return f'<div{kind}><div class="tables">{tables}</div></div>'
     image = _drawn(chart.draw, width, height)
-    return f'<figure{kind}><img src="{_data_url(image, "png")}" alt="{escape(chart.text)}"></figure>'
+    return f'<figure{kind}><img src="{_data_url(image, "png")}" alt="{_html(chart.text)}"></figure>'
 
 
 def _tile_html(tile: Tile) -> str:
-    words = f"{escape(tile.caption)}<span>id {tile.sample_id}</span>"
+    words = f"{_html(tile.caption)}<span>id {tile.sample_id}</span>"
     if tile.image is None:
-        fault = escape(tile.fault)
+        fault = _html(tile.fault)
         shown = f'<div class="unreadable" role="img" aria-label="{fault}" title="{fault}">unreadable</div>'
     else:
         small = _small(tile.image)
         source = _data_url(tile.image, "png" if small else "jpeg")
         kind = ' class="pixels"' if small else ""
-        shown = f'<img{kind} src="{source}" alt="{escape(tile.caption)}, id {tile.sample_id}">'
-    return f'<figure>{shown}<figcaption title="{escape(tile.caption)}">{words}</figcaption></figure>\n'
+        shown = f'<img{kind} src="{source}" alt="{_html(tile.caption)}, id {tile.sample_id}">'
+    return f'<figure>{shown}<figcaption title="{_html(tile.caption)}">{words}</figcaption></figure>\n'
 
 
 def _data_url(image: Image.Image, kind: str) -> str:
@@ -314,8 +315,13 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     return data.getvalue()
 
 
+def _html(text: str) -> str:
+    """Text as it shows in HTML, in an attribute's quotes too."""
+    return escape(printable(text))
+
+
 def _notes(sentences: Sequence[str], kind: str = "note") -> str:
-    return "".join(f'<p class="{kind}">{escape(sentence)}</p>' for sentence in sentences)
+    return "".join(f'<p class="{kind}">{_html(sentence)}</p>' for sentence in sentences)
 
 
 def _sentence(words: str) -> str:

@@ -34,7 +34,7 @@ class Progress:
         left = (now - self._start) / self._done * (self._total - self._done)
         line = f"{self._doing}: {self._done:,}/{self._total:,} {self._what}, {_clock(left)} left"
         if self._terminal:
-            say(f"\r{line:<78}", to=sys.stderr, end="")
+            say(f"{line:<78}", to=sys.stderr, end="\r")
         else:
             say(line, to=sys.stderr)
         self._spoke = True
@@ -46,7 +46,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._spoke and self._terminal:
-            say("\r" + " " * 78, to=sys.stderr, end="\r")
+            say(" " * 78, to=sys.stderr, end="\r")
 
 
 def _clock(seconds: float) -> str:

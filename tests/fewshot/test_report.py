@@ -9,7 +9,8 @@ import pytest
 from fewshot import chart
 from fewshot.config import ProtocolSection
 from fewshot.draw import draw_support
-from fewshot.report import build_report, markdown, table, write_report
+from fewshot.page import markdown, table
+from fewshot.report import build_report, set_aside, write_report
 from fewshot.score import Result, Scores, Sweep
 
 DRAWS = draw_support(np.arange(60) % 3, classes=3, shots=(1, 5), seeds=(0, 1, 2))
@@ -20,11 +21,11 @@ ACCURACY = {"tanh": 0.6, "pixels": 0.4, "untrained": 0.3}
 def report():
     """report(**protocol): tanh, pixels and untrained of one checkpoint, seed s ahead by s points."""
 
-    def make(**changes):
+    def make(id="w", name="small", **changes):
         protocol = ProtocolSection(**{"shots": (1, 5), "seeds": (0, 1, 2), "probes": ("ridge", "knn10"), **changes})
         rows = [
             Result(
-                "w",
+                id,
                 probe,
                 feature,
                 shots,
@@ -37,9 +38,9 @@ def report():
             for shots in protocol.shots
             for seed in protocol.seeds
         ]
-        curves = [Sweep("w", "tanh", 5, seed, (1.0, 2.0), (0.1, 0.2 + seed / 10)) for seed in protocol.seeds]
+        curves = [Sweep(id, "tanh", 5, seed, (1.0, 2.0), (0.1, 0.2 + seed / 10)) for seed in protocol.seeds]
         weights = {
-            "id": "w",
+            "id": id,
             "path": "runs/w",
             "sha256": "ab" * 32,
             "step": 7,
@@ -49,7 +50,7 @@ def report():
             "dtype": "float32",
         }
         return build_report(
-            "small",
+            name,
             protocol,
             Scores(rows, curves, {"probes": 1.25}),
             draws=DRAWS,
@@ -180,6 +181,62 @@ def test_charts_are_on_the_page_when_they_were_drawn(report, tmp_path, monkeypat
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr("fewshot.report.draw_charts", lambda *_: [])
     assert ".png" not in write_report(report(), tmp_path / "plain").read_text()
+
+
+# Mathematics that does not parse, a name that matplotlib hides, markup, and what would control a terminal.
+STRANGE = "_$\\frac{$|*b*`<i>`\x1b[31m\n\udcff"
+SHOWN = "_$\\frac{$|*b*`<i>`\\x1b[31m\\n\\udcff"
+
+
+def test_a_chart_shows_names_as_they_are(report, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    saved, save = [], figure.savefig
+
+    def saving(self, *given, **more):
+        saved.append(self)
+        save(self, *given, **more)
+
+    monkeypatch.setattr(figure, "savefig", saving)
+    found = report(STRANGE, STRANGE)
+    found["weights"] *= 2  # with one, the legend names the features alone
+    assert chart.draw_charts(found, tmp_path) == ["accuracy.png", "oracle.png"]
+    for drawn in saved:
+        assert SHOWN in drawn.axes[0].get_title()
+        assert f"{SHOWN} tanh" in drawn.legends[0].get_texts()[0].get_text()
+
+
+def test_a_page_and_a_table_show_names_as_they_are(report, tmp_path):
+    found = report(STRANGE, STRANGE)
+    assert f"{SHOWN}  tanh" in table(found)
+    page = write_report(found, tmp_path).read_text()
+    literal = r"\_\$\\frac{\$\|\*b\*\`\<i\>\`\\x1b\[31m\\n\\udcff"
+    assert page.startswith(f"# Few-shot: {literal}\n")
+    assert f"- **{literal}: 66.00" in page
+    assert f"| {literal} | tanh | 62.00" in page
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["name"] == STRANGE
+
+
+def test_words_with_underscores_stay_readable(report):
+    assert "| runs/a_b step_7 |" in markdown(report("runs/a_b step_7")).replace(" | tanh", " |")
+
+
+def test_another_report_is_kept_and_the_same_one_written_again(report, tmp_path):
+    def make(id):
+        kept = set_aside(report(id), tmp_path)
+        write_report(report(id) | {"seconds": {"probes": 9.0}}, tmp_path)
+        return kept and kept.name
+
+    assert [make("a"), make("a"), make("b"), make("b"), make("a")] == [None, None, "report-1", None, "report-2"]
+    held = {path.parent.name: json.loads(path.read_text())["weights"][0]["id"] for path in tmp_path.rglob("*.json")}
+    assert held == {"report": "a", "report-1": "a", "report-2": "b"}
+
+
+@pytest.mark.parametrize("there", ["{", "[]", None], ids=["no JSON", "a list", "nothing"])
+def test_what_is_no_report_is_kept_too(report, tmp_path, there):
+    (tmp_path / "report").mkdir()
+    if there:
+        (tmp_path / "report" / "report.json").write_text(there)
+    assert set_aside(report(), tmp_path) == tmp_path / "report-1"
 
 
 def test_no_matplotlib_no_charts(report, tmp_path, monkeypatch):

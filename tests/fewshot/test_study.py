@@ -1,5 +1,7 @@
 """An evaluation from images to scores, with storage that comes and goes."""
 
+import sys
+
 import pytest
 
 from fewshot.config import DataSection, FewshotConfig, ProtocolSection
@@ -28,3 +30,17 @@ def test_storage_that_does_not_answer_is_waited_for_as_the_config_says(
     server.usual = None
     (taken,) = take_features(config, entries, task, tmp_path / "out", alone)
     assert taken.file.is_file()
+
+
+def test_features_are_taken_though_nobody_reads_the_console(
+    digit_shards, tiny, drawn, run_folder, alone, tmp_path, monkeypatch
+):
+    config = FewshotConfig(name="mute", data=DataSection(workers=1), fewshot=ProtocolSection(features=("pixels",)))
+    entries = open_entries([run_folder(tmp_path / "run", drawn(tiny()))], None)
+    task = open_task(*digit_shards, shots=(1,), seeds=(0,))
+    full = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", full)
+    (taken,) = take_features(config, entries, task, tmp_path / "out", alone)
+    assert taken.file.is_file()
+    with pytest.raises(OSError, match="No space left"):
+        full.close()

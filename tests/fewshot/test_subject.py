@@ -117,16 +117,44 @@ def test_large_images_are_averaged_down():
     assert torch.allclose(Pixels()(images)["pixels"], expected, rtol=0, atol=1e-12)
 
 
-def test_networks_of_one_name_are_told_apart_by_their_paths(tmp_path, tiny, drawn, run_folder):
+def ids(*paths, **choice):
+    return [one.id for one in open_entries(paths, None, **choice)]
+
+
+def test_runs_of_one_name_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path, tiny, drawn, run_folder):
     paths = [run_folder(tmp_path / name / "run", drawn(tiny(), seed)) for seed, name in enumerate("ab")]
     other = run_folder(tmp_path / "third", drawn(tiny(), 2))
-    assert [one.id for one in open_entries([*paths, other], None)] == [*map(str, paths), "third"]
+    assert ids(other) == ["third"]
+    assert ids(*paths) == ["a/run", "b/run"]
+    assert ids(*paths, other) == ["a/run", "b/run", f"{tmp_path.name}/third"]
+
+
+def test_a_checkpoint_is_called_by_its_run_and_its_step(tmp_path, tiny, drawn, run_folder):
+    for name, step in (("a", 200), ("a", 400), ("b", 200)):
+        run_folder(tmp_path / name, drawn(tiny(), step), step)
+    steps = {(name, step): tmp_path / name / "checkpoints" / f"step_{step:08}" for name in "ab" for step in (200, 400)}
+    assert ids(steps["a", 200], steps["b", 200]) == ["a step 200", "b step 200"]
+    assert ids(tmp_path / "a", steps["a", 200]) == ["a step 400", "a step 200"]
+    assert ids(tmp_path / "a", tmp_path / "b") == ["a", "b"]
+
+
+def test_weights_and_their_average_stand_side_by_side(tmp_path, tiny, drawn, run_folder):
+    path = run_folder(tmp_path / "run", drawn(tiny()), 3, drawn(tiny(), 1))
+    raw, mean = open_entries([path], None, averaged=(False, True))
+    assert (raw.id, mean.id) == ("run", "run averaged")
+    assert torch.equal(frozen(raw).head.weight, drawn(tiny()).head.weight)
+    assert torch.equal(frozen(mean).head.weight, drawn(tiny(), 1).head.weight)
+    without = run_folder(tmp_path / "without", drawn(tiny()))
+    with pytest.raises(InputError, match=r"without.*keeps no averaged weights"):
+        open_entries([path, without], None, averaged=(False, True))
 
 
 def test_the_same_weights_twice_are_refused(tmp_path, tiny, drawn, run_folder):
     path = run_folder(tmp_path / "run", drawn(tiny()))
     with pytest.raises(InputError, match="the same weights twice"):
-        open_entries([path, tmp_path / "x" / ".." / "run"], None)
+        open_entries([path, tmp_path / "run" / ".." / "run"], None)
+    with pytest.raises(InputError, match=r"the same weights twice, .*step_00000003"):
+        open_entries([path, path / "checkpoints" / "step_00000003"], None)
 
 
 def test_a_size_below_a_patch_is_refused(entry):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.console import say
+from pretrain.console import deliver, printable, say
+from pretrain.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -34,6 +35,29 @@ def test_what_an_encoding_lacks_is_escaped():
         stream = io.TextIOWrapper(told := io.BytesIO(), encoding=encoding)
         say(text, to=stream)
         assert told.getvalue() == written
+
+
+def test_what_would_control_the_terminal_is_escaped(capsys):
+    say("a\x1b]0;title\x07b\r\u202ec\x9bK\nλ 고양이 👩\u200d💻")
+    assert capsys.readouterr().out == "a\\x1b]0;title\\x07b\\r\\u202ec\\x9bK\nλ 고양이 👩\u200d💻\n"
+    assert printable("one\nline \udcff") == "one\\nline \\udcff"
+
+
+def test_a_result_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_not(monkeypatch, capsys):
+    deliver(["1", "2"])
+    assert capsys.readouterr().out == "1\n2\n"
+    full = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(InputError, match="stdout: cannot be written: No space left on device"):
+        deliver(["1"])
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+    there, here = os.pipe()
+    os.close(there)
+    asked = iter(range(9))
+    monkeypatch.setattr(sys, "stdout", open(here, "w"))  # noqa: SIM115
+    deliver(map(str, asked))
+    assert next(asked) == 1
 
 
 def test_what_is_said_to_a_closed_stream_is_lost():

@@ -16,6 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pretrain.console import printable
 from pretrain.errors import InputError
 from pretrain.shards.charts import charts, constants
 from pretrain.shards.dataset import Dataset, png
@@ -27,7 +28,7 @@ from pretrain.stream import indexfile
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, place_arrays
 
-NAMES = ("tern <b>", "5$ & 6$", 'a "quoted" name that is far too long to be a label', "고양이")
+NAMES = ("tern <b>", "5$ & 6$\x1b]0;title\x07\u202e\n", 'a "quoted" name that is far too long to be a label', "고양이")
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +232,19 @@ def test_the_page_holds_what_the_index_holds(lists):
     assert all("not JPEG, PNG or WebP" in attributes["title"] for _, attributes in unreadable)
     captions = [tile.caption for tile in portrait.tiles]
     assert any(NAMES[0] in caption for caption in captions)
-    assert set(captions) <= set(found.text)  # as text: what looks like markup in a name is escaped
+    # As text: what looks like markup in a name is escaped, what would control a terminal too.
+    assert set(map(printable, captions)) <= set(found.text)
+    assert not set("\x1b\x07\u202e") & set("".join(found.text))
     assert any(
         text.startswith(f"Unreadable 3 of 60; the first is id {portrait.survey.unreadable[0].sample_id}")
         for text in found.text
     )
+
+
+def test_a_name_takes_no_more_than_its_place_in_the_figures(lists):
+    text = survey_text(survey(lists).figures())
+    assert "5$ & 6$\\x1b]0;title\\x07\\u202e\\n: " in text
+    assert not set("\x1b\x07\u202e") & set(text)
 
 
 def test_the_picture_shows_the_same(lists, tmp_path):
