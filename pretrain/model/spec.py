@@ -106,6 +106,18 @@ class ViTSpec:
             f"{head}{self.num_classes} classes"
         )
 
+    def near(self) -> str:
+        """The named architecture that this one is, or is but for one or two sizes, which are named; else empty."""
+        differing = {
+            name: {key: size for key, size in sizes.items() if size != getattr(self, key)}
+            for name, sizes in ARCHITECTURES.items()
+        }
+        name, others = min(differing.items(), key=lambda found: len(found[1]))
+        if len(others) > 2:
+            return ""
+        but = ", ".join(f"{key} {getattr(self, key)} (not {size})" for key, size in others.items())
+        return f"{name} with {but}" if but else name
+
 
 def spec_from_arch(name: str, **overrides: Any) -> ViTSpec:
     """The ViTSpec of ARCHITECTURES[name], fields replaced. Raises InputError for an unknown name or field."""

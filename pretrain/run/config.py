@@ -13,9 +13,14 @@ from pretrain.model.spec import ARCHITECTURES, ViTSpec
 from pretrain.run.configfile import FolderName, Section, Seeds, Shots
 from pretrain.stream.effort import PATIENCE, Patience
 
+_SIZES = tuple(next(iter(ARCHITECTURES.values())))
+
 
 class ModelSection(Section):
-    """The network. `arch` names a size of the paper; without it the five explicit sizes are required."""
+    """The network. `arch` names a size of the paper; sizes said beside it replace its own, and all five replace it.
+
+    Read, it holds either: `arch` alone, or the five sizes.
+    """
 
     arch: str | None = None
     patch_size: int | None = None
@@ -43,14 +48,27 @@ class ModelSection(Section):
             raise ValueError(f"unknown architecture {arch!r}; {hint}known: {' '.join(ARCHITECTURES)}")
         return arch
 
+    @model_validator(mode="before")
+    @classmethod
+    def _arch_or_sizes(cls, said: Any) -> Any:
+        name = said.get("arch") if isinstance(said, dict) else None
+        sizes = ARCHITECTURES.get(name) if isinstance(name, str) else None
+        if sizes is None:
+            return said
+        given = {key: said[key] for key in sizes if said.get(key) is not None}
+        if {**sizes, **given} == sizes:
+            return {**said, **dict.fromkeys(sizes)}
+        if len(given) == len(sizes):
+            raise ValueError(
+                f"arch {name!r} has no effect where {', '.join(sizes)} are all set; leave it out, or set to null the "
+                "sizes that it should give"
+            )
+        return {**said, **sizes, **given, "arch": None}
+
     @model_validator(mode="after")
-    def _sized_once(self) -> ModelSection:
-        explicit = {key: getattr(self, key) for key in ("patch_size", "layers", "width", "mlp", "heads")}
-        given = [key for key, value in explicit.items() if value is not None]
-        if self.arch is not None and given:
-            raise ValueError(f"arch {self.arch!r} already fixes {', '.join(given)}; give either arch or the sizes")
-        if self.arch is None and len(given) < len(explicit):
-            missing = [key for key in explicit if key not in given]
+    def _sized(self) -> ModelSection:
+        missing = [key for key in _SIZES if getattr(self, key) is None]
+        if self.arch is None and missing:
             raise ValueError(
                 f"without arch, {', '.join(missing)} must be given (or name one of {' '.join(ARCHITECTURES)})"
             )

@@ -330,9 +330,10 @@ def given(path: str | Path, *, averaged: bool = False) -> Fill:
 
 def _headline(setup: Setup, start: int, origin: str) -> str:
     config, index, layout, steps = setup.config, setup.index, setup.layout, setup.schedule.steps
+    spec = config.model.spec()
     return "\n".join(
         [
-            f"{config.name}: {config.model.spec().describe()}; {origin}",
+            f"{config.name}: {'; '.join(filter(None, (spec.near(), spec.describe(), origin)))}",
             f"data: {index.samples:,} samples in {len(index.shards):,} shards; "
             f"steps {start:,} to {steps:,}, {steps * layout.global_batch / index.samples:.4g} epochs",
             f"batch {layout.global_batch} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "

@@ -76,3 +76,13 @@ def test_an_unknown_architecture_or_field_is_refused_with_the_nearest_one():
         spec_from_arch("vit_b16")
     with pytest.raises(InputError, match=r"model\.num_clases.*did you mean 'num_classes'"):
         spec_from_arch("vit_b_16", num_clases=10)
+
+
+def test_the_nearest_architecture_is_named_with_what_differs():
+    assert spec_from_arch("vit_b_16", image_size=64).near() == "vit_b_16"
+    assert spec_from_arch("vit_b_16", patch_size=32).near() == "vit_b_32"
+    assert (
+        spec_from_arch("vit_s_16", layers=6, patch_size=8).near()
+        == "vit_s_16 with patch_size 8 (not 16), layers 6 (not 12)"
+    )
+    assert ViTSpec(patch_size=5, layers=4, width=64, mlp=256, heads=4, image_size=20).near() == ""

@@ -110,6 +110,19 @@ def test_what_shapes_the_images_and_the_loss_belongs_to_the_trained_function(tmp
     )
 
 
+def test_sizes_beside_arch_replace_its_own(tmp_path):
+    path = write(tmp_path, SMALL)
+    config = read_config(RunConfig, path, ["model.patch_size=32"])
+    assert config.model.spec() == spec_from_arch("vit_ti_16", patch_size=32)
+    assert config.model.spec().near() == "vit_ti_16 with patch_size 32 (not 16)"
+    record = write(tmp_path, config.model_dump(mode="json"), "config.json")
+    assert json.loads(record.read_text())["model"]["arch"] is None, "what is written down says the sizes alone"
+    assert read_config(RunConfig, record) == config
+    plain = read_config(RunConfig, path)
+    assert read_config(RunConfig, path, ["model.patch_size=16"]) == plain, "which trains the same function"
+    assert (plain.model.arch, plain.model.patch_size) == ("vit_ti_16", None)
+
+
 @pytest.mark.parametrize("name", FINETUNE)
 def test_fine_tuning_configs_take_the_checkpoints_network(name):
     task = read_config(FinetuneConfig, name)
@@ -150,7 +163,10 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"train": {"global_batch": 8}}, ("train", "exactly one of steps and epochs")),
         ({"train": {"global_batch": 8, "steps": 1, "epochs": 1}}, ("exactly one of steps and epochs",)),
         ({"model": {"arch": "vit_h_15"}}, ("model.arch", "did you mean vit_h_14?")),
-        ({"model": {"arch": "vit_h_14", "layers": 3}}, ("model", "layers", "either arch or the sizes")),
+        (
+            {"model": {"arch": "vit_h_14", "patch_size": 14, "layers": 3, "width": 64, "mlp": 256, "heads": 4}},
+            ("model: arch 'vit_h_14' has no effect where patch_size, layers", "set to null the sizes"),
+        ),
         ({"model": {"width": 8}}, ("model", "patch_size, layers, mlp, heads")),
         ({"model": {"arch": "vit_b_16", "image_size": 8}}, ("model.image_size",)),
         ({"train": {"global_batch": 8, "steps": 4, "loss": "mse"}}, ("train.loss", '"mse"', "softmax")),
