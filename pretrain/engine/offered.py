@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from typing import Any
 
 from pretrain.errors import nearest
-
-_OBJECTS = ("zero_optimization", "bf16", "fp16", "data_types")
 
 # What is reported, and when: of no effect on what is computed.
 LOGGING = (
@@ -19,16 +17,54 @@ FIXED = {
     "zero_allow_untested_optimizer": (True, "the optimizer is torch's, none of those that DeepSpeed has tested"),
     "zero_force_ds_cpu_optimizer": (False, "the optimizer is torch's, with offload too, and would be refused"),
 }
-# What decides what is computed, where it lies, and what is reported. DeepSpeed passes over a key it does not know.
-_KEYS = (*_OBJECTS, "communication_data_type", *FIXED, *LOGGING)
-_ZERO_KEYS = (
-    "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
-    "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_param", "offload_optimizer",
-    "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-    "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params",
-    "stage3_allgather_sequential", "ignore_unused_parameters", "log_trace_cache_warnings", "enable_sanity_checks",
-)  # fmt: skip
+# What a key takes: one of some values, a whole number of a range, or an object; an empty one is left to DeepSpeed.
+_FLAG = (True, False)
+_COUNT, _SIZE, _EVEN = range(2**63), range(1, 2**63), range(2, 2**63, 2)
+_OFFLOAD = {"device": ("cpu", "none"), "pin_memory": _FLAG}  # its other keys have other optimizers or files behind them
+# What decides what is computed, where it lies, and what is reported. DeepSpeed passes over a key it does not know,
+# takes its own default where "auto" stands, and converts what is of another type.
+_OFFERED: dict[str, Any] = {
+    "zero_optimization": {
+        "stage": (0, 1, 2, 3),
+        "offload_optimizer": _OFFLOAD,
+        "offload_param": _OFFLOAD,
+        "overlap_comm": (*_FLAG, None),
+        **dict.fromkeys(
+            (
+                "contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce", "allgather_partitions",
+                "stage3_gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params",
+                "stage3_allgather_sequential", "ignore_unused_parameters", "log_trace_cache_warnings",
+                "enable_sanity_checks",
+            ),
+            _FLAG,
+        ),
+        **dict.fromkeys(("reduce_bucket_size", "sub_group_size"), _SIZE),
+        "allgather_bucket_size": _EVEN,
+        **dict.fromkeys(
+            (
+                "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+                "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+            ),
+            _COUNT,
+        ),
+    },
+    "bf16": {
+        "enabled": (*_FLAG, "auto"),
+        **dict.fromkeys(("immediate_grad_update", "check_grad_overflow"), _FLAG),
+        **dict.fromkeys(("bf16_master_weights_and_grads", "bf16_optimizer_states"), _FLAG),
+    },
+    "fp16": {
+        **dict.fromkeys(("enabled", "auto_cast", "consecutive_hysteresis", "fp16_master_weights_and_grads"), _FLAG),
+        **dict.fromkeys(("loss_scale", "initial_scale_power"), _COUNT),
+        **dict.fromkeys(("loss_scale_window", "hysteresis", "min_loss_scale"), _SIZE),
+    },
+    "data_types": {"grad_accum_dtype": ("fp32", "float32", "float")},
+    "communication_data_type": ("fp32", "bf16", "fp16"),
+    **dict.fromkeys(FIXED, _FLAG),
+    **{key: {} for key in LOGGING},
+    **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state"), _FLAG),
+    "steps_per_print": _SIZE,
+}  # fmt: skip
 
 # Keys of zero_optimization that are not offered, and why.
 _REFUSED = {
@@ -48,8 +84,7 @@ _REFUSED = {
         "a block is gathered as a whole without it, and where more is, DeepSpeed's backward pass fails; leave it out"
     ),
 }
-# Keys of offload_optimizer and offload_param that have other optimizers or files behind them.
-_OFFLOAD = ("device", "pin_memory")
+_LEAST = {"offload_optimizer": 1, "offload_param": 3}  # the ZeRO stage that partitions what is offloaded
 _HALF_MASTERS = ("bf16_master_weights_and_grads", "bf16_optimizer_states", "fp16_master_weights_and_grads")
 
 
@@ -59,41 +94,57 @@ def check_offered(section: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the key below `deepspeed`, what was found and what would be right.
     """
-    for key in _OBJECTS:
-        if not isinstance(section.get(key, {}), dict):
-            raise ValueError(f"{key} must be an object, as in DeepSpeed's documentation, found {section[key]!r}")
     zero = section.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise ValueError(f"zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}")
-    for key, instead in _REFUSED.items():
-        if zero.get(key):
-            raise ValueError(f"zero_optimization.{key} is not offered: {instead}")
+    if isinstance(zero, dict):
+        for key, instead in _REFUSED.items():
+            if zero.get(key):
+                raise ValueError(f"zero_optimization.{key} is not offered: {instead}")
+        zero = {key: said for key, said in zero.items() if key not in _REFUSED and not (key in _LEAST and said is None)}
     for key, (right, why) in FIXED.items():
         if section.get(key, right) is not right:
             raise ValueError(f"{key} must be {str(right).lower()}, or left out, found {section[key]!r}: {why}")
-    _check_known(section, _KEYS, "")
-    _check_known(zero, (*_ZERO_KEYS, *_REFUSED), "zero_optimization.")
+    _check({**section, "zero_optimization": zero}, _OFFERED, "")
+    stage = zero.get("stage", 0)
     _check_precision(section, stage)
     _check_offload(zero, stage)
 
 
-def _check_known(said: dict[str, Any], known: Sequence[str], below: str) -> None:
-    for key in said:
-        if key not in known:
-            near = nearest(key, known)
-            hint = f"did you mean {below}{near}?" if near else f"what is: {', '.join(known)}"
-            raise ValueError(f"{below}{key} is not offered; {hint}")
+def _check(said: dict[str, Any], offered: dict[str, Any], below: str) -> None:
+    """Refuse keys that are not `offered`, and values that are not what they take."""
+    for key, value in said.items():
+        name = below + key
+        if offered and key not in offered:
+            near = nearest(key, offered)
+            hint = f"did you mean {below}{near}?" if near else f"what is: {', '.join(offered)}"
+            raise ValueError(f"{name} is not offered; {hint}")
+        takes = offered.get(key)
+        if takes is None:
+            right, fits = 'what DeepSpeed\'s documentation says, not "auto"', value != "auto"
+        elif isinstance(takes, dict):
+            right, fits = "an object, as in DeepSpeed's documentation", isinstance(value, dict)
+        elif isinstance(takes, range):
+            right = f"{'an even' if takes.step == 2 else 'a'} whole number from {takes.start}"
+            fits = type(value) is int and value in takes
+        else:
+            *words, last = map(json.dumps, takes)
+            right = f"{', '.join(words)}{' or ' if words else ''}{last}"
+            fits = any(type(value) is type(choice) and value == choice for choice in takes)
+        if value == "nvme" and takes is _OFFLOAD["device"]:
+            raise ValueError(
+                f"{name}: nvme is not offered: checkpoints, averaged weights and fingerprints are taken from memory; "
+                'set "cpu"'
+            )
+        if not fits:
+            raise ValueError(f"{name} must be {right}, or left out, found {value!r}")
+        if isinstance(value, dict):
+            _check(value, takes or {}, f"{name}.")
 
 
 def _check_precision(section: dict[str, Any], stage: int) -> None:
     chosen = []
-    for name, choices in (("bf16", 'true, false or "auto"'), ("fp16", "true or false")):
+    for name in ("bf16", "fp16"):
         said = section.get(name, {})
-        enabled = said.get("enabled", False)
-        if not (isinstance(enabled, bool) or (name == "bf16" and enabled == "auto")):
-            raise ValueError(f"{name}.enabled must be {choices}, found {enabled!r}")
-        if not enabled:
+        if not said.get("enabled", False):
             continue
         chosen.append(name)
         if stage == 0:
@@ -109,32 +160,12 @@ def _check_precision(section: dict[str, Any], stage: int) -> None:
             )
     if len(chosen) > 1:
         raise ValueError("bf16 and fp16 are both enabled: keep bf16 where the device has it, fp16 on an older one")
-    accumulated = section.get("data_types", {}).get("grad_accum_dtype", "fp32")
-    if accumulated not in ("fp32", "float32", "float"):
-        raise ValueError(f'data_types.grad_accum_dtype must be "fp32", or left out, found {accumulated!r}')
 
 
 def _check_offload(zero: dict[str, Any], stage: int) -> None:
-    least = {"offload_optimizer": 1, "offload_param": 3}
     offloaded = {}
-    for name, lowest in least.items():
-        said = zero.get(name)
-        if said is None:
-            continue
-        if not isinstance(said, dict):
-            raise ValueError(f'zero_optimization.{name} must be an object, as in {{"device": "cpu"}}, found {said!r}')
-        device = said.get("device", "none")
-        if device == "nvme":
-            raise ValueError(
-                f"zero_optimization.{name}.device: nvme is not offered: checkpoints, averaged weights and fingerprints "
-                'are taken from memory; set "cpu"'
-            )
-        if device not in ("cpu", "none"):
-            raise ValueError(f'zero_optimization.{name}.device must be "cpu" or "none", found {device!r}')
-        for key in said:
-            if key not in _OFFLOAD:
-                raise ValueError(f"zero_optimization.{name}.{key} is not offered: leave all but {', '.join(_OFFLOAD)}")
-        offloaded[name] = device == "cpu"
+    for name, lowest in _LEAST.items():
+        offloaded[name] = zero.get(name, {}).get("device") == "cpu"
         if offloaded[name] and stage < lowest:
             stages = "1, 2 or 3" if lowest == 1 else "3"
             raise ValueError(
