@@ -34,8 +34,9 @@ class _Foundry:
     """What this project's optimizers do beside torch's update. DeepSpeed sees a torch optimizer.
 
     hold: the next steps leave weights and state as they are.
-    decay: of the Polyak average, average ← decay · average + (1 − decay) · weights after each update, in fp32; None
-        where no average is kept. It is a state of the optimizer like the moments, so it is partitioned as they are.
+    decay: of the Polyak average at this step, average ← decay · average + (1 − decay) · weights after each update, in
+        fp32; None where no average is kept. The average is a state of the optimizer like the moments, so it is
+        partitioned as they are.
     updates: those made since the run began; the caller counts, as DeepSpeed steps once for every part of the weights.
     """
 

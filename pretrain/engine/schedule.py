@@ -1,4 +1,4 @@
-"""The learning rate and the averaging as functions of the step: nothing to save, nothing to restore."""
+"""Learning rate and averaging as functions of steps and updates made: nothing to save, nothing to restore."""
 
 from __future__ import annotations
 
@@ -11,14 +11,32 @@ from pretrain.errors import InputError
 
 @dataclass(frozen=True)
 class Averaging:
-    """The decay of the weights' Polyak average as a function of the step: 0 before `start_step`, then `decay`."""
+    """The decay of the weights' Polyak average as a function of the updates made.
+
+    Before `start_step` updates it is 0: the average is the weights. From then on, with w_1 … w_t the weights after each
+    of the t updates made since:
+
+        debias      average_t = Σ_i decay^(t−i) · (1 − decay) · w_i / (1 − decay^t)
+        otherwise   the same sum without its divisor, and decay^t · (the weights that averaging began from)
+
+    The weights that averaging began from, at the start of a run those drawn from the seed or a head of zeros, have no
+    share in the debiased average; otherwise at 0.9999 they have 37 % after 10,000 updates and 13.5 % after 20,000.
+    """
 
     decay: float = 0.0
     start_step: int = 0
+    debias: bool = True
 
-    def __call__(self, step: int) -> float:
-        """The decay with the update that takes step `step` (from 0) to step + 1; with 0 the average is the weights."""
-        return self.decay if step >= self.start_step else 0.0
+    def __call__(self, updates: int) -> float:
+        """The decay d of average ← d · average + (1 − d) · weights with the update that follows `updates` others."""
+        before = updates - self.start_step  # updates in the average
+        if before < 0 or not self.decay:
+            return 0.0
+        if not self.debias:
+            return self.decay
+        # The weights have 1 − decay of a sum whose shares add up to 1 − decay^t.
+        rate = math.log(self.decay)
+        return self.decay * math.expm1(before * rate) / math.expm1((before + 1) * rate)
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ class AveragingSection(Section):
     """The Polyak average of the weights, average ← decay · average + (1 − decay) · weights after each update."""
 
     decay: float = Field(default=0.9999, ge=0, lt=1)
-    start_step: int = Field(default=0, ge=0)  # steps before which the average is the weights themselves
+    start_step: int = Field(default=0, ge=0)  # updates before which the average is the weights themselves
+    debias: bool = True  # the weights that averaging began from have no share in it (schedule.Averaging)
 
 
 class OptimizerSection(Section):

@@ -56,6 +56,7 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
         InputError: naming every key that differs, what it was and what it is.
     """
     before = _with_defaults(saved.state["function"])
+    _refuse_late_average(before["optimizer"].get(_AVERAGING), now["optimizer"][_AVERAGING], saved.state["updates"])
     if before["optimizer"].get(_AVERAGING) is None or now["optimizer"][_AVERAGING] is None:
         before["optimizer"] = {**before["optimizer"], _AVERAGING: now["optimizer"][_AVERAGING]}
     changed = [
@@ -74,6 +75,16 @@ def refuse_changes(saved: Saved, now: dict[str, Any], *, extend: bool) -> None:
         )
 
 
+def _refuse_late_average(before: dict[str, Any] | None, now: dict[str, Any] | None, updates: int) -> None:
+    """Refuse an average that begins with a resume but is said to begin earlier: debiasing counts from its beginning."""
+    if before is None and now is not None and now["debias"] and now["start_step"] < updates:
+        raise InputError(
+            f"optimizer.averaging: begins with this resume, after {updates} updates; found start_step "
+            f"{now['start_step']}, but the weights since then were not kept; optimizer.averaging.start_step={updates} "
+            "would be right"
+        )
+
+
 def _computing(section: dict[str, Any]) -> dict[str, Any]:
     return {key: said for key, said in section.items() if key not in _LAYOUT}
 
@@ -86,8 +97,12 @@ def _with_defaults(function: dict[str, Any]) -> dict[str, Any]:
     """
     data = DataSection().model_dump(mode="json")
     smoothing = TrainSection.model_fields["label_smoothing"].default
+    optimizer = function["optimizer"]
+    if optimizer.get(_AVERAGING) is not None:  # averages were not debiased
+        optimizer = {**optimizer, _AVERAGING: {"debias": False, **optimizer[_AVERAGING]}}
     return {
         **function,
+        "optimizer": optimizer,
         "data": {**{key: data[key] for key in _DATA}, **function["data"]},
         "train": {"label_smoothing": smoothing, **function["train"]},
         "deepspeed": _computing(function["deepspeed"]),

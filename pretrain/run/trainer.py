@@ -89,7 +89,8 @@ def train(
             with saver.saved_before(step):
                 quarantine.settle(step)
         refused = guard.refuses(step, word.loss)
-        grad_norm, refused = update(engine, lr=schedule(step), decay=averaging(step), refused=refused)
+        decay = averaging(engine.basic_optimizer.updates)
+        grad_norm, refused = update(engine, lr=schedule(step), decay=decay, refused=refused)
         if refused and guard.calm and not guard.avoids(step):
             watchdog.beat(step, "save")
             inspection.keep(step, audit.ids, float(step_loss), refused)

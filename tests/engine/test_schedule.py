@@ -1,8 +1,9 @@
-"""The learning rate of every step, from the recipe's numbers."""
+"""The learning rate of every step, from the recipe's numbers; the decay of the average of every update."""
 
 import pytest
+import torch
 
-from pretrain.engine.schedule import Schedule
+from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.errors import InputError
 
 
@@ -34,3 +35,40 @@ def test_a_warm_up_as_long_as_the_run_is_refused():
 def test_a_final_rate_above_the_first_is_refused():
     with pytest.raises(InputError, match=r"schedule\.final_lr"):
         Schedule(lr=0.1, steps=100, warmup_steps=0, final_lr=0.2)
+
+
+# The average
+
+
+def averaged(weights: torch.Tensor, start: torch.Tensor, averaging: Averaging) -> torch.Tensor:
+    """`weights` [t, n], those after each update, as the optimizer averages them."""
+    average = start.clone()
+    for updates, now in enumerate(weights):
+        average.lerp_(now, 1.0 - averaging(updates))
+    return average
+
+
+@pytest.mark.parametrize("start_step", [0, 3])
+@pytest.mark.parametrize(("decay", "updates"), [(0.5, 5), (0.9, 60), (0.9999, 700), (0.9999, 30_000), (0.0, 7)])
+def test_the_average_is_the_sum_it_is_said_to_be_whatever_it_began_from(decay, updates, start_step):
+    weights = torch.randn(updates + start_step, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    since = weights[start_step:]
+    shares = (1 - decay) * decay ** torch.arange(updates - 1, -1, -1, dtype=torch.float64) / (1 - decay**updates)
+    assert shares.sum() == pytest.approx(1, abs=1e-12)
+    for start in (0.0, 1e6):
+        found = averaged(weights, torch.full((3,), start, dtype=torch.float64), Averaging(decay, start_step))
+        assert torch.allclose(found, shares @ since, rtol=0, atol=1e-11), start
+
+
+def test_after_few_steps_from_a_head_of_zeros_the_average_is_the_mean_of_the_weights():
+    weights = torch.linspace(1.0, 2.0, 50, dtype=torch.float64)[:, None]  # after each of 50 updates
+    zeros = torch.zeros(1, dtype=torch.float64)
+    assert averaged(weights, zeros, Averaging(0.9999)) == pytest.approx(1.5, rel=1e-3)
+    assert averaged(weights, zeros, Averaging(0.9999, debias=False)) == pytest.approx(0.0075, rel=1e-2)
+
+
+def test_the_first_update_replaces_what_the_average_began_from():
+    assert Averaging(0.9999)(0) == 0.0
+    assert [Averaging(0.9, start_step=2)(updates) for updates in range(4)] == pytest.approx([0, 0, 0, 0.9 / 1.9])
+    assert [Averaging(0.9, start_step=2, debias=False)(updates) for updates in range(4)] == [0, 0, 0.9, 0.9]
+    assert Averaging(0.9999)(10**6) == pytest.approx(0.9999, abs=1e-12)

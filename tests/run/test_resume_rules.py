@@ -1,5 +1,6 @@
 """What a run may go on under, and with which settings of old."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def function(*overrides):
 
 
 def saved(state):
-    return Saved(Path("checkpoints/step_00000010"), 10, {"function": state, "ranks": 4, "zero_stage": 0})
+    return Saved(Path("checkpoints/step_00000010"), 10, {"function": state, "ranks": 4, "zero_stage": 0, "updates": 10})
 
 
 def test_a_run_begun_before_a_key_was_there_goes_on_with_the_key_left_out():
@@ -69,3 +70,22 @@ def test_a_run_that_took_it_for_a_part_of_what_is_trained_goes_on_without_it():
 def test_what_deepspeed_is_to_compute_otherwise_is_refused():
     with pytest.raises(InputError, match=r"deepspeed\.communication_data_type was None, is 'fp32'"):
         refuse_changes(saved(function()), function("deepspeed.communication_data_type=fp32"), extend=False)
+
+
+def averaging(**changes):
+    return "optimizer.averaging=" + json.dumps({"decay": 0.9999, **changes})
+
+
+def test_a_run_whose_average_was_not_debiased_goes_on_only_so():
+    old = function(averaging())
+    del old["optimizer"]["averaging"]["debias"]
+    refuse_changes(saved(old), function(averaging(debias=False)), extend=False)
+    with pytest.raises(InputError, match=r"optimizer\.averaging\.debias was False, is True"):
+        refuse_changes(saved(old), function(averaging()), extend=False)
+
+
+def test_an_average_that_begins_with_a_resume_says_so():
+    refuse_changes(saved(function()), function(averaging(start_step=10)), extend=False)
+    refuse_changes(saved(function()), function(averaging(debias=False)), extend=False)
+    with pytest.raises(InputError, match=r"after 10 updates.*start_step=10"):
+        refuse_changes(saved(function()), function(averaging()), extend=False)
