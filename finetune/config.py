@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 
@@ -23,25 +23,27 @@ class TaskModel(Section):
 class FinetuneConfig(Recipe):
     """A fine-tuning run (paper, Table 4)."""
 
+    needs_weights: ClassVar[bool] = True
+
     model: TaskModel
 
+    def of(self, network: ViTSpec | None) -> RunConfig:
+        """The run that fine-tunes weights of `network`: one linear head, no representation layer.
 
-def run_config(config: FinetuneConfig, spec: ViTSpec) -> RunConfig:
-    """The run that fine-tunes a checkpoint of `spec` as `config` says: one linear head, no representation layer.
-
-    Raises:
-        InputError: the task's values do not go with the network.
-    """
-    task = config.model
-    network: dict[str, Any] = {
-        **{key: getattr(spec, key) for key in ModelSection.model_fields if key in ViTSpec.__dataclass_fields__},
-        "num_classes": task.num_classes,
-        "image_size": task.image_size or spec.image_size,
-        "dropout": task.dropout,
-        "representation_size": None,
-    }
-    try:
-        model = ModelSection(**network)
-    except ValidationError as error:
-        raise InputError(f"config {config.name}: {error.errors()[0]['ctx']['error']}") from None
-    return RunConfig(model=model, **{key: getattr(config, key) for key in Recipe.model_fields})
+        Raises:
+            InputError: the task's values do not go with the network.
+        """
+        assert network is not None  # as it needs weights
+        task = self.model
+        sizes: dict[str, Any] = {
+            **{key: getattr(network, key) for key in ModelSection.model_fields if key in ViTSpec.__dataclass_fields__},
+            "num_classes": task.num_classes,
+            "image_size": task.image_size or network.image_size,
+            "dropout": task.dropout,
+            "representation_size": None,
+        }
+        try:
+            model = ModelSection(**sizes)
+        except ValidationError as error:
+            raise InputError(f"config {self.name}: {error.errors()[0]['ctx']['error']}") from None
+        return RunConfig(model=model, **{key: getattr(self, key) for key in Recipe.model_fields})

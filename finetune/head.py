@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from pretrain.errors import InputError
 from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, check_tensors, load_tensors, tensor_shapes
-from pretrain.run.experiment import Fill
-from pretrain.weights.load import agreed, load_weights
+from pretrain.weights.load import Weights
 
 # What belongs to the pre-training task and is left behind.
 DROPPED = ("representation.", "head.")
@@ -68,23 +66,16 @@ def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
     return f"{head}; {kind} {grid}" + (f", {ignored} px ignored" if ignored else "")
 
 
-def from_checkpoint(path: str | Path, *, averaged: bool = False) -> Fill:
-    """Fill a task's network from WEIGHTS: body as it is, positions resized, head zero; read when they are needed.
-    Collective.
-    """
-
-    def fill(model: VisionTransformer) -> str:
-        weights = load_weights(agreed(path), averaged=averaged)
-        task = model.spec
-        spec, tensors = transfer(
-            weights.spec,
-            weights.tensors,
-            num_classes=task.num_classes,
-            image_size=task.image_size,
-            dropout=task.dropout,
-            where=str(weights.source),
-        )
-        load_tensors(model, tensors, where=str(weights.source))
-        return f"{weights.describe()}\n{describe_transfer(weights.spec, spec)}"
-
-    return fill
+def load_transferred(model: VisionTransformer, weights: Weights) -> str:
+    """Give a task's network the weights of another: body as it is, positions resized, head zero; says so."""
+    task = model.spec
+    spec, tensors = transfer(
+        weights.spec,
+        weights.tensors,
+        num_classes=task.num_classes,
+        image_size=task.image_size,
+        dropout=task.dropout,
+        where=str(weights.source),
+    )
+    load_tensors(model, tensors, where=str(weights.source))
+    return describe_transfer(weights.spec, spec)

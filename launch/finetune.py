@@ -7,7 +7,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 
 import argparse
 
-from finetune.config import FinetuneConfig, run_config
+from finetune.config import FinetuneConfig
 from pretrain.engine.stop import listen
 from pretrain.run.command import Parser, run_command
 from pretrain.run.configfile import read_config
@@ -24,10 +24,10 @@ def main() -> int:
         "--config", required=True, help="a JSON file, or its name under configs/ (finetune/imagenet384.json)"
     )
     parser.add_argument(
-        "--init", metavar="WEIGHTS", required=True, help="a pre-training run folder, or a checkpoint inside one"
+        "--init", metavar="WEIGHTS", help="a pre-training run folder, or a checkpoint inside one; a resume needs none"
     )
     parser.add_argument(
-        "--weights", choices=("raw", "averaged"), default="raw", help="of --init: as trained, or their Polyak average"
+        "--weights", choices=("raw", "averaged"), help="of --init: as trained (the default), or their Polyak average"
     )
     parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
@@ -38,15 +38,13 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     task = read_config(FinetuneConfig, args.config, args.overrides)
 
-    from finetune.head import from_checkpoint
+    from finetune.head import load_transferred
     from pretrain.engine import distributed
     from pretrain.run.experiment import run
-    from pretrain.weights.load import read_spec
+    from pretrain.run.origin import init_option
 
-    config = run_config(task, read_spec(args.init))
-    world = distributed.start()
-    fill = from_checkpoint(args.init, averaged=args.weights == "averaged")
-    return run(config, args.out or Path("runs") / config.name, world, fill=fill, extend=args.extend)
+    init, out = init_option(args.init, args.weights), args.out or Path("runs") / task.name
+    return run(task, out, distributed.start(), init=init, fill=load_transferred, extend=args.extend)
 
 
 if __name__ == "__main__":

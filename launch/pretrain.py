@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
     parser.add_argument("--init", metavar="WEIGHTS", help="start from the weights of a run folder or checkpoint")
     parser.add_argument(
-        "--weights", choices=("raw", "averaged"), default="raw", help="of --init: as trained, or their Polyak average"
+        "--weights", choices=("raw", "averaged"), help="of --init: as trained (the default), or their Polyak average"
     )
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
     parser.add_argument(
@@ -35,18 +35,17 @@ def main() -> int:
     config = read_config(RunConfig, args.config, args.overrides)
 
     from pretrain.engine import distributed
-    from pretrain.run.experiment import fresh, given, run
+    from pretrain.run.experiment import run
+    from pretrain.run.origin import init_option
 
+    init, out = init_option(args.init, args.weights), args.out or Path("runs") / config.name
     world = distributed.start()
-    fill = given(args.init, averaged=args.weights == "averaged") if args.init else fresh(config)
     evaluators = []
     if config.fewshot:
         from fewshot.evaluator import FewshotEvaluator
 
         evaluators.append(partial(FewshotEvaluator, config, world))
-    return run(
-        config, args.out or Path("runs") / config.name, world, fill=fill, evaluators=evaluators, extend=args.extend
-    )
+    return run(config, out, world, init=init, evaluators=evaluators, extend=args.extend)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,11 @@ class Saved:
         """Of all its files."""
         return sum(file["bytes"] for file in self.state["files"].values())
 
+    @property
+    def sha256(self) -> str:
+        """Of all it holds, as the hashes of its files are part of its state."""
+        return seal(self.state)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -153,8 +158,12 @@ def candidates(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except ABSENT:
         return []
-    found = [name for name in names if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).isdecimal()]
-    return sorted((folder / name for name in found), key=_step, reverse=True)
+    return sorted(filter(is_named, (folder / name for name in names)), key=_step, reverse=True)
+
+
+def is_named(path: Path) -> bool:
+    """Whether a folder bears the name of a checkpoint."""
+    return path.name.startswith(_PREFIX) and path.name.removeprefix(_PREFIX).isdecimal()
 
 
 def newest(folder: Path) -> tuple[Saved | None, dict[Path, str]]:

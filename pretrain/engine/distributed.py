@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -155,6 +155,21 @@ def together(check: Callable[[], Result]) -> Result:
         passing, text, rank = min(refusals, key=lambda found: found[0])  # rather one that stays than one that passes
         raise (StorageError if passing else InputError)(text if rank == 0 else f"{text} (seen by rank {rank})")
     return cast(Result, result)
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which speaks for all. Not collective."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def on_main(read: Callable[[], Result]) -> Result:
+    """What `read` returns on rank 0, on every rank; what it refuses there, every rank refuses."""
+    return cast(Result, share(together(lambda: read() if is_main() else None)))
+
+
+def portion(values: Sequence[Result]) -> Sequence[Result]:
+    """This rank's part of `values`, which all ranks hold alike: every size-th from its rank on. Not collective."""
+    return values[dist.get_rank() :: _size()] if _size() > 1 else values
 
 
 def barrier() -> None:

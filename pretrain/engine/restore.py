@@ -15,7 +15,7 @@ from torch import Tensor
 from pretrain.engine import checkpoint
 from pretrain.engine.archive import Archive
 from pretrain.engine.checkpoint import Saved, file_name, tensor_name
-from pretrain.engine.distributed import World, collect, share, together
+from pretrain.engine.distributed import collect, on_main, portion, together
 from pretrain.engine.fragments import AVERAGE, WEIGHT, check_names, fingerprint, held, kinds, places, refresh
 from pretrain.engine.reading import patiently
 from pretrain.engine.step import set_loss_scale
@@ -60,37 +60,43 @@ class Pieces:
         return self._files[name]
 
 
-def look(folder: Path, world: World) -> list[Path]:
+def look(folder: Path) -> list[Path]:
     """What rank 0 sees of checkpoints under `folder`, newest first. Collective.
 
     Raises:
         StorageError: the folder cannot be listed for now.
     """
-    found = together(lambda: patiently(folder, partial(checkpoint.candidates, folder)) if world.main else [])
-    paths: list[Path] = share(found)
-    return paths
+    return on_main(lambda: patiently(folder, partial(checkpoint.candidates, folder)))
 
 
-def newest_whole(folder: Path, world: World, upto: Path | None = None) -> tuple[Saved | None, dict[Path, str]]:
+def read_verified(path: Path) -> Saved:
+    """The checkpoint in the folder `path`, whose files are what was written; the same on every rank. Collective.
+
+    Rank 0 asks for the sizes of so many files, the ranks divide the reading among themselves.
+
+    Raises:
+        InputError: it is not whole. StorageError: it cannot be read for now.
+    """
+    saved = on_main(lambda: checkpoint.read(path))
+    together(lambda: checkpoint.verify(saved, portion(sorted(saved.state["files"]))))
+    return saved
+
+
+def newest_whole(folder: Path, upto: Path | None = None) -> tuple[Saved | None, dict[Path, str]]:
     """The newest checkpoint whose files are what was written, and what is wrong with each newer one. Collective.
 
     upto: the newest one that will do; None: any.
 
-    Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one. The ranks
-    divide the reading of the files among them.
+    Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one.
 
     Raises:
         StorageError: one cannot be read for now. It is not passed over: it may be whole, and hours newer than the next.
     """
     passed_over: dict[Path, str] = {}
-    found = look(folder, world)
+    found = look(folder)
     for path in found[found.index(upto) if upto in found else 0 :]:
         try:
-            # One rank asks for the sizes of so many files; the others take its word.
-            saved = share(together(lambda path=path: checkpoint.read(path) if world.main else None))  # type: ignore[misc]
-            names = sorted(saved.state["files"])[world.rank :: world.size]
-            together(lambda saved=saved, names=names: checkpoint.verify(saved, names))  # type: ignore[misc]
-            return saved, passed_over
+            return read_verified(path), passed_over
         except StorageError as error:
             raise StorageError(f"{error}; should that last, move {path} away to go on from the one before it") from None
         except InputError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -238,6 +238,8 @@ _SAID_ELSEWHERE = {
 class Recipe(Section):
     """What pre-training and fine-tuning say alike."""
 
+    needs_weights: ClassVar[bool] = False  # whether a run cannot begin without --init
+
     name: FolderName
     seed: int = 0
     data: DataSection = DataSection()
@@ -268,9 +270,16 @@ class Recipe(Section):
                 )
         return self
 
+    def of(self, network: ViTSpec | None) -> RunConfig:
+        """The run that this is, given the network of the weights it begins from. Raises InputError: they do not fit."""
+        raise NotImplementedError
+
 
 class RunConfig(Recipe):
     """A run whose network is fully said: pre-training as it stands, fine-tuning once the checkpoint is known."""
 
     model: ModelSection
     fewshot: FewshotSection | None = Field(default=None, examples=[{"every": 1000, "support": "DIR", "query": "DIR2"}])
+
+    def of(self, network: ViTSpec | None) -> RunConfig:
+        return self

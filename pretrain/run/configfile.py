@@ -21,7 +21,7 @@ from pretrain.errors import InputError, nearest
 
 CONFIG_FOLDER = Path("configs")
 # What a run folder's config.json says beyond the config itself, so that it can be given to --config again.
-RECORD_KEYS = ("versions", "git_commit", "command")
+RECORD_KEYS = ("versions", "git_commit", "command", "network", "origin")
 # Python's words for JSON's, as people type them. A lower-case none is a value of some keys.
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 

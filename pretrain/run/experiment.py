@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ from pretrain.plan.peak import peak_flops, unlisted
 from pretrain.run.audit import Audit
 from pretrain.run.claim import claimed
 from pretrain.run.command import DONE, STOPPED
-from pretrain.run.config import RunConfig
+from pretrain.run.config import Recipe
 from pretrain.run.evaluation import Evaluator, due
 from pretrain.run.folder import RunFolder
 from pretrain.run.inspection import Inspection
 from pretrain.run.meters import Meters
+from pretrain.run.origin import Init, beginning, check_origin, describe, refuse_unreadable
 from pretrain.run.quarantine import Quarantine
 from pretrain.run.resume import refuse_changes
 from pretrain.run.saver import Saver
@@ -43,24 +45,40 @@ from pretrain.run.trainer import train
 from pretrain.stream.decode import HOST, DeviceDecoder
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.progress import Progress
-from pretrain.weights.load import agreed, load_weights
+from pretrain.weights.load import Weights, read_weights
 
-Fill = Callable[[VisionTransformer], str]  # fills a new network's parameters; says where they come from
+Fill = Callable[[VisionTransformer, Weights], str]  # gives a new network given weights; says what became of them
+
+
+def load_same(model: VisionTransformer, weights: Weights) -> str:
+    """Give a network the weights, which must be of the same one."""
+    # Of images of another size the network is the same where the patches are as many.
+    size = model.spec.image_size if weights.spec.grid == model.spec.grid else weights.spec.image_size
+    theirs = asdict(replace(weights.spec, dropout=model.spec.dropout, image_size=size))
+    mine = asdict(model.spec)
+    others = [f"{key} is {theirs[key]!r}, the config's {mine[key]!r}" for key in mine if theirs[key] != mine[key]]
+    if others:  # some, as heads, would fit all the same, and compute other things
+        raise InputError(f"{weights.source}: of another network: {'; '.join(others)}; give weights of this one")
+    load_tensors(model, weights.tensors, where=str(weights.source))
+    return ""
 
 
 def run(
-    config: RunConfig,
+    recipe: Recipe,
     out: Path,
     world: World,
     *,
-    fill: Fill,
+    init: Init | None = None,
+    fill: Fill = load_same,
     evaluators: Sequence[Callable[[], Evaluator]] = (),
     extend: bool = False,
 ) -> int:
-    """Train as `config` says, in the run folder `out`: anew, or on from its newest whole checkpoint.
+    """Train as `recipe` says, in the run folder `out`: anew, or on from its newest whole checkpoint.
 
     Args:
-        fill: gives a run that starts anew its parameters.
+        init: the weights that a run which starts anew begins from; None: drawn from the seed. A run that is resumed
+            must have begun from the same.
+        fill: puts them into the network.
         evaluators: make those that run beside validation; called on all ranks together, once the data are opened.
         extend: allow a resumed run another length and schedule.
 
@@ -73,10 +91,11 @@ def run(
     """
     folder = RunFolder(out)
     try:
-        setup = prepare(config, folder, world, evaluators)
+        chosen, network = beginning(folder, init, needed=recipe.needs_weights)
+        setup = prepare(recipe, network, folder, world, evaluators)
         distributed.together(folder.create)
         with claimed(out, world):
-            return _go(setup, fill, extend)
+            return _go(setup, init, chosen, fill, extend)
     except StorageError as error:
         if not distributed.share(world.main and _begun(folder)):
             raise
@@ -84,16 +103,16 @@ def run(
         return STOPPED
 
 
-def _go(setup: Setup, fill: Fill, extend: bool) -> int:
+def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, extend: bool) -> int:
     config, world, folder, out = setup.config, setup.world, setup.folder, setup.folder.path
-    saved, passed_over = newest_whole(folder.checkpoints, world)
-    if saved is None and passed_over:
-        raise InputError(
-            f"{out}: holds checkpoints, but none that can be read: {'; '.join(passed_over.values())}. Mend or remove "
-            "them, or give another --out to start anew"
-        )
+    saved, passed_over = newest_whole(folder.checkpoints)
     start, steps = 0, setup.schedule.steps
-    if saved is not None:
+    if saved is None:
+        refuse_unreadable(folder, passed_over)
+        setup = replace(setup, origin=init.origin(chosen) if init and chosen else {"seed": config.seed})
+    else:
+        check_origin(saved, init)
+        setup = replace(setup, origin=saved.state.get("origin"))
         refuse_changes(saved, setup.function, extend=extend)
         start = setup.order.check(saved.state["stream"], setup.index.hash)  # the same on every rank, as indices are
     if start > steps or (start == steps and not missed(setup, start)):
@@ -105,12 +124,12 @@ def _go(setup: Setup, fill: Fill, extend: bool) -> int:
     with Watchdog(out, world, hang=60 * minutes[0], slow=60 * minutes[1]) as watchdog:
         stop = Stop(out, world, config.train.time_limit_minutes)
         guard = Guard(**config.train.guard.model_dump())
-        engine, origin = build(setup, fill if saved is None else None)
+        engine, said = build(setup, None if saved else partial(parameters, setup, init, chosen, fill))
         if saved is not None:
-            origin = f"resumed from {saved.path}"
+            said = f"resumed from {saved.path}\nbegan from {describe(setup.origin)}"
             go_on(engine, guard, saved, world)
         begin(setup, start, passed_over)
-        _say(world, _headline(setup, start, origin))
+        _say(world, _headline(setup, start, said))
         while True:
             try:
                 finished = attempt(setup, engine, guard, stop, watchdog, start)
@@ -147,7 +166,8 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
         try:
             if world.main:
                 train = {**config.train.model_dump(), "steps": setup.schedule.steps, "epochs": None}
-                folder.write_config({**config.model_dump(mode="json"), "train": train})
+                said = {**setup.recipe.model_dump(mode="json"), "train": train}
+                folder.write_config({**said, "network": asdict(config.model.spec()), "origin": setup.origin})
                 checkpoint.set_aside(passed_over)
                 checkpoint.point(folder.checkpoints)
                 checkpoint.clear_partial(folder.checkpoints)
@@ -160,21 +180,31 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
         _say(world, f"passed over: {fault}")
 
 
-def build(setup: Setup, fill: Fill | None) -> tuple[Any, str]:
-    """The network in its engine, and where its parameters come from. Collective.
+def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tuple[Any, str]:
+    """The network in its engine, and what `fill` says of its parameters, which it sets. Collective.
 
-    fill: gives them; None where a checkpoint will.
+    fill: None where a checkpoint will.
     """
     config = setup.config
     model = VisionTransformer(config.model.spec(), config.train.activation_checkpointing, config.train.compile)
-    origin = distributed.together(lambda: fill(model)) if fill else ""
+    said = distributed.together(lambda: fill(model)) if fill else ""
     optimizer = build_optimizer(
         model,
         lr=config.optimizer.lr,
         **config.optimizer.model_dump(exclude={"lr", "clip_norm", "averaging"}),
         averages=config.optimizer.averaging is not None,
     )
-    return build_engine(model, optimizer, config.deepspeed, setup.layout, config.optimizer.clip_norm), origin
+    return build_engine(model, optimizer, config.deepspeed, setup.layout, config.optimizer.clip_norm), said
+
+
+def parameters(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, model: VisionTransformer) -> str:
+    """Set those of a run that begins now: the weights of the checkpoint `chosen`, or drawn from the seed."""
+    if init is None or chosen is None:
+        initialize(model, setup.config.seed, head_bias=setup.config.model.head_bias)
+        details = ""
+    else:
+        details = fill(model, read_weights(chosen, averaged=init.averaged))
+    return f"from {describe(setup.origin)}" + (f"\n{details}" if details else "")
 
 
 def go_on(engine: Any, guard: Guard, saved: Saved, world: World) -> None:
@@ -191,9 +221,9 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
         DivergedError: there is none.
     """
     folder, world = setup.folder, setup.world
-    found = look(folder.checkpoints, world)
+    found = look(folder.checkpoints)
     early = [path for path in found if path <= checkpoint.whole(folder.checkpoints, back.first)]
-    saved, _ = newest_whole(folder.checkpoints, world, [*early, *found[-1:]][0]) if found else (None, {})
+    saved, _ = newest_whole(folder.checkpoints, [*early, *found[-1:]][0]) if found else (None, {})
     if saved is None:
         raise DivergedError(f"{back}, but there is no checkpoint to go back to")
     go_on(engine, guard, saved, world)
@@ -265,6 +295,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
                 "model": asdict(config.model.spec()),
                 "guard": guard.state(),
                 "function": setup.function,
+                "origin": setup.origin,
             },
             start=start,
             **config.checkpoint.model_dump(),
@@ -298,34 +329,6 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
             stop=stop,
             watchdog=watchdog,
         )
-
-
-def fresh(config: RunConfig) -> Fill:
-    """Parameters drawn from the config's seed."""
-
-    def fill(model: VisionTransformer) -> str:
-        initialize(model, config.seed, head_bias=config.model.head_bias)
-        return f"initialised with seed {config.seed}"
-
-    return fill
-
-
-def given(path: str | Path, *, averaged: bool = False) -> Fill:
-    """The parameters of given weights, which must be of the same network; read when they are needed. Collective."""
-
-    def fill(model: VisionTransformer) -> str:
-        weights = load_weights(agreed(path), averaged=averaged)
-        # Of images of another size the network is the same where the patches are as many.
-        size = model.spec.image_size if weights.spec.grid == model.spec.grid else weights.spec.image_size
-        theirs = asdict(replace(weights.spec, dropout=model.spec.dropout, image_size=size))
-        mine = asdict(model.spec)
-        others = [f"{key} is {theirs[key]!r}, the config's {mine[key]!r}" for key in mine if theirs[key] != mine[key]]
-        if others:  # some, as heads, would fit all the same, and compute other things
-            raise InputError(f"{weights.source}: of another network: {'; '.join(others)}; give weights of this one")
-        load_tensors(model, weights.tensors, where=str(weights.source))
-        return weights.describe()
-
-    return fill
 
 
 def _headline(setup: Setup, start: int, origin: str) -> str:

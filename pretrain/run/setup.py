@@ -13,10 +13,12 @@ from pretrain.engine.distributed import World
 from pretrain.engine.engine import Layout, batch_layout, precision
 from pretrain.engine.schedule import Schedule
 from pretrain.errors import InputError
-from pretrain.run.config import RunConfig
+from pretrain.model.spec import ViTSpec
+from pretrain.run.config import Recipe, RunConfig
 from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
+from pretrain.run.origin import Origin
 from pretrain.run.resume import trained_function
 from pretrain.stream.decode import DeviceDecoder
 from pretrain.stream.effort import Patience
@@ -33,7 +35,8 @@ _REMOTE_CHECKED = 64  # shards, spread over the index
 class Setup:
     """A run whose config, data and layout go together: what it takes, before anything is built."""
 
-    config: RunConfig
+    recipe: Recipe  # as it was read
+    config: RunConfig  # with the network
     folder: RunFolder
     world: World
     index: Index
@@ -45,16 +48,26 @@ class Setup:
     dtype: torch.dtype
     evaluators: Sequence[Evaluator]
     function: dict[str, Any]  # that the trained parameters are one of
+    origin: Origin | None = None  # what the run began from, once that is known; None also where it was not recorded
 
 
-def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequence[Callable[[], Evaluator]]) -> Setup:
+def prepare(
+    recipe: Recipe,
+    network: ViTSpec | None,
+    folder: RunFolder,
+    world: World,
+    evaluators: Sequence[Callable[[], Evaluator]],
+) -> Setup:
     """Open the data and check that they, the config and the ranks go together. Collective.
 
-    evaluators: make those that run beside validation.
+    Args:
+        network: of the weights that the run begins or began from, where it does from any.
+        evaluators: make those that run beside validation.
 
     Raises:
         InputError: they do not.
     """
+    config = recipe.of(network)
     data, spec, dtype = config.data, config.model.spec(), precision(config.deepspeed)
     index = _open_index(data.train, "data.train", spec.num_classes, world, data.patience())
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
@@ -68,6 +81,7 @@ def prepare(config: RunConfig, folder: RunFolder, world: World, evaluators: Sequ
             )
         distributed.together(DeviceDecoder(world.device).check)
     return Setup(
+        recipe,
         config,
         folder,
         world,

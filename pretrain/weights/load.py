@@ -9,9 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pretrain.console import say
 from pretrain.engine import checkpoint
-from pretrain.engine.distributed import share, together
-from pretrain.engine.restore import read_whole
+from pretrain.engine.checkpoint import Saved
+from pretrain.engine.distributed import is_main, on_main
+from pretrain.engine.restore import newest_whole, read_verified, read_whole
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import tensor_shapes
@@ -28,51 +30,69 @@ class Weights:
     sha256: str  # of names, shapes and values: the same however many ranks wrote them
     averaged: bool = False  # the Polyak average
 
-    def describe(self) -> str:
-        """Where they are from, in a few words."""
-        return f"{'averaged ' if self.averaged else ''}weights of {self.source}"
-
 
 def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
-    """Read WEIGHTS: a run folder (its newest whole checkpoint) or a checkpoint folder.
+    """Read WEIGHTS: a checkpoint, or the newest of a run folder. `choose` passes over one that is damaged.
 
     averaged: read the Polyak average of the weights, not the weights.
 
     Raises:
         InputError: nothing there, no whole checkpoint, or tensors that are not the network's.
     """
-    saved = find_checkpoint(Path(path))
+    return read_weights(find_checkpoint(Path(path)), averaged=averaged)
+
+
+def read_weights(saved: Saved, *, averaged: bool = False) -> Weights:
+    """The weights of a checkpoint, which must hold what it did when it was opened. Raises as `load_weights`."""
     spec = ViTSpec(**saved.state["model"])
     tensors = read_whole(saved, tensor_shapes(spec), averaged=averaged)
     return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged)
 
 
-def agreed(path: str | Path) -> Path:
-    """The checkpoint that WEIGHTS names, the same on every rank. Collective.
+def choose(path: str | Path) -> Saved:
+    """The checkpoint that WEIGHTS names, whole to the last hash: the one given, or the newest of a run folder.
 
-    The run may be under way, or a file system lag: one rank would see a newer checkpoint than another. Rank 0's is
-    taken. Raises InputError on every rank where one finds none.
+    Collective, and the same on every rank: the run may be under way, or a file system lag, and one rank would see a
+    newer checkpoint than another. Newer ones that are damaged are passed over, and said.
+
+    Raises:
+        InputError: there is none, with what was looked for; on every rank.
     """
-    return share(together(lambda: find_checkpoint(Path(path)).path))
+    path = Path(path)
+    one, folder = on_main(lambda: _place(path))
+    if one:
+        return read_verified(path)
+    saved, passed_over = newest_whole(folder)
+    found = _found(path, folder, saved, passed_over)
+    for fault in passed_over.values() if is_main() else ():
+        say(f"weights {path}: passed over: {fault}")
+    return found
 
 
-def read_spec(path: str | Path) -> ViTSpec:
-    """The network of WEIGHTS, without its tensors. Raises as `load_weights`."""
-    return ViTSpec(**find_checkpoint(Path(path)).state["model"])
+def agreed(path: str | Path) -> Path:
+    """Where the checkpoint stands that WEIGHTS names, as `choose` does."""
+    return choose(path).path
 
 
-def find_checkpoint(path: Path) -> checkpoint.Saved:
-    """The checkpoint that WEIGHTS names.
+def find_checkpoint(path: Path) -> Saved:
+    """The checkpoint that WEIGHTS names, by the sizes of its files; `choose` looks at the hashes too. Not collective.
 
     Raises:
         InputError: there is none, with what was looked for.
     """
+    one, folder = _place(path)
+    return checkpoint.read(path) if one else _found(path, folder, *checkpoint.newest(folder))
+
+
+def _place(path: Path) -> tuple[bool, Path]:
+    """Whether WEIGHTS names one checkpoint, and otherwise the folder of those it names."""
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"weights {path}: no such file or folder; give a run folder or a checkpoint inside one")
-    if (path / checkpoint.STATE).is_file():
-        return checkpoint.read(path)
-    folder = path if path.name == "checkpoints" else path / "checkpoints"
-    saved, passed_over = checkpoint.newest(folder)
+    one = checkpoint.is_named(path) or os.path.isfile(path / checkpoint.STATE)
+    return one, path if path.name == "checkpoints" else path / "checkpoints"
+
+
+def _found(path: Path, folder: Path, saved: Saved | None, passed_over: dict[Path, str]) -> Saved:
     if saved is None:
         damaged = "".join(f"; {fault}" for fault in passed_over.values())
         raise InputError(

@@ -10,7 +10,7 @@ from pretrain.engine import distributed
 from pretrain.engine.quiet import get_accelerator
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.run.experiment import fresh, run
+from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = distributed.start()
@@ -18,5 +18,5 @@ get_accelerator().is_fp16_supported = lambda: True  # torch computes in it on an
 for name, changes in variants.items():
     torch._dynamo.reset()  # torch counts the graphs of a function over all networks that were ever compiled
     config = read_config(RunConfig, config_file, changes)
-    run(config, out / name, world, fill=fresh(config))
+    run(config, out / name, world)
 distributed.stop()

@@ -7,18 +7,18 @@ from pathlib import Path
 from pretrain.engine import distributed
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.run.experiment import fresh, run
+from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = distributed.start()
 for name, changes in variants.items():
     config = read_config(RunConfig, config_file, changes)
-    assert run(config, out / name / "through", world, fill=fresh(config)) == 0
+    assert run(config, out / name / "through", world) == 0
     halted = out / name / "halted"
     if world.main:
         halted.mkdir()
         (halted / "STOP").touch()
     distributed.barrier()
-    assert run(config, halted, world, fill=fresh(config)) == 75
-    assert run(config, halted, world, fill=fresh(config)) == 0
+    assert run(config, halted, world) == 75
+    assert run(config, halted, world) == 0
 distributed.stop()

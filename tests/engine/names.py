@@ -16,7 +16,7 @@ from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.run.experiment import fresh, run
+from pretrain.run.experiment import run
 
 out, sections = Path(sys.argv[1]), json.loads(sys.argv[2])
 world = distributed.start()
@@ -58,7 +58,7 @@ if world.rank == 1:  # that it refuses too where only the other rank is wrong
 told["two exchanged on rank 1"] = refusal(lambda: fragments.check_names(whole))
 
 config = read_config(RunConfig, sys.argv[3])
-assert run(config, out / "run", world, fill=fresh(config)) == 0
+assert run(config, out / "run", world) == 0
 told_deepspeed = engine.deepspeed_config
 
 
@@ -69,6 +69,6 @@ def round_robin(*args):
 
 engine.deepspeed_config, engine.check_names = round_robin, lambda engine: None
 longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
-told["read back"] = refusal(lambda: run(longer, out / "run", world, fill=fresh(config), extend=True))
+told["read back"] = refusal(lambda: run(longer, out / "run", world, extend=True))
 (out / f"{world.rank}.json").write_text(json.dumps(told))
 distributed.stop()

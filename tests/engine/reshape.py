@@ -11,7 +11,7 @@ from pathlib import Path
 from pretrain.engine import distributed
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.run.experiment import fresh, run
+from pretrain.run.experiment import run
 
 config_file, begun, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
 world = distributed.start()
@@ -20,5 +20,5 @@ for name, changes in variants.items():
     if world.main and begun.exists():
         shutil.copytree(begun, out / name)
     distributed.barrier()
-    assert run(config, out / name, world, fill=fresh(config)) == 0
+    assert run(config, out / name, world) == 0
 distributed.stop()

@@ -21,7 +21,7 @@ from pretrain.run import setup, trainer
 from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.run.experiment import fresh, run
+from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = distributed.start()
@@ -85,7 +85,7 @@ for name, variant in variants.items():
     evaluators = [lambda measuring=measuring: measuring] if "refuses" in variant else []
     for attempt in range(1 + len(measuring.refuses)):
         try:
-            status = run(config, out / name, world, fill=fresh(config), evaluators=evaluators)
+            status = run(config, out / name, world, evaluators=evaluators)
             assert status == (STOPPED if "passing" in variant and attempt < len(variant["refuses"]) else DONE)
             if status == STOPPED:
                 note_newest(name, attempt)
@@ -94,6 +94,6 @@ for name, variant in variants.items():
         except InputError:
             note_newest(name, attempt)
     if evaluators:
-        assert run(config, out / name, world, fill=fresh(config), evaluators=evaluators) == 0, "nothing to do"
+        assert run(config, out / name, world, evaluators=evaluators) == 0, "nothing to do"
         (out / f"{name}.{world.rank}.made").write_text(json.dumps(measuring.made))
 distributed.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.config import FinetuneConfig, run_config
+from finetune.config import FinetuneConfig
 from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
 from pretrain.run.config import RunConfig
@@ -128,7 +128,7 @@ def test_fine_tuning_configs_take_the_checkpoints_network(name):
     task = read_config(FinetuneConfig, name)
     assert (task.optimizer.name, task.optimizer.weight_decay, task.train.global_batch) == ("sgd", 0.0, 512)
     spec = spec_from_arch("vit_h_14", representation_size=1280, num_classes=18291)
-    model = run_config(task, spec).model.spec()
+    model = task.of(spec).model.spec()
     assert (model.layers, model.width, model.patch_size) == (32, 1280, 14)
     assert model.representation_size is None
     assert model.image_size == task.model.image_size

@@ -70,7 +70,9 @@ def test_a_disk_that_is_full_as_a_run_begins_is_told_and_nothing_stays_behind(tm
         deepspeed={},
     )
     alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    setup = SimpleNamespace(config=config, folder=folder, world=alone, schedule=SimpleNamespace(steps=2))
+    setup = SimpleNamespace(
+        recipe=config, config=config, folder=folder, world=alone, schedule=SimpleNamespace(steps=2), origin={"seed": 0}
+    )
     before = {*folder.path.iterdir()}
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=f"^{folder.path}: cannot be written: No space left on device$"):

@@ -8,12 +8,13 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from fewshot.subject import open_entries
-from finetune.head import from_checkpoint
+from finetune.head import load_transferred
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.experiment import given
+from pretrain.run.experiment import load_same
+from pretrain.weights.load import choose, load_weights, read_weights
 
 SPEC = ViTSpec(patch_size=2, layers=1, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=10)
 
@@ -28,10 +29,11 @@ def one_of_two(rank, meeting, runs, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     filled = []
-    for fill in (given(runs[rank]), from_checkpoint(runs[rank])):
+    chosen = choose(runs[rank])
+    for fill in (load_same, load_transferred):
         model = drawn(9)
-        told = fill(model)
-        filled.append((told, model.state_dict()))
+        fill(model, read_weights(chosen))
+        filled.append((chosen.sha256, model.state_dict()))
     (entry,) = open_entries([runs[rank]], None)
     torch.save([filled, str(entry.source), entry.sha256], f"{out}{rank}")
     dist.destroy_process_group()
@@ -59,11 +61,11 @@ def test_ranks_that_see_different_checkpoints_take_rank_0s(run_folder, tmp_path)
 def test_weights_that_fit_but_are_of_another_network_are_refused(change, found, run_folder, tmp_path):
     path = run_folder(tmp_path / "run", drawn(0, **change))
     with pytest.raises(InputError, match=f"step_00000003: of another network: {found}"):
-        given(path)(drawn(1))
+        load_same(drawn(1), load_weights(path))
 
 
 def test_dropout_and_a_size_of_as_many_patches_are_the_same_network(run_folder, tmp_path):
     path = run_folder(tmp_path / "run", drawn(0, dropout=0.1, image_size=9))
     model = drawn(1)
-    assert given(path)(model).startswith("weights of ")
+    load_same(model, load_weights(path))
     assert torch.equal(model.patch_embedding.weight, drawn(0).patch_embedding.weight)

@@ -1,0 +1,137 @@
+"""What a run began from: a seed, or weights. Its checkpoints carry it, and a resume from anything else is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.console import say
+from pretrain.engine import checkpoint
+from pretrain.engine.checkpoint import Saved
+from pretrain.engine.distributed import is_main, on_main
+from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
+from pretrain.run.folder import RunFolder
+from pretrain.weights.load import choose, find_checkpoint
+
+# {"seed": …}, or {"source", "sha256" and "step" of a checkpoint, "weights": "raw" or "averaged", "model": its network}.
+Origin = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Init:
+    """WEIGHTS to begin from, as the command names them: `--init` and `--weights`."""
+
+    path: Path
+    averaged: bool = False
+
+    def origin(self, chosen: Saved) -> Origin:
+        """Of a run that begins from the checkpoint `chosen`. Its hash says what it holds, wherever it stands."""
+        return {
+            "source": str(chosen.path),
+            "sha256": chosen.sha256,
+            "step": chosen.step,
+            "weights": "averaged" if self.averaged else "raw",
+            "model": chosen.state["model"],
+        }
+
+
+def init_option(path: str | None, weights: str | None) -> Init | None:
+    """What `--init` and `--weights` say together. Raises InputError where there is only the second."""
+    if path is None and weights is not None:
+        raise InputError(f"--weights {weights}: goes with --init; leave it out, or give --init WEIGHTS too")
+    return None if path is None else Init(Path(path), weights == "averaged")
+
+
+def describe(origin: Origin | None) -> str:
+    """In a few words. None: of a run begun before it was recorded."""
+    if origin is None:
+        return "what is not recorded"
+    if "seed" in origin:
+        return f"seed {origin['seed']}"
+    kind = "averaged weights" if origin["weights"] == "averaged" else "weights"
+    return f"{kind} of {origin['source']} (step {origin['step']}, sha256 {origin['sha256'][:12]}…)"
+
+
+def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Saved | None, ViTSpec | None]:
+    """The checkpoint that a run which begins now is to begin from, and its network. Collective.
+
+    Args:
+        needed: whether a run cannot begin without weights.
+
+    Returns:
+        neither of them for a run that draws its parameters. For a run that resumes no checkpoint: it needs none any
+        more; the network is the one it began from, or, if that is not recorded, its own.
+
+    Raises:
+        InputError: `init` names no whole checkpoint, or is missing; none of the run's own can be read.
+    """
+    begun, passed_over = on_main(lambda: checkpoint.newest(folder.checkpoints))
+    if begun is not None:
+        return None, ViTSpec(**(begun.state.get("origin") or {}).get("model", begun.state["model"]))
+    refuse_unreadable(folder, passed_over)
+    if init is not None:
+        chosen = choose(init.path)
+        return chosen, ViTSpec(**chosen.state["model"])
+    if needed:
+        raise InputError(
+            f"--init: not given, and {folder.path} holds no checkpoint to resume; give --init WEIGHTS to begin, or the "
+            "--out of a run that has begun"
+        )
+    return None, None
+
+
+def refuse_unreadable(folder: RunFolder, passed_over: dict[Path, str]) -> None:
+    """Refuse to begin anew where there are checkpoints, all of them damaged."""
+    if passed_over:
+        raise InputError(
+            f"{folder.path}: holds checkpoints, but none that can be read: {'; '.join(passed_over.values())}. Mend or "
+            "remove them, or give another --out to start anew"
+        )
+
+
+def check_origin(saved: Saved, init: Init | None) -> None:
+    """Refuse to resume `saved` with weights that its run did not begin from. Collective.
+
+    The checkpoints are compared by hash, so a moved or copied folder is the same. Where the weights are no longer to be
+    read, the path that is recorded will do: a job that is put back into the queue repeats its command line.
+
+    Raises:
+        InputError: naming what the run began from and what was given.
+    """
+    if init is None:
+        return
+    began: Origin | None = saved.state.get("origin")
+    if began is None:
+        _note(f"{saved.path} does not record what its run began from; --init {init.path} is not compared")
+        return
+    mend = (
+        f"the run in {saved.path.parent.parent} began from {describe(began)}; leave --init out to resume it, or give "
+        "another --out to begin another run"
+    )
+    if "seed" in began:
+        raise InputError(f"--init {init.path}: {mend}")
+    try:
+        # Sizes will do, as the hashes of gigabytes are not worth a resume's time. They tell less than what the run
+        # found when it began: before a refusal the hashes are asked for too.
+        given = init.origin(on_main(lambda: find_checkpoint(init.path)))
+        if not _same(given, began):
+            given = init.origin(choose(init.path))
+    except InputError as error:
+        source = Path(began["source"])
+        if init.path not in (source, source.parent, source.parent.parent):
+            raise type(error)(f"{error}; {mend}") from None
+        _note(f"{error}; not needed to resume")
+        return
+    if not _same(given, began):
+        raise InputError(f"--init {init.path}: names {describe(given)}, but {mend}")
+
+
+def _same(one: Origin, other: Origin) -> bool:
+    return (one["sha256"], one["weights"]) == (other["sha256"], other["weights"])
+
+
+def _note(text: str) -> None:
+    if is_main():
+        say(f"note: {text}")

@@ -1,0 +1,187 @@
+"""Where a run comes from is part of what it is: it is kept, a resume needs it no more, and another one is refused."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pretrain.engine import checkpoint
+from pretrain.weights.load import load_weights
+
+PRETRAIN, FINETUNE = "launch/pretrain.py", "launch/finetune.py"
+BEFORE = {
+    "name": "before",
+    "model": {
+        "patch_size": 4, "layers": 1, "width": 16, "mlp": 32, "heads": 2,
+        "image_size": 8, "channels": 1, "num_classes": 10, "representation_size": 8,
+    },
+    "train": {"global_batch": 16, "steps": 4},
+    "optimizer": {"lr": 1e-2, "averaging": {"decay": 0.5}},
+    "schedule": {"warmup_steps": 0},
+    "checkpoint": {"every": 2, "keep": 9},
+    "logging": {"tensorboard": False, "peak_tflops": 1},
+}  # fmt: skip
+AFTER = {
+    "name": "after",
+    "model": {"num_classes": 10},
+    "train": {"global_batch": 16, "steps": 3},
+    "optimizer": {"name": "sgd", "lr": 0.03},
+    "schedule": {"warmup_steps": 1, "decay": "cosine"},
+    "logging": {"tensorboard": False, "peak_tflops": 1},
+}
+OPTIMIZER = "optimizer.00000.safetensors"
+
+
+@pytest.fixture(scope="module")
+def told(digits, ranks, tmp_path_factory) -> SimpleNamespace:
+    """What the commands of this module said, one after the other, in a folder of runs."""
+    folder = tmp_path_factory.mktemp("origin")
+    for name, config in (("before", BEFORE), ("after", AFTER)):
+        data = {"train": str(digits / "train"), "workers": 1}
+        (folder / f"{name}.json").write_text(json.dumps({**config, "data": data}))
+    commands = []
+
+    def give(name, script, out, *words, **first):
+        config = ["--config", str(folder / ("before.json" if script == PRETRAIN else "after.json"))]
+        words = [str(folder / word) if "/" in word or word.startswith("runs") else word for word in words]
+        if "--config" in words:
+            config = []
+        first = {key: [str(folder / v) for v in value] if key == "move" else str(folder / value)
+                 for key, value in first.items()}  # fmt: skip
+        commands.append({"name": name, "words": [script, *config, "--out", str(folder / out), *words], **first})
+
+    steps = "runs_a/checkpoints/step_00000004", "runs_a/checkpoints/step_00000002"
+    give("a", PRETRAIN, "runs_a")
+    give("b", PRETRAIN, "runs_b", "seed=1")
+    give("seed, with weights", PRETRAIN, "runs_a", "--init", "runs_b")
+    give("nothing to begin from", FINETUNE, "runs_none")
+    give("no such weights", FINETUNE, "runs_none", "--init", "runs_nowhere")
+    give("weights of nothing", PRETRAIN, "runs_none", "--weights", "averaged")
+    give("halfway", FINETUNE, "runs_f", "--init", "runs_a", stop="runs_f")
+    others = {
+        "another run": ["runs_b"],
+        "another step": [steps[1]],
+        "the average": ["runs_a", "--weights", "averaged"],
+        "nowhere": ["runs_nowhere"],
+    }
+    for name, words in others.items():
+        give(f"halfway, {name}", FINETUNE, "runs_f", "--init", *words)
+    give("gone", FINETUNE, "runs_f", "--init", "runs_a", stop="runs_f", move=["runs_a", "runs_moved"])
+    give("without", FINETUNE, "runs_f")
+    give("moved", FINETUNE, "runs_f", "--init", "runs_moved")
+    give("back", FINETUNE, "runs_f", "--init", "runs_a", move=["runs_moved", "runs_a"])
+    for name, words in others.items():
+        give(f"finished, {name}", FINETUNE, "runs_f", "--init", *words)
+    give("its own config", FINETUNE, "runs_g", "--config", "runs_f/config.json", "--init", steps[0])
+    give("its own config, pretrained", PRETRAIN, "runs_h", "--config", "runs_b/config.json")
+    give("from weights", PRETRAIN, "runs_p", "--init", "runs_a", "--weights", "averaged", stop="runs_p")
+    give("from weights, again", PRETRAIN, "runs_p")
+    give("from weights, raw", PRETRAIN, "runs_p", "--init", "runs_a")
+    give("damaged", FINETUNE, "runs_d", "--init", "runs_a", stop="runs_d", damage=f"{steps[0]}/{OPTIMIZER}")
+    give("damaged, again", FINETUNE, "runs_d", "--init", "runs_a")
+    give("damaged, by name", FINETUNE, "runs_e", "--init", steps[0])
+    give("moved on", PRETRAIN, "runs_b", "seed=1", "--extend", "train.steps=6")
+    give("from b", FINETUNE, "runs_k", "--init", "runs_b/checkpoints/step_00000004")
+    give("from b, moved on", FINETUNE, "runs_k", "--init", "runs_b")
+    ranks(1, Path(__file__).with_name("origins.py"), json.dumps(commands), folder / "told.json")
+    told = json.loads((folder / "told.json").read_text())
+    return SimpleNamespace(folder=folder, **{key: {name: one[key] for name, one in told.items()} for key in told["a"]})
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "config.json").read_text())
+
+
+def newest(run: Path) -> dict:
+    saved, _ = checkpoint.newest(run / "checkpoints")
+    return saved.state
+
+
+def test_the_start_is_kept_from_checkpoint_to_checkpoint_and_in_the_config(told):
+    began = checkpoint.read(told.folder / "runs_a/checkpoints/step_00000002")
+    origin = newest(told.folder / "runs_f")["origin"]
+    assert origin["source"] == str(told.folder / "runs_a/checkpoints/step_00000004")
+    assert (origin["step"], origin["weights"]) == (4, "raw")
+    assert origin["model"]["representation_size"] == 8
+    assert record(told.folder / "runs_f")["origin"] == origin
+    assert newest(told.folder / "runs_b")["origin"] == record(told.folder / "runs_b")["origin"] == {"seed": 1}
+    averaged = newest(told.folder / "runs_p")["origin"]
+    assert (averaged["sha256"], averaged["weights"]) == (origin["sha256"], "averaged")
+    assert newest(told.folder / "runs_d")["origin"]["sha256"] == began.sha256
+
+
+@pytest.mark.parametrize("when", ["halfway", "finished"])
+@pytest.mark.parametrize(
+    ("which", "found"),
+    [
+        ("another run", r"names weights of \S*runs_b/checkpoints/step_00000004 \(step 4, sha256 \w{12}…\)"),
+        ("another step", r"names weights of \S*runs_a/checkpoints/step_00000002 \(step 2, "),
+        ("the average", r"names averaged weights of \S*runs_a/checkpoints/step_00000004 \(step 4, "),
+        ("nowhere", r"runs_nowhere: no such file or folder"),
+    ],
+)
+def test_another_start_is_refused_by_name(told, when, which, found):
+    name = f"{when}, {which}"
+    assert told.status[name] == 2, told.said[name]
+    assert re.search(found, told.error[name])
+    began = rf"began from weights of {told.folder}/runs_a/checkpoints/step_00000004 \(step 4, .*; leave --init out"
+    assert re.search(began, told.error[name])
+
+
+def test_a_resume_needs_no_weights_and_takes_the_same_ones_wherever_they_are(told):
+    assert told.status["halfway"] == told.status["gone"] == 75
+    assert "runs_a: no such file or folder" in told.said["gone"]
+    assert "not needed to resume" in told.said["gone"]
+    assert told.status["without"] == 0
+    assert "resumed from" in told.said["without"]
+    assert f"began from weights of {told.folder}/runs_a/checkpoints/step_00000004 (step 4" in told.said["without"]
+    for name in ("moved", "back"):
+        assert told.status[name] == 0
+        assert "finished at step 3" in told.said[name]
+        assert "note" not in told.said[name]
+
+
+def test_a_run_that_cannot_begin_without_weights_says_so(told):
+    assert told.status["nothing to begin from"] == told.status["weights of nothing"] == 2
+    assert "runs_none holds no checkpoint to resume; give --init WEIGHTS" in told.error["nothing to begin from"]
+    assert "--weights averaged: goes with --init" in told.error["weights of nothing"]
+    assert told.status["no such weights"] == 2
+    assert not (told.folder / "runs_none").exists()
+
+
+def test_weights_for_a_run_that_began_without_are_refused(told):
+    assert told.status["seed, with weights"] == 2
+    assert "began from seed 0; leave --init out" in told.error["seed, with weights"]
+
+
+def test_pretraining_from_weights_resumes_without_them_and_refuses_others(told):
+    assert told.status["from weights"] == 75
+    assert told.status["from weights, again"] == 0
+    assert told.status["from weights, raw"] == 2
+    assert "began from averaged weights of" in told.error["from weights, raw"]
+
+
+def test_a_runs_own_config_gives_the_same_run(told):
+    for name, first, again in (("its own config", "f", "g"), ("its own config, pretrained", "b", "h")):
+        assert told.status[name] == 0, told.error[name]
+        runs = [told.folder / f"runs_{run}/checkpoints" for run in (first, again)]
+        step = "step_00000003" if first == "f" else "step_00000004"
+        assert load_weights(runs[0] / step).sha256 == load_weights(runs[1] / step).sha256
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_as_in_a_resume(told):
+    assert told.status["damaged"] == 75
+    assert f"step_00000004: damaged: {OPTIMIZER} has sha256" in told.said["damaged"]
+    assert f"from weights of {told.folder}/runs_a/checkpoints/step_00000002 (step 2" in told.said["damaged"]
+    assert told.status["damaged, again"] == 0, "the same command goes on"
+    assert told.status["damaged, by name"] == 2
+    assert f"step_00000004: damaged: {OPTIMIZER} has sha256" in told.error["damaged, by name"]
+
+
+def test_weights_that_have_been_trained_further_are_others(told):
+    assert told.status["moved on"] == told.status["from b"] == 0
+    assert told.status["from b, moved on"] == 2
+    assert "step_00000006 (step 6, " in told.error["from b, moved on"]
+    assert "step_00000004 (step 4, " in told.error["from b, moved on"]
