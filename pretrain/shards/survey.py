@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -308,7 +308,17 @@ def _look_at(index: Index, sample_id: int) -> Look:
     key, data = read_image(index, sample_id)
     try:
         _, height, width = decode(data, 3).shape
-        with Image.open(io.BytesIO(data)) as image:
-            return Look(sample_id, key, width, height, f"{image.format} {image.mode}")
-    except (UnreadableImage, OSError, ValueError, SyntaxError) as error:
+    except UnreadableImage as error:
         return Look(sample_id, key, fault=str(error))
+    return Look(sample_id, key, width, height, _format(data))
+
+
+def _format(data: bytes | memoryview) -> str:
+    """Of an image that decodes: its format, and its colours where Pillow knows them."""
+    from pretrain.stream.decode import critical_chunks, kind_of
+
+    kind = kind_of(data)
+    with suppress(Exception):  # it is choosier than the decoders
+        image = Image.open(io.BytesIO(critical_chunks(data) if kind == "png" else data), formats=[kind])
+        return f"{image.format} {image.mode}"
+    return kind.upper()

@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 import torch
 import torchvision.io
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode
@@ -24,7 +25,9 @@ from pretrain.errors import InputError
 
 Encoded = bytes | memoryview
 
-MAX_PIXELS = 100_000_000  # 300 MB once decoded, in each decode thread
+# The one limit for pixels: `build` refuses what training would not decode. 300 MB once decoded, in each decode thread.
+MAX_PIXELS = 100_000_000
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own would warn from 89 million on and refuse above twice that
 _MARKER = re.compile(rb"\xff[^\xff]")
 _MAX_SEGMENTS = 10_000  # each is looked at with the interpreter's lock held; an ICC profile takes up to 255
 _SCAN = b"\xff\xda"  # the marker in front of one
@@ -127,10 +130,7 @@ def decode(data: Encoded, channels: int) -> Tensor:
     before any of it is decoded.
     """
     kind, height, width = read_header(data)
-    if height * width > MAX_PIXELS:
-        raise UnreadableImage(f"{kind} of {width} x {height} pixels, above the limit of {MAX_PIXELS:,}")
-    if height * width == 0:
-        raise UnreadableImage(f"{kind} of {width} x {height} pixels")
+    check_size(kind, height, width)
     if kind == "png":
         return _decode_png(data, channels, height, width)
     if kind == "jpeg":
@@ -146,6 +146,16 @@ def decode(data: Encoded, channels: int) -> Tensor:
             raise MemoryError(f"{kind} of {width} x {height} pixels: {_last_clause(error)}") from error
         raise UnreadableImage(f"{kind}: {_last_clause(error)}") from error
     return F.rgb_to_grayscale(image) if channels == 1 else image
+
+
+def check_size(kind: str, height: int, width: int) -> None:
+    """Raise UnreadableImage for an image without pixels, or with more than MAX_PIXELS."""
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(
+            f"{kind} of {width} x {height} = {height * width:,} pixels, above the limit of {MAX_PIXELS:,}"
+        )
+    if height * width == 0:
+        raise UnreadableImage(f"{kind} of {width} x {height} pixels")
 
 
 def _decode_jpeg(data: Encoded, channels: int) -> Tensor:
@@ -166,11 +176,9 @@ def _mode(channels: int) -> ImageReadMode:
 def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor:
     # Pillow, not torchvision.io: its decode_png kills the process on an error in libpng (a bad checksum).
     try:
-        _check_png(data)
-        image = PngImageFile(io.BytesIO(data))
+        image = PngImageFile(io.BytesIO(critical_chunks(data)))
         if image.size != (width, height):  # Pillow takes the last header there is
             raise ValueError(f"a second header, of {image.width} x {image.height} pixels")
-        image.info.pop("transparency", None)  # of a palette; dropped like all alpha, without Pillow's warning
         if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
             pixels = (np.asarray(image) >> 8).astype(np.uint8)[:, :, None].repeat(channels, axis=2)
         else:
@@ -185,28 +193,44 @@ def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _check_png(data: Encoded) -> None:
-    """Raise ValueError where a chunk that pixels depend on is damaged: Pillow stops reading once all rows are there."""
-    at, kind = 8, b""
-    while at < len(data) and kind != b"IEND":
-        (length,) = struct.unpack_from(">I", data, at)
-        kind, end = bytes(data[at + 4 : at + 8]), at + 8 + length
-        (expected,) = struct.unpack_from(">I", data, end)
-        if kind[:1].isupper() and zlib.crc32(data[at + 4 : end]) != expected:
-            raise ValueError(f"chunk {kind!r} at byte {at} has another checksum")
+def critical_chunks(data: Encoded) -> bytes:
+    """A PNG without what its pixels do not depend on: colour profiles, texts, transparency, further pictures.
+
+    Pillow gives an image up over these: a profile of more than 1 MiB, a text with a wrong checksum. And it stops
+    reading once all rows are there: ValueError where a critical chunk has another checksum than it says.
+    """
+    view = memoryview(data)
+    kept, at, kind = [view[:8]], 8, b""
+    while at < len(view) and kind != b"IEND":
+        (length,) = struct.unpack_from(">I", view, at)
+        kind, end = bytes(view[at + 4 : at + 8]), at + 8 + length
+        (expected,) = struct.unpack_from(">I", view, end)
+        if kind[:1].isupper():
+            if zlib.crc32(view[at + 4 : end]) != expected:
+                raise ValueError(f"chunk {kind!r} at byte {at} has another checksum")
+            kept.append(view[at : end + 4])
         at = end + 4
+    return b"".join(kept)
+
+
+def kind_of(data: Encoded) -> str:
+    """`jpeg`, `png` or `webp` by the first bytes; "" for everything else."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+        return "png"
+    if data[:2] == b"\xff\xd8":
+        return "jpeg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
 
 
 def read_header(data: Encoded) -> tuple[str, int, int]:
     """(`jpeg`, `png` or `webp`, height, width) as the first bytes declare. Raises UnreadableImage."""
+    kind = kind_of(data)
     try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+        if kind == "png":
             width, height = struct.unpack_from(">II", data, 16)
-            return "png", height, width
-        if data[:2] == b"\xff\xd8":
-            return "jpeg", *_jpeg_size(data)
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return "webp", *_webp_size(data)
+            return kind, height, width
+        if kind:
+            return kind, *(_jpeg_size if kind == "jpeg" else _webp_size)(data)
     except (struct.error, IndexError) as error:
         raise UnreadableImage(f"cut off in the header, {len(data)} bytes") from error
     raise UnreadableImage(f"not JPEG, PNG or WebP: {len(data)} bytes that begin {data[:8].hex(' ')!r}")

@@ -123,6 +123,28 @@ def test_a_png_of_two_sizes_is_refused_before_the_second_is_decoded(encoded):
         decode(png[:33] + second + png[33:], 3)
 
 
+def chunk(kind, body, checksum=None):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum or zlib.crc32(kind + body))
+
+
+def test_what_a_pngs_pixels_do_not_depend_on_does_not_decide(encoded):
+    """A colour profile of over 1 MiB, texts too long or damaged, a transparency: Pillow gives some of these up."""
+    png = encoded(smooth(20, 30))
+    packed = zlib.compress(bytes(5 << 20))
+    for more in (
+        chunk(b"iCCP", b"profile\0\0" + packed),
+        chunk(b"iCCP", b"profile\0\7" + packed),
+        chunk(b"zTXt", b"Comment\0\0" + packed),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + packed),
+        chunk(b"tEXt", b"Comment\0" + bytes(99), checksum=1),
+        chunk(b"gAMA", b"\0"),
+        chunk(b"tRNS", b"\0\1\0\1\0\1"),
+        chunk(b"eXIf", b"nothing"),
+    ):
+        for at in (33, len(png) - 12):
+            assert torch.equal(decode(png[:at] + more + png[at:], 3), decode(png, 3))
+
+
 def test_stray_bytes_between_the_markers_of_a_jpeg_are_passed_over(encoded):
     jpeg = encoded(smooth(8, 8), "JPEG")
     for stray in (b"\0\0", b"\xff" * 7, b"\0\xff\xff"):
