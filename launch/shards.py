@@ -30,12 +30,15 @@ from pretrain.stream.index import Index
 
 def build(args: argparse.Namespace) -> int:
     from pretrain.shards.sources import open_source
-    from pretrain.shards.write import ShardLayout, write_shards
+    from pretrain.shards.write import UNREADABLE_NAME, ShardLayout, write_shards
 
     layout = ShardLayout(seed=args.seed, bytes=args.shard_bytes, samples=args.shard_samples)
     data = open_source(args.source, args.split, args.cache)
-    path, written = write_shards(data, args.folder, layout)
+    path, written = write_shards(data, args.folder, layout, skip_unreadable=args.skip_unreadable)
     _summary(path, f"{data.name}, split {data.split}:" if written else "already built:")
+    listing = path.with_name(UNREADABLE_NAME)
+    if listing.exists():
+        say(f"without {len(listing.read_bytes().splitlines()):,} files that cannot be read: {listing}")
     return DONE
 
 
@@ -90,6 +93,8 @@ def stats(args: argparse.Namespace) -> int:
             write_picture(portrait, args.png)
     figures = found.figures()
     deliver([json.dumps(figures) if args.json else survey_text(figures)])
+    for path in wanted:
+        say(f"written: {path}", to=sys.stderr if args.json else sys.stdout)
     return DONE
 
 
@@ -145,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
         help="a data set → shuffled shards and their index",
         description="Write a data set as WebDataset tars, shuffled over the whole set, with their index. The "
         "same source, split and options give the same bytes; a folder that holds them already is left as it "
-        "is.",
+        "is. Image files are JPEG, PNG, WebP, BMP, GIF, PPM or TIFF of at most 100 million pixels; each is decoded "
+        "once.",
     )
     make.add_argument(
         "source",
@@ -175,6 +181,11 @@ def parser() -> argparse.ArgumentParser:
         default=10_000,
         metavar="N",
         help="most samples a shard (default: 10000)",
+    )
+    make.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out files that cannot be read, and list them in DIR/unreadable.txt; without it they end the build",
     )
     make.add_argument("--cache", metavar="DIR", help="where downloads are kept (default: ~/.cache/vit-foundry)")
     make.set_defaults(run=build)

@@ -139,6 +139,11 @@ def test_stats_draws_a_page_and_a_picture_of_one_or_several_indices(digits, tmp_
     assert set(tmp_path.iterdir()) == {page, picture}
 
 
+def test_stats_says_what_it_wrote(digits, tmp_path):
+    page = tmp_path / "set.html"
+    assert shards("stats", digits, "--html", page, "--images", 5).splitlines()[-1] == f"written: {page}"
+
+
 def test_stats_keeps_to_what_scripts_read(digits):
     figures = json.loads(shards("stats", digits, "--json", "--images", 20))
     keys = {"samples", "hash", "bytes", "bytes_per_sample", "shards", "labels", "classes", "images"}
