@@ -12,9 +12,15 @@ from PIL import Image, UnidentifiedImageError
 
 from pretrain.errors import InputError
 
-# What the shards hold as it is; every other format becomes a PNG, which loses nothing.
-_STORED = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: several JPEGs, as phones write them
+# What the shards hold as it is; the other formats become PNGs, which loses nothing.
+_SUFFIXES = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+_CONVERTED = ["BMP", "GIF", "PPM", "TIFF"]
+_READ = "JPEG, PNG, WebP, BMP, GIF, PPM (PGM, PBM) and TIFF"
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+
+
+class UnreadableFile(InputError):
+    """One file of a data set is no image that can be stored. The message begins with its path."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,9 @@ class Dataset:
     """N rows in a fixed order.
 
     `labels` is int32 [N]; or, with `starts` int64 [N+1], the lists one after the other. `read(row)` gives an
-    image as (suffix, bytes), from any thread. `fingerprint` tells whether two data sets are the same.
+    image as (suffix, bytes), from any thread; it raises UnreadableFile for a file that can be left out. `fingerprint`
+    tells whether two data sets are the same: by the pixels of those in memory, by the names of files. `files` tells
+    whether files are still those there were, by their sizes and times.
     """
 
     name: str
@@ -32,6 +40,7 @@ class Dataset:
     classes: tuple[str, ...] | None
     fingerprint: str
     read: Callable[[int], tuple[str, bytes]]
+    files: str = ""
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -90,19 +99,36 @@ def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
     """An image file's bytes → (suffix, bytes to store): JPEG, PNG and WebP untouched, anything else as PNG; of moving
     pictures the first.
 
-    The format is told by the content: well-known sets hold PNGs and GIFs under the name of a JPEG.
-    Raises InputError naming `where` for what is not an image, and for pixels that a PNG does not hold.
+    The format is told by the content: well-known sets hold PNGs and GIFs under the name of a JPEG. What is stored is
+    what training's decoder decodes. Raises UnreadableFile naming `where`: for what is not an image of these formats,
+    for a damaged one, and for pixels that a PNG does not hold.
     """
+    # Here, because it brings torch, two seconds that a folder which holds its shards already need not wait.
+    from pretrain.stream.decode import UnreadableImage, check_size, decode, kind_of
+
     try:
-        image = Image.open(io.BytesIO(data))
-        suffix = _STORED.get(image.format or "")
-        if suffix and not (suffix == "webp" and getattr(image, "is_animated", False)):  # which the decoder refuses
-            return suffix, data
-        if image.mode in _PNG_MODES:
-            return "png", _as_png(image)
-        return "png", _as_png(_grey16(image, where) if image.mode[0] in "IF" else image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}: not a readable image ({len(data)} bytes): mend or remove it") from error
+        kind = kind_of(data)
+        if kind and not (kind == "webp" and data[12:16] == b"VP8X" and data[20] & 2):  # a moving one
+            decode(data, 3)
+            return _SUFFIXES[kind], data
+        # Named formats only: Pillow starts Ghostscript for a PostScript file, whatever the file's name.
+        with Image.open(io.BytesIO(data), formats=[kind] if kind else _CONVERTED) as image:
+            kind = str(image.format).lower()
+            check_size(kind, image.height, image.width)
+            if image.mode in _PNG_MODES:
+                return "png", _as_png(image)
+            return "png", _as_png(_grey16(image, where) if image.mode[0] in "IF" else image.convert("RGB"))
+    except InputError:
+        raise
+    except MemoryError as error:  # the host's fault, or so it seems: no file to leave out
+        raise InputError(f"{where}: memory ran out while it was decoded") from error
+    except UnreadableImage as error:
+        raise UnreadableFile(f"{where}: {error}") from error
+    except UnidentifiedImageError as error:
+        found = f"{len(data)} bytes that begin {data[:8].hex(' ')!r}"
+        raise UnreadableFile(f"{where}: no image that is read here ({_READ}): {found}") from error
+    except Exception as error:  # of a dozen kinds, none of them documented
+        raise UnreadableFile(f"{where}: {kind}: {error}") from error
 
 
 def _grey16(image: Image.Image, where: str) -> Image.Image:
@@ -110,7 +136,7 @@ def _grey16(image: Image.Image, where: str) -> Image.Image:
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if image.mode == "F" or low < 0 or high > 65535:
-        raise InputError(
+        raise UnreadableFile(
             f"{where}: grey pixels of type {pixels.dtype}, from {low} to {high}; shards hold whole numbers, "
             "0 … 255 in 8 bits or 0 … 65535 in 16: scale the pixels to one of these ranges and save them so"
         )

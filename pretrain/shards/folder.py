@@ -24,6 +24,7 @@ import csv
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ import numpy as np
 
 from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.shards.dataset import Dataset, as_stored, fingerprint
+from pretrain.shards.dataset import Dataset, UnreadableFile, as_stored, fingerprint
 
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test", "trainval")
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -115,12 +116,19 @@ def file_dataset(
     def read(row: int) -> tuple[str, bytes]:
         path = base / files[row]
         try:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                raise UnreadableFile(f"{path}: no regular file ({stat.filemode(mode)})")  # opened, a FIFO would wait
             data = path.read_bytes()
+        except PermissionError as error:
+            raise UnreadableFile(f"{path}: cannot be read: {error.strerror}") from error
         except OSError as error:
+            if path.is_symlink() and not path.exists():
+                raise UnreadableFile(f"{path}: a link to {os.readlink(path)}, which is not there") from error
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         return as_stored(data, str(path))
 
-    names = (os.fsencode(file) + b"\0" for file in files)
+    names = (os.fsencode(file) + b"\0" for file in [*files, *(classes or ())])
     offsets = [] if starts is None else [starts.astype(np.int64)]
     return Dataset(
         name=name,
@@ -130,7 +138,16 @@ def file_dataset(
         classes=None if classes is None else tuple(classes),
         fingerprint=fingerprint([*names, labels.astype(np.int32), *offsets]),
         read=read,
+        files=fingerprint([np.array([_size_and_time(base, file) for file in files], np.int64)]),
     )
+
+
+def _size_and_time(base: Path, file: str) -> tuple[int, int]:
+    try:
+        found = os.stat(os.path.join(base, file))
+    except OSError:  # reading it says what is wrong
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:

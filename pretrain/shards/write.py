@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +17,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.shards.dataset import Dataset
+from pretrain.shards.dataset import Dataset, UnreadableFile
 from pretrain.shards.indexwriter import ShardEntry, write_index
 from pretrain.stream.hashing import SHARDS, hash_words
 from pretrain.stream.index import Index
@@ -26,11 +28,18 @@ from pretrain.stream.location import local_path, sync_folder
 from pretrain.stream.progress import Progress
 from pretrain.stream.tar import BLOCK
 
-# Says which data set a folder is for, from before the first shard on: a build that was cut off is told from
-# another's.
-RECIPE_NAME = "build.json"
+RECIPE_NAME = "build.json"  # what the shards were made of; it is there once they are whole
+_UNFINISHED = f".{RECIPE_NAME}.partial"  # its name until then: shards beside it are of a build that was cut off
+UNREADABLE_NAME = "unreadable.txt"
+_UNREADABLE_SHOWN = 10
 _SHARD_NAME = "shard-{:06d}.tar"
 _READ_AHEAD = 4  # images a reading thread may be ahead of the writer
+
+# What differs, where two hashes would say nothing.
+_DIFFERENCES = {
+    "fingerprint": "its images or labels differ",
+    "files": "files of the source are not those it was built from: their sizes or times differ",
+}
 
 Result = TypeVar("Result")
 
@@ -53,39 +62,94 @@ class ShardLayout:
 
 
 def write_shards(
-    data: Dataset, folder: str | Path, layout: ShardLayout | None = None, *, readers: int = 8
+    data: Dataset,
+    folder: str | Path,
+    layout: ShardLayout | None = None,
+    *,
+    readers: int = 8,
+    skip_unreadable: bool = False,
 ) -> tuple[Path, bool]:
     """Write `data` as shards with their index; returns (the index's path, whether anything was written).
 
-    Keys are row numbers; a sample holds the image and `.cls` or, where labels are lists, `.json`. The same
-    data and layout give the same bytes. A folder that holds just this is left as it is (images in a folder
-    are known by their names, not their bytes); one where this was cut off is begun again. Memory is bounded
-    by the row numbers and the images being read ahead.
+    Keys are row numbers; a sample holds the image and `.cls` or, where labels are lists, `.json`. The same data and
+    layout give the same bytes. A folder that holds just this is left as it is (the files of a folder of images are
+    known by name, size and time); one where this was cut off is begun again. Memory is bounded by the row numbers and
+    the images being read ahead.
 
-    Raises InputError for a folder that holds other shards, an image that cannot be read, a disk that is full.
+    Files that cannot be read are listed in `unreadable.txt`, all of them; they are left out with `skip_unreadable`.
+
+    Raises InputError for a folder that holds other shards, files that cannot be read, a disk that is full; nothing is
+    left of a build that failed, but for that list.
     """
     layout = layout or ShardLayout()
     path = local_path(folder)
+    listing = path / UNREADABLE_NAME
     recipe = _recipe(data, layout)
     if _holds(path, recipe):
+        if listing.exists() and not skip_unreadable:
+            raise InputError(f"{path}: holds this without the files in {listing}; --skip-unreadable takes it so")
         Index.open(path).check_files()
         return path / INDEX_NAME, False
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _clear(path)
-        _write_durably(path / RECIPE_NAME, (json.dumps(recipe, indent=1) + "\n").encode())
-        width = max(8, len(str(len(data) - 1)))
-        rows = shuffled_rows(len(data), layout.seed)
-        with _ShardSequence(path, layout) as writer, Progress("writing", "samples", len(data)) as progress:
-            for row, (suffix, image) in zip(rows, _ahead(data.read, rows, readers), strict=True):
-                writer.add(f"{row:0{width}d}", suffix, image, data.labels_of(row), data.starts is not None)
-                progress.advance()
-            entries = writer.finish()
+        try:
+            _write_durably(path / _UNFINISHED, (json.dumps(recipe, indent=1) + "\n").encode())
+            _clear(path)
+            entries, unreadable = _write(data, path, layout, readers, skip_unreadable)
+            if unreadable:
+                lines = [str(unreadable[row]) for row in sorted(unreadable)]
+                _write_durably(listing, "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
+                if not (skip_unreadable and entries):
+                    raise InputError(_unreadable_text(data, lines, listing))
+            sync_folder(path)
+            write_index(path / INDEX_NAME, entries, data.classes)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                _clear(path, *([UNREADABLE_NAME] if isinstance(error, InputError) else []))
+                (path / _UNFINISHED).unlink(missing_ok=True)
+            raise
+        os.replace(path / _UNFINISHED, path / RECIPE_NAME)
         sync_folder(path)
     except OSError as error:
         raise InputError(f"{path}: shards cannot be written: {error.strerror or error}") from error
-    write_index(path / INDEX_NAME, entries, data.classes)
     return path / INDEX_NAME, True
+
+
+def _write(
+    data: Dataset, folder: Path, layout: ShardLayout, readers: int, skip_unreadable: bool
+) -> tuple[list[ShardEntry], dict[int, UnreadableFile]]:
+    """The shards' entries, and what is wrong with which rows; without `skip_unreadable` only these count once there
+    is one.
+    """
+
+    def read(row: int) -> tuple[str, bytes] | UnreadableFile:
+        try:
+            return data.read(row)
+        except UnreadableFile as error:
+            return error
+
+    unreadable: dict[int, UnreadableFile] = {}
+    width = max(8, len(str(len(data) - 1)))
+    rows = shuffled_rows(len(data), layout.seed)
+    with _ShardSequence(folder, layout) as writer, Progress("writing", "samples", len(data)) as progress:
+        for row, found in zip(rows, _ahead(read, rows, readers), strict=True):
+            if isinstance(found, UnreadableFile):
+                if not unreadable and not skip_unreadable:
+                    say(f"note: {found}; looking for others, nothing is written", to=sys.stderr)
+                unreadable[row] = found
+            elif skip_unreadable or not unreadable:
+                suffix, image = found
+                writer.add(f"{row:0{width}d}", suffix, image, data.labels_of(row), data.starts is not None)
+            progress.advance()
+        return writer.finish(), unreadable
+
+
+def _unreadable_text(data: Dataset, lines: list[str], listing: Path) -> str:
+    shown = lines[:_UNREADABLE_SHOWN]
+    more = [f"and {len(lines) - len(shown):,} more"] if len(lines) > len(shown) else []
+    mend = "mend or remove them" + (", or leave them out: --skip-unreadable" if len(lines) < len(data) else "")
+    counted = f"{data.name}: {len(lines):,} of {len(data):,} images cannot be read"
+    return "\n".join([counted, *shown, *more, f"{listing} lists them all; {mend}"])
 
 
 def shuffled_rows(rows: int, seed: int) -> array[int]:
@@ -211,6 +275,7 @@ def _recipe(data: Dataset, layout: ShardLayout) -> dict[str, Any]:
         "split": data.split,
         "samples": len(data),
         "fingerprint": data.fingerprint,
+        **({"files": data.files} if data.files else {}),
         "seed": layout.seed,
         "shard_bytes": layout.bytes,
         "shard_samples": layout.samples,
@@ -222,7 +287,7 @@ def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether `folder` holds just this data set, whole. Raises InputError when it holds another."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; shards go into a folder")
-    if not folder.exists():
+    if not folder.exists() or (folder / _UNFINISHED).exists():
         return False
     if not (folder / RECIPE_NAME).exists():
         other = next((name for name in sorted(os.listdir(folder)) if name.endswith((".tar", ".vfi"))), None)
@@ -231,33 +296,38 @@ def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
         return False
     try:
         found = json.loads((folder / RECIPE_NAME).read_text())
-        keys = [key for key in recipe if found.get(key) != recipe[key]]
-        same = not set(keys) - {"source"}  # a folder of images may have been renamed
+        differences = [
+            _DIFFERENCES.get(key) or f"{key} is {found.get(key)!r}, asked for {recipe[key]!r}"
+            for key in recipe
+            if key != "source" and found.get(key) != recipe[key]  # a folder of images may have been renamed
+        ]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / RECIPE_NAME}: not a build's record ({error}); choose an empty folder") from error
-    if not same:
-        named = [key for key in keys if key != "fingerprint"]
-        differences = ", ".join(f"{key} is {found.get(key)!r}, asked for {recipe[key]!r}" for key in named)
+    if differences:
         raise InputError(
-            f"{folder}: holds another data set ({differences or 'its images or labels differ'}); choose "
-            "another "
-            "folder, or remove this one"
+            f"{folder}: holds another data set ({', '.join(differences)}); choose another folder, or remove this one"
         )
     return (folder / INDEX_NAME).exists()
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a build that was cut off left behind."""
-    for pattern in ("shard-*.tar", ".shard-*.partial", f".{INDEX_NAME}.*.partial"):
+def _clear(folder: Path, *kept: str) -> None:
+    """Remove what a build that was cut off left behind, the list of unreadable files too."""
+    for pattern in (
+        RECIPE_NAME,
+        INDEX_NAME,
+        f".{INDEX_NAME}.*.partial",
+        "shard-*.tar",
+        ".shard-*.partial",
+        UNREADABLE_NAME,
+    ):
         for left in folder.glob(pattern):
-            left.unlink()
+            if left.name not in kept:
+                left.unlink()
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "wb") as file:
+    with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
     sync_folder(path.parent)

@@ -157,25 +157,45 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
         write_shards(data, tmp_path / "file")
 
 
-def test_a_build_that_was_cut_off_leaves_no_index_and_is_begun_again(tmp_path):
-    data, _ = pictures()
-    whole = tmp_path / "whole"
-    write_shards(data, whole, ShardLayout(samples=8))
-    reads = iter(range(29))
+def cut(data, after, error):
+    """The same data set, of which only some images can be read."""
+    reads = iter(range(after))
 
     def failing(row):
         if next(reads, None) is None:
-            raise InputError("cut off")
+            raise error
         return data.read(row)
 
-    cut = Dataset("pictures", "train", data.labels, None, CLASSES, data.fingerprint, failing)
-    with pytest.raises(InputError, match="cut off"):
-        write_shards(cut, tmp_path / "s", ShardLayout(samples=8), readers=1)
-    names = os.listdir(tmp_path / "s")
-    assert sorted(names) == [RECIPE_NAME, "shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
-    (tmp_path / "s" / "shard-000009.tar").write_bytes(b"left over")
-    write_shards(data, tmp_path / "s", ShardLayout(samples=8))
-    assert contents(tmp_path / "s") == contents(whole)
+    return Dataset(data.name, data.split, data.labels, None, CLASSES, data.fingerprint, failing)
+
+
+def test_a_build_that_was_killed_is_begun_again_whatever_the_source_is_by_then(tmp_path, monkeypatch):
+    data, _ = pictures()
+    whole = tmp_path / "whole"
+    write_shards(data, whole, ShardLayout(samples=8))
+    for name, then in (("same", data), ("other", pictures(seed=1)[0])):
+        killed = cut(data, 29, InputError("cut off"))
+        with monkeypatch.context() as process:
+            process.setattr(Path, "unlink", lambda *arguments, **options: None)  # which clears nothing away
+            with pytest.raises(InputError, match="cut off"):
+                write_shards(killed, tmp_path / name, ShardLayout(samples=8), readers=1)
+        assert {"shard-000000.tar", "shard-000001.tar", "shard-000002.tar"} < set(os.listdir(tmp_path / name))
+        with pytest.raises(InputError):
+            Index.open(tmp_path / name)
+        (tmp_path / name / "shard-000009.tar").write_bytes(b"left over")
+        write_shards(then, tmp_path / name, ShardLayout(samples=8))
+        assert sorted(os.listdir(tmp_path / name)) == sorted(os.listdir(whole))
+    assert contents(tmp_path / "same") == contents(whole)
+    verify(Index.open(tmp_path / "other"), workers=1)
+
+
+def test_a_build_that_failed_leaves_nothing(tmp_path):
+    data, _ = pictures()
+    for error in (InputError("the disk of the source"), OSError(28, "No space left on device"), KeyboardInterrupt()):
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            write_shards(cut(data, 29, error), tmp_path / "s", ShardLayout(samples=8), readers=1)
+        assert os.listdir(tmp_path / "s") == []
+    write_shards(pictures(rows=20)[0], tmp_path / "s")
 
 
 def test_shards_are_flushed_before_they_get_their_names(tmp_path, monkeypatch):
@@ -195,7 +215,7 @@ def test_shards_are_flushed_before_they_get_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", seen_replace)
     write_shards(pictures()[0], tmp_path / "s", ShardLayout(samples=20))
     renamed = [name for kind, name in steps if kind == "rename"]
-    assert renamed == [RECIPE_NAME, "shard-000000.tar", "shard-000001.tar", INDEX_NAME]
+    assert renamed == ["shard-000000.tar", "shard-000001.tar", INDEX_NAME, RECIPE_NAME]
     assert steps[-1] == ("fsync", "s")
 
 
