@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pretrain.console import say
+from pretrain.console import printable, say
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, UnreadableFile
 from pretrain.shards.indexwriter import ShardEntry, write_index
@@ -97,8 +97,8 @@ def write_shards(
             _clear(path)
             entries, unreadable = _write(data, path, layout, readers, skip_unreadable)
             if unreadable:
-                lines = [str(unreadable[row]) for row in sorted(unreadable)]
-                _write_durably(listing, "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
+                lines = [printable(str(unreadable[row])) for row in sorted(unreadable)]
+                _write_durably(listing, "".join(f"{line}\n" for line in lines).encode())
                 if not (skip_unreadable and entries):
                     raise InputError(_unreadable_text(data, lines, listing))
             sync_folder(path)
