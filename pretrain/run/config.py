@@ -12,6 +12,7 @@ from pretrain.errors import InputError, nearest
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
 from pretrain.run.configfile import FolderName, Section, Seeds, Shots
 from pretrain.stream.effort import PATIENCE, Patience
+from pretrain.stream.images import Law
 
 _SIZES = tuple(next(iter(ARCHITECTURES.values())))
 
@@ -99,9 +100,11 @@ class DataSection(Section):
     audit: bool = False
     chunk: int = Field(default=8, gt=0)  # g, samples a chunk
     lanes: int | None = Field(default=None, gt=0)  # V; null: B·clamp(⌊N/(64·g·B)⌋, 1, 4)
+    crop: Law = "torchvision"  # how area and aspect are drawn; the paper's recipes were tuned with TensorFlow's
     crop_area: tuple[float, Share] = (0.05, 1.0)  # share of the image's area (the paper's inception crop)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    eval_crop: Literal["centre", "whole"] = "centre"  # of the image resized by its shorter side; or all of it, squashed
     decoder: Literal["host", "device"] = "host"  # where training's JPEGs are decoded, cropped and augmented
     # [operations, magnitude]; its pixels are for 224 px
     randaugment: tuple[Layers, Magnitude] | None = Field(default=None, examples=[[2, 10]])

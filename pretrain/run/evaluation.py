@@ -94,6 +94,7 @@ def due(evaluators: Sequence[Evaluator], done: int, *, last: bool) -> list[Evalu
 class Validation:
     """Loss, top-1 and top-5 accuracy over a labelled set, every sample once, on however many ranks.
 
+    whole: the whole images, squashed to the size, rather than their centres.
     With label lists a prediction is right if the class is one of the sample's labels.
     """
 
@@ -105,6 +106,7 @@ class Validation:
         *,
         image_size: int,
         channels: int,
+        whole: bool = False,
         batch: int,
         workers: int,
         patience: Patience | None = None,
@@ -113,7 +115,7 @@ class Validation:
     ) -> None:
         self.every = every
         self._index, self._loss_of, self._world, self._dtype = index, loss_of, world, dtype
-        self._transform = EvalImages(image_size, channels)
+        self._transform = EvalImages(image_size, channels, whole)
         self._batch, self._workers, self._patience = batch, workers, patience
 
     def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:

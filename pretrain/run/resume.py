@@ -12,7 +12,7 @@ from pretrain.errors import InputError
 from pretrain.run.config import DataSection, RunConfig, TrainSection
 from pretrain.run.configfile import differences
 
-_DATA = ("chunk", "lanes", "crop_area", "crop_aspect", "flip", "decoder", "randaugment", "mixup")
+_DATA = ("chunk", "lanes", "crop", "crop_area", "crop_aspect", "flip", "decoder", "randaugment", "mixup")
 
 # Said otherwise ("precision"), or of no effect on the function.
 _LAYOUT = ("bf16", "zero_optimization", *FIXED, *LOGGING)

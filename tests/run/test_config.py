@@ -61,7 +61,11 @@ def test_shipped_recipes_hold(name):
     assert config.schedule.warmup_steps == 10_000
     assert config.data.train is None
     assert config.optimizer.betas == (0.9, 0.999)
-    assert config.data.crop_area == (0.05, 1.0)
+    assert (config.data.crop, config.data.crop_area, config.data.crop_aspect) == (
+        "tensorflow",
+        (0.05, 1.0),
+        (0.75, 1.33),
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ def test_the_90_epoch_recipe_is_the_plain_vit_of_beyer_et_al():
     config = read_config(RunConfig, "imagenet1k/s16_90ep.json")
     spec = config.model.spec()
     assert (spec.layers, spec.width, spec.heads, spec.patch_size) == (12, 384, 6, 16)
-    assert (spec.pool, spec.positions, spec.representation_size) == ("mean", "sincos2d", None)
+    assert (spec.pool, spec.positions, spec.representation_size) == ("mean", "sincos2d", 384)
     assert (config.model.head_bias, config.train.loss, config.train.label_smoothing) == (0, "softmax", 0)
     assert (config.data.randaugment, config.data.mixup, config.data.flip) == ((2, 10), 0.2, True)
     assert config.optimizer.clip_norm == 1
@@ -102,12 +106,13 @@ def test_what_shapes_the_images_and_the_loss_belongs_to_the_trained_function(tmp
         ("data.mixup=0.2", "data.mixup"),
         ("train.label_smoothing=0.1", "train.label_smoothing"),
         ("data.flip=false", "data.flip"),
+        ("data.crop=tensorflow", "data.crop"),
     ]:
         changed = trained_function(read_config(RunConfig, path, [override]), 4, torch.float32)
         assert [name for name, *_ in differences(plain, changed)] == [key]
-    assert (
-        differences(plain, trained_function(read_config(RunConfig, path, ["data.workers=9"]), 4, torch.float32)) == []
-    )
+    for override in ("data.workers=9", "data.eval_crop=whole"):
+        changed = trained_function(read_config(RunConfig, path, [override]), 4, torch.float32)
+        assert differences(plain, changed) == []
 
 
 def test_sizes_beside_arch_replace_its_own(tmp_path):
@@ -132,6 +137,21 @@ def test_fine_tuning_configs_take_the_checkpoints_network(name):
     assert (model.layers, model.width, model.patch_size) == (32, 1280, 14)
     assert model.representation_size is None
     assert model.image_size == task.model.image_size
+    assert (task.data.crop, task.data.crop_aspect) == ("tensorflow", (0.75, 1.33))
+
+
+@pytest.mark.parametrize(("name", "size"), [("imagenet512", 512), ("imagenet518", 518)])
+def test_table_2_is_fine_tuned_with_an_average_and_dropout(name, size):
+    task = read_config(FinetuneConfig, f"finetune/{name}.json")
+    assert (task.model.image_size, task.model.dropout, task.train.steps) == (size, 0.1, 20_000)
+    averaging = task.optimizer.averaging
+    assert averaging is not None
+    assert (averaging.decay, averaging.start_step, averaging.debias) == (0.9999, 0, True)
+
+
+def test_only_cifars_small_images_are_evaluated_whole():
+    whole = {name for name in FINETUNE if read_config(FinetuneConfig, name).data.eval_crop == "whole"}
+    assert whole == {"finetune/cifar10.json", "finetune/cifar100.json"}
 
 
 def test_a_file_that_extends_another_is_laid_over_it(tmp_path):

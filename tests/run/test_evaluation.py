@@ -7,9 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain.engine.distributed import World
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
+from pretrain.run.config import RunConfig
+from pretrain.run.folder import RunFolder
+from pretrain.run.setup import prepare
 from pretrain.stream.images import EvalImages, to_float
 from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
@@ -43,3 +47,30 @@ def test_validation_does_not_depend_on_ranks_or_batch(count, batch, ranks, digit
     assert values["eval/top1"] == by_hand["eval/top1"]
     assert values["eval/top5"] == by_hand["eval/top5"]
     assert 0 < values["eval/top1"] < values["eval/top5"] < 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_config_chooses_what_of_the_images_is_trained_on_and_evaluated(whole, digits, tmp_path):
+    small = {"patch_size": 4, "layers": 1, "width": 8, "mlp": 8, "heads": 1, "image_size": 16, "channels": 1}
+    data = {"train": str(digits / "train"), "eval": str(digits / "test"), "workers": 1}
+    if whole:
+        data |= {"crop": "tensorflow", "eval_crop": "whole"}
+    config = RunConfig.model_validate(
+        {
+            "name": "small", "model": {**small, "num_classes": 10}, "data": data,
+            "train": {"global_batch": 8, "steps": 2}, "optimizer": {"lr": 0.1}, "schedule": {"warmup_steps": 0},
+        }
+    )  # fmt: skip
+    setup = prepare(config, None, RunFolder(tmp_path), World(0, 1, 0, torch.device("cpu")), ())
+    assert setup.images.law == ("tensorflow" if whole else "torchvision")
+    shown = []
+
+    def network(images):
+        shown.append(images)
+        return torch.zeros(len(images), 10)
+
+    dict(setup.evaluators[0].run(network, 1))
+    index = Index.open(digits / "test")
+    expected = evaluation_batches(index, EvalImages(16, 1, whole), batch=8, rank=0, world=1, workers=1)
+    for found, batch in zip(shown, expected, strict=True):
+        assert torch.equal(found, to_float(batch.images, torch.float32))

@@ -24,9 +24,17 @@ def saved(state):
 
 def test_a_run_begun_before_a_key_was_there_goes_on_with_the_key_left_out():
     old = function()
-    for section, key in (("data", "mixup"), ("data", "randaugment"), ("data", "decoder"), ("train", "label_smoothing")):
+    for section, key in (
+        ("data", "mixup"),
+        ("data", "randaugment"),
+        ("data", "decoder"),
+        ("data", "crop"),
+        ("train", "label_smoothing"),
+    ):
         del old[section][key]
-    refuse_changes(saved(old), function(), extend=False)
+    refuse_changes(saved(old), function("data.crop=torchvision"), extend=False)
+    with pytest.raises(InputError, match=r"data\.crop was 'torchvision', is 'tensorflow'"):
+        refuse_changes(saved(old), function(), extend=False)
     with pytest.raises(InputError, match=r"data\.mixup was 0\.0, is 0\.2"):
         refuse_changes(saved(old), function("data.mixup=0.2"), extend=False)
 

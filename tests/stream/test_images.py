@@ -95,11 +95,110 @@ def test_where_no_crop_fits_the_middle_is_taken(height, width, window):
     assert transform.crop(height, width, Draws(0, 0, 0)) == window
 
 
+def test_the_torchvision_crops_of_a_run_stay_the_same():
+    windows = [TrainImages(224, 3, 0).crop(375, 500, Draws(7, 2, n)) for n in range(4)]
+    assert windows == [(114, 36, 260, 307), (12, 24, 363, 438), (66, 3, 302, 312), (0, 5, 375, 461)]
+
+
+class Philox:
+    """What TensorFlow's SimplePhilox is asked for, of other numbers."""
+
+    def __init__(self, seed):
+        self.generator = np.random.default_rng(seed)
+
+    def uniform(self):
+        return self.generator.random(dtype=np.float32)
+
+    def below(self, count):
+        return int(self.generator.integers(count))
+
+
+def bounding_box(height, width, random, areas=(0.05, 1.0), aspects=(0.75, 1.33)):
+    """tf.image.sample_distorted_bounding_box(min_object_covered=0) in fp32: (top, left, height, width).
+
+    Step by step as sample_distorted_bounding_box_op.cc, with its random numbers in its order.
+    """
+    one, lrintf = np.float32, lambda value: int(np.rint(one(value)))
+    least_area, most_area = (one(share) * one(width) * one(height) for share in areas)
+    for _ in range(100):
+        ratio = one(random.uniform()) * (one(aspects[1]) - one(aspects[0])) + one(aspects[0])
+        tall, most = lrintf(np.sqrt(least_area / ratio)), lrintf(np.sqrt(most_area / ratio))
+        if lrintf(most * ratio) > width:
+            most = int((width + 0.5 - 0.0000001) / float(ratio))
+            if lrintf(most * ratio) > width:
+                most -= 1
+        most = min(most, height)
+        tall = min(tall, most)
+        if tall < most:
+            tall += random.below(most - tall + 1)
+        wide = lrintf(tall * ratio)
+        if one(wide * tall) < least_area:
+            tall += 1
+            wide = lrintf(tall * ratio)
+        if one(wide * tall) > most_area:
+            tall -= 1
+            wide = lrintf(tall * ratio)
+        if least_area <= one(wide * tall) <= most_area and 0 < wide <= width and 0 < tall <= height:
+            top = random.below(height - tall) if tall < height else 0
+            return top, random.below(width - wide) if wide < width else 0, tall, wide
+    return 0, 0, height, width
+
+
+TENSORFLOW = TrainImages(224, 3, seed=0, aspect=(0.75, 1.33), law="tensorflow")
+SIZES = [(375, 500), (500, 333), (640, 640), (28, 28)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_of_the_same_numbers_tensorflow_makes_the_same_crops(height, width):
+    same = [
+        TENSORFLOW.crop(height, width, Draws(3, 0, n)) == bounding_box(height, width, Draws(3, 0, n))
+        for n in range(1000)
+    ]
+    # Rarely fp32 rounds to another pixel, or no number is drawn where there is one choice.
+    assert sum(same) > (985 if height > 28 else 900)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_crops_are_distributed_as_tensorflows(height, width):
+    random = Philox(1)
+    theirs, ours = (
+        np.array([draw(n) for n in range(4000)], dtype=float).T
+        for draw in (
+            lambda n: bounding_box(height, width, random),
+            lambda n: TENSORFLOW.crop(height, width, Draws(0, 0, n)),
+        )
+    )
+    for found, expected in zip((*ours, ours[2] * ours[3]), (*theirs, theirs[2] * theirs[3]), strict=True):
+        steps = np.linspace(0.02, 0.98, 25)
+        assert np.quantile(found, steps) == pytest.approx(
+            np.quantile(expected, steps), abs=max(1, 0.04 * expected.max())
+        )
+
+
+@pytest.mark.parametrize(("law", "mean"), [("torchvision", 0.463), ("tensorflow", 0.376)])
+def test_tensorflows_crops_are_smaller(law, mean):
+    transform = TrainImages(224, 3, seed=0, law=law)
+    areas = [h * w / 1e6 for _, _, h, w in (transform.crop(1000, 1000, Draws(0, 0, n)) for n in range(8000))]
+    assert np.mean(areas) == pytest.approx(mean, abs=0.01)
+    assert min(areas) > 0.0499
+
+
+def test_where_tensorflow_finds_no_crop_the_whole_image_is_taken():
+    assert TENSORFLOW.crop(10, 1000, Draws(0, 0, 0)) == (0, 0, 10, 1000)
+    assert TENSORFLOW.crop(1, 1, Draws(0, 0, 0)) == (0, 0, 1, 1)
+
+
 @pytest.mark.parametrize("side", [1, 8, 28, 42])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiny_images_are_enlarged(side, channels):
     image = chw(smooth(side, side)[..., :channels])
-    for transform in (TrainImages(32, channels, 0), EvalImages(32, channels), SquashImages(32, channels)):
+    for transform in (
+        TrainImages(32, channels, 0),
+        TrainImages(32, channels, 0, law="tensorflow"),
+        EvalImages(32, channels),
+        EvalImages(32, channels, whole=True),
+        SquashImages(32, channels),
+    ):
         enlarged = transform(image, 0, 0)
         assert (enlarged.dtype, tuple(enlarged.shape)) == (torch.uint8, (channels, 32, 32))
 
@@ -121,6 +220,16 @@ def test_evaluation_is_the_middle_of_the_image_at_eight_sevenths(height, width, 
     image = hwc(EvalImages(size, 3)(chw(pixels), 0, 0))
     assert image.shape == (size, size, 3)
     assert abs(image - expected[top : top + size, left : left + size]).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 50)])
+def test_evaluation_of_the_whole_image_cuts_nothing_off(height, width):
+    pixels = smooth(height, width)
+    found = hwc(EvalImages(48, 3, whole=True)(chw(pixels), 0, 0))
+    expected = np.asarray(Image.fromarray(pixels).resize((48, 48), Image.Resampling.BILINEAR)).astype(int)
+    assert abs(found - expected).max() <= 1
+    # Of a square image the centre alone is 7/8 a side: 28 of CIFAR's 32 px.
+    assert abs(hwc(EvalImages(48, 3)(chw(pixels), 0, 0)) - expected).max() > 10
 
 
 def test_a_long_strip_is_not_blown_up_whole():
