@@ -48,9 +48,9 @@ def draw_charts(report: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _accuracy(axes: Any, report: Mapping[str, Any]) -> tuple[str, Lines]:
-    """Ridge (else the first probe): mean and standard deviation against shots, a line for each feature; its title."""
+    """The first probe: mean and standard deviation against shots, a line for each feature; its title."""
     probes, shots = list(report["protocol"]["probes"]), report["protocol"]["shots"]
-    probe = "ridge" if "ridge" in probes else probes[0]
+    probe = probes[0]
     colours = _colours()
     drawn: Lines = []
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

@@ -35,7 +35,10 @@ class ModelSection(Section):
 
 
 class ProtocolSection(Section):
-    """The protocol. The defaults are big_vision's few-shot evaluator."""
+    """The protocol. The defaults are big_vision's few-shot evaluator.
+
+    The first probe and the first feature that a network has lead its report; the others follow in their order.
+    """
 
     shots: Shots = (1, 5, 10, 25)
     seeds: Seeds = (0, 1, 2)

@@ -15,9 +15,8 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|&$~]|(?<!\w)_|_(?!\w)")
 
 
 def leading_probe(report: Mapping[str, Any]) -> str:
-    """Ridge, or without it the first probe."""
-    probes = list(report["protocol"]["probes"])
-    return "ridge" if "ridge" in probes else probes[0]
+    """The first that the protocol names."""
+    return next(iter(report["protocol"]["probes"]))
 
 
 def table(report: Mapping[str, Any]) -> str:

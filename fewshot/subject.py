@@ -156,9 +156,8 @@ def representation(spec: ViTSpec) -> str:
 
 
 def headline(features: Iterable[str]) -> str | None:
-    """Of a network's features the one that speaks for it: after tanh, else the class token; None of baselines."""
-    found = set(features)
-    return next((layer for layer in ("tanh", "cls", "mean", "pre_tanh") if layer in found), None)
+    """Of a network's features the one that leads its report: the first that is no baseline; None of baselines."""
+    return next((feature for feature in features if feature in LAYERS), None)
 
 
 def width(spec: ViTSpec, feature: str) -> int:

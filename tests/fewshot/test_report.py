@@ -167,8 +167,8 @@ def test_scoring_what_was_learned_from_is_said(report):
         assert "images that were learned from are among those scored" in text
 
 
-def test_without_ridge_the_first_probe_leads(report):
-    found = report(probes=("knn10",))
+def test_the_first_probe_that_is_named_leads(report):
+    found = report(probes=("knn10", "ridge"))
     assert "knn10, mean" in table(found)
     assert "66.00 ± 1.00 % at 5 shots** (knn10" in markdown(found)
 
