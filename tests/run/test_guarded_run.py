@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.engine import checkpoint
 from pretrain.stream.index import Index
@@ -46,6 +47,9 @@ def runs(digits: Path, ranks, tmp_path_factory) -> Path:
             ],
             "gradients": list(range(4, STEPS)),
         },
+        "averaged": {
+            "changes": ['optimizer.averaging={"decay":0.9}', "checkpoint.every=1", "train.steps=3"], "losses": [0],
+        },
         "nowhere": {"changes": ["train.guard.then=rollback"], "losses": [0, 1]},
     }  # fmt: skip
     for name, half in SPIKED.items():  # under ZeRO 3 the network has copies of the weights that outlive a step
@@ -86,6 +90,13 @@ def test_the_update_is_skipped_and_the_run_goes_on(runs, name):
     kept = checkpoint.read(runs / name / "inspection" / "step_00000006")
     assert kept.state["fingerprints"] == state(runs / name, 6)["fingerprints"]
     assert load_weights(kept.path).sha256 == load_weights(runs / name / "checkpoints" / "step_00000006").sha256
+
+
+def test_a_skipped_first_update_gives_the_start_no_share_of_the_average(runs):
+    second, third = (load_weights(runs / f"averaged/checkpoints/step_{step:08d}").tensors for step in (2, 3))
+    for name, average in load_weights(runs / "averaged", averaged=True).tensors.items():
+        by_hand = (0.9 * second[name].double() + third[name].double()) / 1.9
+        assert torch.allclose(average.double(), by_hand, rtol=0, atol=1e-7), name
 
 
 def test_the_batch_is_kept_for_inspection(runs, digits):
