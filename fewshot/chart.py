@@ -70,6 +70,7 @@ def _accuracy(axes: Any, report: Mapping[str, Any]) -> tuple[str, Lines]:
             capsize=3,
         )
         drawn.append((line, f"{id} {feature}" if several else feature))
+    drawn.append((axes.axhline(100 * report["protocol"]["chance"], color="0.7", linewidth=0.8), "chance"))
     axes.set_xscale("log")
     axes.set_xticks(shots, [str(k) for k in shots])
     axes.minorticks_off()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -48,6 +49,8 @@ class ProtocolSection(Section):
     features: tuple[str, ...] = ("tanh", "pre_tanh", "cls", "pixels", "untrained")
     oracle: bool = True  # also the ridge for every λ of 2^-10 … 2^19, as a curve apart
     batch: int = Field(default=64, gt=0)  # images a rank looks at together
+    # That the network's features are computed in; a run's, to get the score it logged while it trained.
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @field_validator("probes", "features")
     @classmethod

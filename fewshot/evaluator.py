@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import nn
 
-from fewshot.features import extract
+from fewshot.features import dtype_name, extract
 from fewshot.score import fp64_device, score, summarise
 from fewshot.store import FeatureSet
 from fewshot.subject import representation
@@ -49,9 +50,14 @@ class FewshotEvaluator:
     def run(self, model: nn.Module, step: int) -> Iterator[tuple[str, float]]:
         """("fewshot/5shot_ridge", accuracy), a pair for each shots, mean over the seeds; on every rank.
 
+        The features are computed in the type of the network's weights, and so the score is that of `launch/fewshot.py`
+        with `fewshot.dtype` set to it, for the same batch; unless it is float32, it ends the name:
+        "fewshot/5shot_ridge_bfloat16".
+
         Collective, and done when it returns: a rank that does not iterate keeps no other waiting. NaN where
         the features are not finite. Under ZeRO `model` may be the partitioned network. An image that does not decode
-        is seen as grey; ("fewshot/unreadable", how many) follows where there are any, of both sets.
+        is seen as grey; ("fewshot/unreadable", how many) follows where there are any, of both sets, and
+        ("fewshot/unlabelled", how many) where query images have no label and are not scored.
 
         Raises InputError where a chunk cannot be read (StorageError: for now); the same on every rank.
         """
@@ -62,7 +68,7 @@ class FewshotEvaluator:
         parts, grey = {}, 0
         for split, index, ids in (
             ("support", task.support, task.support_ids),
-            ("query", task.query, np.arange(task.query.samples)),
+            ("query", task.query, task.query_ids),
         ):
             unreadable: list[Fault] = []
             parts[split] = extract(
@@ -88,8 +94,12 @@ class FewshotEvaluator:
         support, query = parts["support"], parts["query"]
         if support is None or query is None:
             return {}
-        names = {draw.shots: f"fewshot/{draw.shots}shot_ridge" for draw in task.draws}
+        dtype = next(model.parameters()).dtype
+        arithmetic = "" if dtype is torch.float32 else f"_{dtype_name(dtype)}"
+        names = {draw.shots: f"fewshot/{draw.shots}shot_ridge{arithmetic}" for draw in task.draws}
         besides = {"fewshot/unreadable": float(grey)} if grey else {}
+        if unlabelled := task.query.samples - len(task.query_ids):
+            besides["fewshot/unlabelled"] = float(unlabelled)
         if not (np.isfinite(support[layer]).all() and np.isfinite(query[layer]).all()):
             return dict.fromkeys(names.values(), math.nan) | besides
         results, _ = score(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +38,8 @@ def extract(
     """Features of canonical `ids` [n] by layer, fp32 [n, ·] in that order; None but on rank 0. Collective.
 
     `model(images, features=True)` must return the layers; images are squashed and centre-cropped to
-    `image_size` (`SquashImages`), fp32 in [-1, 1]. The last batches are padded to `batch`, so every image is
+    `image_size` (`SquashImages`), fp32 in [-1, 1]. The network computes in the type of its weights; fp32 is fp32, with
+    no TF32 in its products (`exact_float32`). The last batches are padded to `batch`, so every image is
     computed in the same place of the same shape of batch: bit-equal for any number of ranks. Another `batch`
     may change the last digits, as matrix products of another shape do.
 
@@ -64,7 +67,12 @@ def extract(
     training = model.training
     model.eval()
     # Not inference_mode: under ZeRO-3 the parameters gathered inside would be unfit for training afterwards.
-    with batches, torch.no_grad(), Progress(doing, "images", len(ids) if world.main else 0) as progress:
+    with (
+        batches,
+        torch.no_grad(),
+        exact_float32(),
+        Progress(doing, "images", len(ids) if world.main else 0) as progress,
+    ):
         for part in batches:
             refused = [fault for fault in part.faults if fault.of_chunk or unreadable is None]
             if any(any_rank(world.device, bool(refused))):
@@ -94,6 +102,42 @@ def extract(
     return found if world.main else None
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, products of fp32 numbers are computed in fp32: in no TF32, which cuDNN's convolutions use unless told
+    otherwise, and in no bf16, which oneDNN may.
+    """
+    backends: Any = torch.backends  # parts of which type checkers do not see
+    parts: list[Any] = []
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9
+        parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+        parts += [backends.mkldnn.matmul, backends.mkldnn.conv]
+    # The older switches too: torch raises where it finds the two kinds in contradiction.
+    matmul = _unless_mixed(torch.get_float32_matmul_precision)
+    convolution = _unless_mixed(lambda: backends.cudnn.allow_tf32)
+    before = [part.fp32_precision for part in parts]
+    try:
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = False
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if convolution is not None:
+            backends.cudnn.allow_tf32 = convolution
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
+
+
+def _unless_mixed(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:  # the newer switches are set, and these say nothing
+        return None
+
+
 def preprocessing(image_size: int) -> str:
     """In words, what `extract` does to an image."""
     squashed = (16 * image_size + 7) // 14
@@ -101,3 +145,8 @@ def preprocessing(image_size: int) -> str:
         f"squash to {squashed}x{squashed} (bilinear, half-pixel centres, no antialias, uint8), "
         f"centre crop {image_size}x{image_size}, to [-1, 1]"
     )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32", "bfloat16", …"""
+    return str(dtype).removeprefix("torch.")

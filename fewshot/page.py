@@ -10,6 +10,7 @@ from typing import Any
 
 from pretrain.console import printable
 
+_ENDED = "†"  # beside an accuracy of a probe that was not trained to its end
 # What Markdown would read as markup, "_" where it is not within a word.
 _MARKUP = re.compile(r"[\\`*\[\]<>|&$~]|(?<!\w)_|_(?!\w)")
 
@@ -32,7 +33,7 @@ def table(report: Mapping[str, Any]) -> str:
         padded = [cell.rjust(size) for cell, size in zip(row, widths, strict=True)]
         padded[:2] = [cell.ljust(size) for cell, size in zip(row[:2], widths, strict=False)]
         lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines + _amiss(report))
+    return "\n".join([*lines, *_reading(report, [probe]), *_amiss(report)])
 
 
 def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
@@ -46,6 +47,7 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
         ["weights", "features", *many],
         [[id, f, *(_cell(report, id, probe, f, k) for k in shots)] for id, f in _features(report)],
     )
+    lines += ["", *(f"- {line}" for line in _reading(report, [probe]))]
     if differences := _differences(report, probe):
         lines += ["", "Ahead of the baselines, in percentage points of the mean:", ""]
         lines += _table(["weights", "difference", *many], differences)
@@ -62,15 +64,17 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
                 for name in others
             ],
         )
+        lines += ["", *(f"- {line}" for line in _reading(report, others))]
     lines += ["", "## Every seed", "", "Accuracy in %.", ""]
     found = {
-        (row["weights"], row["features"], row["probe"], row["shots"], row["seed"]): row["accuracy"]
+        (row["weights"], row["features"], row["probe"], row["shots"], row["seed"]): f"{100 * row['accuracy']:.2f}"
+        + ("" if row["converged"] else _ENDED)
         for row in report["results"]
     }
     lines += _table(
         ["weights", "features", "probe", "shots", *(f"seed {seed}" for seed in seeds)],
         [
-            [id, f, name, str(k), *(f"{100 * found[id, f, name, k, seed]:.2f}" for seed in seeds)]
+            [id, f, name, str(k), *(found[id, f, name, k, seed] for seed in seeds)]
             for id, f in _features(report)
             for name in protocol["probes"]
             for k in shots
@@ -94,10 +98,41 @@ def _headline(report: Mapping[str, Any], probe: str) -> list[str]:
     return lines
 
 
+def _reading(report: Mapping[str, Any], probes: Sequence[str]) -> list[str]:
+    """What the numbers of a table of `probes` mean, a line each."""
+    protocol, rows = report["protocol"], [row for row in report["summary"] if row["probe"] in probes]
+    seeds, query = protocol["seeds"], protocol["images"]["query"]
+    low, high = (100 * pick(row["query_std_error"] for row in rows) for pick in (min, max))
+    return [
+        f"±: standard deviation (ddof 1) over the draws of support images of seeds {' '.join(map(str, seeds))}, all "
+        f"scored on the same {query['images']:,} query images"
+        if len(seeds) > 1
+        else f"one draw of support images, of seed {seeds[0]}: how much another would differ is not known",
+        "the query images' own noise, which is not in it: binomial standard error sqrt(p(1-p)/"
+        f"{query['images']}), here {low:.2f} to {high:.2f} points",
+        f"chance: {100 * protocol['chance']:.2f}; the commonest class is {100 * query['commonest_class']:.2f} % of the "
+        "query images",
+    ]
+
+
 def _amiss(report: Mapping[str, Any]) -> list[str]:
-    if not report["protocol"]["images"].get("support_is_query"):
-        return []
-    return ["The query set is the support set: images that were learned from are among those scored."]
+    images = report["protocol"]["images"]
+    lines = [
+        f"{images[split]['unlabelled']:,} images of the {split} set have no label and are not {used}."
+        for split, used in (("support", "learned from"), ("query", "scored"))
+        if images[split].get("unlabelled")
+    ]
+    if images.get("support_is_query"):
+        lines.append("The query set is the support set: images that were learned from are among those scored.")
+    unconverged = [row for row in report["results"] if not row["converged"]]
+    for probe in dict.fromkeys(row["probe"] for row in unconverged):
+        fits = [row for row in report["results"] if row["probe"] == probe]
+        ended = [row for row in unconverged if row["probe"] == probe]
+        lines.append(
+            f"{probe}: {len(ended)} of {len(fits)} fits ended before their optimum, after the most iterations; their "
+            f"accuracies ({_ENDED}) are not the probe's."
+        )
+    return lines
 
 
 def _differences(report: Mapping[str, Any], probe: str) -> list[list[str]]:
@@ -164,7 +199,7 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
         f"- draw: {protocol['draw']}",
         f"- standardised: {protocol['standardised']}",
         f"- λ = {protocol['l2']:g}, not scaled by the number of images",
-        *(f"- {name}: {text}" for name, text in protocol["probes"].items()),
+        *(f"- {name}: {_literal(text)}" for name, text in protocol["probes"].items()),
         *(f"- features `{name}`: {text}" for name, text in protocol["features"].items()),
         f"- arithmetic: {protocol['arithmetic']}",
         *(f"- {key}: {_literal(_plain(value))}" for key, value in run.items() if key != "config"),
@@ -203,7 +238,7 @@ def _cell(report: Mapping[str, Any], id: str, probe: str, feature: str, shots: i
         if (row["weights"], row["probe"], row["features"], row["shots"]) == (id, probe, feature, shots)
     )
     spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
-    return f"{100 * row['mean']:.2f}{spread}"
+    return f"{100 * row['mean']:.2f}{spread}{'' if row['converged'] else _ENDED}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

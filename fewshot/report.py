@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from fewshot.chart import draw_charts
 from fewshot.config import ProtocolSection
 from fewshot.draw import Draw
-from fewshot.features import preprocessing
+from fewshot.features import dtype_name, preprocessing
 from fewshot.page import markdown
 from fewshot.probes import DESCRIPTIONS
 from fewshot.score import Scores, summarise
@@ -44,6 +47,8 @@ _IDS = (
     "canonical ids (row numbers, where features are given), class by class from 0, each class's first k in "
     "the order drawn, as little-endian int64"
 )
+_STD = "of the accuracies of the seeds' support sets, ddof 1, all scored on the same query images"
+_QUERY_ERROR = "sqrt(p(1-p)/M), p the mean accuracy, M the query images: their own binomial noise, which std leaves out"
 _ORACLE = "oracle on the query set: each λ scored on the images that would choose it; a curve, not a result"
 
 
@@ -65,10 +70,16 @@ def describe_entries(entries: Sequence[Entry], features: Sequence[str]) -> list[
                 "headline": headline(widths),
                 "preprocessing": preprocessing(entry.spec.image_size),
                 "widths": widths,
-                "dtype": "float32",
+                "dtype": dtype_name(entry.dtype),
             }
         )
     return described
+
+
+def describe_arithmetic(dtype: torch.dtype) -> str:
+    """The report's `protocol.arithmetic` for networks that compute in `dtype`."""
+    exactly = ", products in no TF32" if dtype is torch.float32 else ", as a run under that type logs its score"
+    return f"features in {dtype_name(dtype)}{exactly}; probes in float64"
 
 
 def describe_given(given: Given, id: str) -> list[dict[str, Any]]:
@@ -91,16 +102,18 @@ def describe_task(task: Task) -> dict[str, Any]:
     """The report's `protocol.images` for indices."""
 
     def describe(index: Index) -> dict[str, Any]:
+        unlabelled = index.unlabelled
         return {
             "index": [str(file.path) for file in index.files],
             "index_sha256": index.hash,
-            "images": index.samples,
+            "images": index.samples - unlabelled,
+            "unlabelled": unlabelled,
             "classes": index.num_classes,
         }
 
     return {
         "support": {**describe(task.support), "images_used": len(task.support_ids)},
-        "query": describe(task.query),
+        "query": {**describe(task.query), "commonest_class": _commonest(task.query_labels)},
         "support_is_query": task.support.hash == task.query.hash,
     }
 
@@ -110,8 +123,17 @@ def describe_rows(given: Given, draws: Sequence[Draw]) -> dict[str, Any]:
     used = len(np.unique(np.concatenate([draw.ids for draw in draws])))
     return {
         "support": {"images": len(given.support_labels), "classes": given.classes, "images_used": used},
-        "query": {"images": len(given.query_labels), "classes": len(np.unique(given.query_labels))},
+        "query": {
+            "images": len(given.query_labels),
+            "classes": len(np.unique(given.query_labels)),
+            "commonest_class": _commonest(given.query_labels),
+        },
     }
+
+
+def _commonest(labels: NDArray[np.int64]) -> float:
+    """The share of the images that have the most frequent label."""
+    return float(np.bincount(labels).max()) / len(labels)
 
 
 def build_report(
@@ -122,6 +144,7 @@ def build_report(
     draws: Sequence[Draw],
     weights: Sequence[Mapping[str, Any]],
     images: Mapping[str, Any],
+    arithmetic: str,
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of report.json. `run`: what else fixes the numbers (config, ranks, devices)."""
@@ -142,14 +165,20 @@ def build_report(
             ],
             "support_ids_hashed": _IDS,
             "standardised": "mean and population standard deviation + 1e-5 of the support set",
+            "chance": 1 / images["support"]["classes"],
+            "std": _STD,
+            "query_std_error": _QUERY_ERROR,
             "l2": protocol.l2,
             "probes": {probe: DESCRIPTIONS[probe] for probe in protocol.probes},
             "features": {feature: FEATURES[feature] for feature in used},
-            "arithmetic": "probes in fp64",
+            "arithmetic": arithmetic,
         },
         "weights": [dict(one) for one in weights],
         "results": [asdict(row) for row in scores.results],
-        "summary": [asdict(row) for row in summarise(scores.results)],
+        "summary": [
+            {**asdict(row), "query_std_error": math.sqrt(row.mean * (1 - row.mean) / images["query"]["images"])}
+            for row in summarise(scores.results)
+        ],
         "oracle": {"note": _ORACLE, "curves": [asdict(row) for row in scores.sweeps]},
         "seconds": scores.seconds,
         "run": dict(run),

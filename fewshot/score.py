@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fewshot import probes
 from fewshot.draw import Draw
-from fewshot.probes import Predictor
+from fewshot.probes import Fitted, Predictor
 from fewshot.ridge import SWEEP, Ridge
 from fewshot.store import FeatureSet
 
@@ -26,7 +26,7 @@ _SMALL = 10**9  # multiply-adds of a product that is not worth more than one thr
 
 @dataclass(frozen=True)
 class Result:
-    """One accuracy, in [0, 1]. `l2` is None for a probe that has none."""
+    """One accuracy, in [0, 1]. `l2` is None for a probe that has none; `converged`: as `Fitted`'s."""
 
     weights: str
     probe: str
@@ -35,11 +35,12 @@ class Result:
     seed: int
     l2: float | None
     accuracy: float
+    converged: bool = True
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean and sample standard deviation (ddof 1; None of a single seed) over the seeds."""
+    """Mean and sample standard deviation (ddof 1; None of a single seed) over the seeds; whether all converged."""
 
     weights: str
     probe: str
@@ -47,6 +48,7 @@ class Mean:
     shots: int
     mean: float
     std: float | None
+    converged: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def score(
     oracle: the sweep over λ as well. advance: called after each support set. The rows' `weights` and
     `features` are left empty for the caller, who knows them.
     """
-    fits: dict[str, Callable[..., Predictor]] = {"ridge": partial(probes.ridge, l2=l2), **probes.OTHERS}
+    fits: dict[str, Callable[..., Fitted]] = {"ridge": partial(probes.ridge, l2=l2), **probes.OTHERS}
     strengths: dict[str, float | None] = {"ridge": l2, "logistic": probes.LOGISTIC_L2}
     results, sweeps = [], []
     largest = max(len(draw.ids) for draw in draws) * features.query.shape[1] * classes
@@ -96,11 +98,14 @@ def score(
             support = torch.from_numpy(features.rows(draw.ids)).to(device).double()
             labels = torch.from_numpy(draw.labels).to(device)
             for name in probe_names:
-                right = accuracy(fits[name](support, labels, classes), features.query, query_labels, device)
-                results.append(Result("", name, "", draw.shots, draw.seed, strengths.get(name), right))
+                fitted = fits[name](support, labels, classes)
+                right = accuracy(fitted, features.query, query_labels, device)
+                results.append(
+                    Result("", name, "", draw.shots, draw.seed, strengths.get(name), right, fitted.converged)
+                )
             if oracle:
-                fitted = Ridge.fit(support, labels, classes)
-                curve = tuple(accuracy(fitted.predictor(at), features.query, query_labels, device) for at in SWEEP)
+                solved = Ridge.fit(support, labels, classes)
+                curve = tuple(accuracy(solved.predictor(at), features.query, query_labels, device) for at in SWEEP)
                 sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEEP, curve))
             advance()
     return results, sweeps
@@ -140,7 +145,11 @@ def summarise(results: Sequence[Result]) -> list[Mean]:
 
     place = {found: number for number, found in enumerate(dict.fromkeys(map(key, results)))}
     ordered = sorted(results, key=lambda row: place[key(row)])
-    return [Mean(*found, *mean_std([row.accuracy for row in rows])) for found, rows in groupby(ordered, key)]
+    groups = [(found, list(rows)) for found, rows in groupby(ordered, key)]
+    return [
+        Mean(*found, *mean_std([row.accuracy for row in rows]), all(row.converged for row in rows))
+        for found, rows in groups
+    ]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

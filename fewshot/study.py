@@ -134,17 +134,16 @@ def probe_given(given: Given, protocol: ProtocolSection, id: str) -> tuple[Score
 def _images(task: Task, patience: Patience) -> dict[str, str]:
     return {
         "support": content(task.support, task.support_ids, patience),
-        "query": content(task.query, patience=patience),
+        "query": content(task.query, task.query_ids, patience),
     }
 
 
 def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, file: Path, world: World) -> None:
     model = together(subject.build).to(world.device)
     arrays: dict[str, np.ndarray] = {"support_ids": task.support_ids}
-    every_query = np.arange(task.query.samples)
     for split, index, ids in (
         ("support", task.support, task.support_ids),
-        ("query", task.query, every_query),
+        ("query", task.query, task.query_ids),
     ):
         found = extract(
             model,
@@ -165,7 +164,7 @@ def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, 
 
 
 def _count(task: Task) -> str:
-    return f"{len(task.support_ids):,} support and {task.query.samples:,} query images"
+    return f"{len(task.support_ids):,} support and {len(task.query_ids):,} query images"
 
 
 def _say(world: World, text: str) -> None:

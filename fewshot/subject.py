@@ -26,7 +26,7 @@ PIXEL_SIDE = 32  # pixels a side, at the most, of the pixel baseline
 
 @dataclass(frozen=True)
 class Entry:
-    """WEIGHTS to be scored. `spec`: the network as run here; `trained_size`: the pixels it was saved for."""
+    """WEIGHTS to be scored. `spec`, `dtype`: the network as run here; `trained_size`: the pixels it was saved for."""
 
     id: str
     path: Path
@@ -36,6 +36,7 @@ class Entry:
     step: int | None
     spec: ViTSpec
     trained_size: int
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ class Subject:
 
 
 def open_entries(
-    paths: Sequence[str | Path], image_size: int | None, *, averaged: Sequence[bool] = (False,)
+    paths: Sequence[str | Path],
+    image_size: int | None,
+    *,
+    averaged: Sequence[bool] = (False,),
+    dtype: torch.dtype = torch.float32,
 ) -> list[Entry]:
     """Read every WEIGHTS once, so that a fault in the last is found before the first is run.
 
@@ -79,6 +84,7 @@ def open_entries(
             step=weights.step,
             spec=replace(weights.spec, image_size=image_size or weights.spec.image_size, dropout=0.0),
             trained_size=weights.spec.image_size,
+            dtype=dtype,
         )
 
     found = together(
@@ -117,18 +123,22 @@ def subjects(entry: Entry, features: Sequence[str], seed: int) -> list[Subject]:
     """
     spec = entry.spec
     layers = [layer for layer in features if layer in LAYERS and has_layer(spec, layer)]
-    identity = {"spec": asdict(spec)}
+    identity = {"spec": asdict(spec), "dtype": str(entry.dtype)}
     found = []
     if layers:
         found.append(
             Subject(
                 {layer: layer for layer in layers},
                 {**identity, "weights": entry.sha256},
-                lambda: frozen(entry),
+                lambda: frozen(entry).to(entry.dtype),
             )
         )
     if "untrained" in features:
-        twin = Subject({"untrained": representation(spec)}, {**identity, "seed": seed}, lambda: untrained(spec, seed))
+        twin = Subject(
+            {"untrained": representation(spec)},
+            {**identity, "seed": seed},
+            lambda: untrained(spec, seed).to(entry.dtype),
+        )
         found.append(twin)
     if "pixels" in features:
         size = {

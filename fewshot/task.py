@@ -24,7 +24,8 @@ class Task:
     classes: int
     draws: tuple[Draw, ...]
     support_ids: NDArray[np.int64]  # what any of the draws needs, ascending
-    query_labels: NDArray[np.int64]
+    query_ids: NDArray[np.int64]  # those with a label, ascending: an image without one is neither right nor wrong
+    query_labels: NDArray[np.int64]  # of `query_ids`
 
 
 def open_task(
@@ -37,9 +38,11 @@ def open_task(
 ) -> Task:
     """Open both indices, check that they belong together, and draw. Reads no image.
 
+    Images without a label (an empty list) are neither learned from nor scored.
+
     `section` says in messages where the config names the indices.
-    Raises InputError: a path that is not set or holds no index, label lists, classes that differ, a query
-    label that the support set lacks, a class with too few images.
+    Raises InputError: a path that is not set or holds no index, images with several labels, no image with one, classes
+    that differ, a query label that the support set lacks, a class with too few images.
     """
     indices = {}
     for name, paths in (("support", support), ("query", query)):
@@ -49,24 +52,31 @@ def open_task(
                 f"file): {section}.{name}=PATH"
             )
         indices[name] = Index.open(paths if isinstance(paths, str) else list(paths))
-        if not indices[name].one_label:
-            raise InputError(
-                f"{section}.{name}: {paths} has images with several labels, or with none; few-shot needs one label an "
-                "image"
-            )
+        if indices[name].longest != 1:
+            what = "images with several labels" if indices[name].longest else "no image with a label"
+            raise InputError(f"{section}.{name}: {paths} has {what}; few-shot needs one label an image")
     learned, scored = indices["support"], indices["query"]
     check_classes(learned.classes, scored.classes, f"{section}.support", f"{section}.query")
     classes = learned.num_classes
     if classes < 2:
         raise InputError(f"{section}.support: {support} holds {classes} class; two or more would be right")
-    query_labels = scored.labels(np.arange(scored.samples))[:, 0]
+    query_ids, query_labels = _labelled(scored)
     if scored.num_classes > classes:
         strange = int((query_labels >= classes).sum())
         raise InputError(
-            f"{section}.query: {strange} of {scored.samples} images have labels above {classes - 1}, the "
+            f"{section}.query: {strange} of {len(query_ids)} images have labels above {classes - 1}, the "
             f"highest in {section}.support; both must number the same classes alike"
         )
-    labels = learned.labels(np.arange(learned.samples))[:, 0]
-    draws = draw_support(labels, classes=classes, shots=shots, seeds=seeds, where=f"{section}.support {support}")
+    ids, labels = _labelled(learned)
+    draws = draw_support(
+        labels, classes=classes, shots=shots, seeds=seeds, ids=ids, where=f"{section}.support {support}"
+    )
     needed = np.unique(np.concatenate([draw.ids for draw in draws]))
-    return Task(learned, scored, classes, draws, needed, query_labels)
+    return Task(learned, scored, classes, draws, needed, query_ids, query_labels)
+
+
+def _labelled(index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The ids with a label, ascending, and their labels."""
+    labels = index.labels(np.arange(index.samples))[:, 0]
+    ids = np.flatnonzero(labels >= 0)
+    return ids, labels[ids]

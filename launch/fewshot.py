@@ -48,6 +48,8 @@ def probe_weights(args: argparse.Namespace) -> int:
     protocol, out = config.fewshot, args.out or Path("runs") / config.name
     task = open_task(config.data.support, config.data.query, shots=protocol.shots, seeds=protocol.seeds)
 
+    import torch
+
     from fewshot import report, study
     from fewshot.score import fp64_device
     from fewshot.subject import open_entries
@@ -55,7 +57,8 @@ def probe_weights(args: argparse.Namespace) -> int:
 
     world = distributed.start()
     distributed.together(lambda: check_out(out) if world.main else None)  # one rank writes all
-    entries = open_entries(args.init, config.model.image_size, averaged=KINDS[args.weights])
+    dtype = getattr(torch, protocol.dtype)
+    entries = open_entries(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
     began = time.monotonic()
     taken = study.take_features(config, entries, task, out, world)
     extracted = time.monotonic()
@@ -75,6 +78,7 @@ def probe_weights(args: argparse.Namespace) -> int:
         draws=task.draws,
         weights=report.describe_entries(entries, names),
         images=report.describe_task(task),
+        arithmetic=report.describe_arithmetic(dtype),
         run={
             "ranks": world.size,
             "batch": protocol.batch,
@@ -118,6 +122,7 @@ def probe_file(args: argparse.Namespace) -> int:
         draws=draws,
         weights=report.describe_given(given, name),
         images=report.describe_rows(given, draws),
+        arithmetic="features as given; probes in float64",
         run={"device": "cpu"},
     )
     return finish(content, out)

@@ -12,6 +12,7 @@ from pretrain.engine.distributed import World, all_reduce_sum, any_rank, collect
 from pretrain.engine.fragments import averaged
 from pretrain.engine.stop import Stop
 from pretrain.engine.watchdog import Watchdog
+from pretrain.errors import InputError
 from pretrain.run.loss import Loss
 from pretrain.run.meters import Meters
 from pretrain.stream.effort import Patience
@@ -95,7 +96,10 @@ class Validation:
     """Loss, top-1 and top-5 accuracy over a labelled set, every sample once, on however many ranks.
 
     whole: the whole images, squashed to the size, rather than their centres.
-    With label lists a prediction is right if the class is one of the sample's labels.
+    With label lists a prediction is right if the class is one of the sample's labels, and top-5 if one of the five is.
+    Samples without a label (an empty list) are in neither accuracy nor loss, as in ReaL's evaluator; they are counted.
+
+    Raises InputError where no sample has a label.
     """
 
     def __init__(
@@ -117,11 +121,25 @@ class Validation:
         self._index, self._loss_of, self._world, self._dtype = index, loss_of, world, dtype
         self._transform = EvalImages(image_size, channels, whole)
         self._batch, self._workers, self._patience = batch, workers, patience
+        self._unlabelled = index.unlabelled
+        if self._unlabelled == index.samples:
+            raise InputError(
+                f"data.eval: none of the {index.samples:,} images has a label, so there is nothing to score; set an "
+                "index with labels, or null"
+            )
+        if self._unlabelled and world.main:
+            say(
+                f"data.eval: {self._unlabelled:,} of {index.samples:,} images have no label and are left out of loss "
+                "and accuracy"
+            )
 
     def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
-        """("eval/loss", …), ("eval/top1", …), ("eval/top5", …), accuracies in [0, 1]."""
+        """("eval/loss", …), ("eval/top1", …), ("eval/top5", …), accuracies in [0, 1].
+
+        Where there are any, ("eval/unreadable", …) and ("eval/unlabelled", …) follow: how many images.
+        """
         world = self._world
-        sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
+        sums = torch.zeros(5, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images scored, readable
         batches = evaluation_batches(
             self._index,
             self._transform,
@@ -140,26 +158,31 @@ class Validation:
                 faults += batch.faults
                 batch = batch.to(world.device)
                 labels, valid = batch.labels, batch.valid
+                scored = valid & (labels >= 0).any(dim=1)
                 logits = model(to_float(batch.images, self._dtype)).float()
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-                right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & valid[:, None]
+                right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & scored[:, None]
                 sums += torch.stack(
                     [
-                        self._loss_of(logits, labels, valid) * len(logits),
+                        self._loss_of(logits, labels, scored) * len(logits),
                         right[:, 0].sum(),
                         right.any(dim=1).sum(),
+                        scored.sum(),
                         valid.sum(),
                     ]
                 )
-        loss, top1, top5, images = all_reduce_sum(sums).tolist()
-        if images < self._index.samples:
+        loss, top1, top5, images, readable = all_reduce_sum(sums).tolist()
+        if unreadable := self._index.samples - readable:
             self._report(faults)
         # An unreadable image counts as a miss: the set's size does not depend on its faults.
+        labelled = self._index.samples - self._unlabelled
         yield "eval/loss", loss / max(images, 1)
-        yield "eval/top1", top1 / self._index.samples
-        yield "eval/top5", top5 / self._index.samples
-        if images < self._index.samples:
-            yield "eval/unreadable", self._index.samples - images
+        yield "eval/top1", top1 / labelled
+        yield "eval/top5", top5 / labelled
+        if unreadable:
+            yield "eval/unreadable", unreadable
+        if self._unlabelled:
+            yield "eval/unlabelled", float(self._unlabelled)
 
     def _report(self, faults: list[Fault]) -> None:
         """Refuse unreadable chunks on all ranks; name the first of the unreadable images. Collective."""

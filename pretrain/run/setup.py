@@ -129,7 +129,7 @@ def validation(config: RunConfig, world: World, layout: Layout, trained: Index) 
     return [
         Validation(
             index,
-            choose_loss(config.train.loss, index.one_label),
+            choose_loss(config.train.loss, index.longest <= 1),  # images without a label are left out
             world,
             image_size=config.model.image_size,
             channels=config.model.channels,

@@ -132,6 +132,12 @@ class Index:
         return all(file.longest == 1 and len(file.labels) == file.samples for file in self._files)
 
     @property
+    def unlabelled(self) -> int:
+        """How many samples have no label: an empty list. Reads the lengths of all lists."""
+        counts = (np.diff(part) for file in self._files if file.multilabel for part in file.pieces("label_starts", 1))
+        return sum(int((count == 0).sum()) for count in counts)
+
+    @property
     def longest(self) -> int:
         """L: the most labels that one sample has (1 for single labels)."""
         return max(file.longest for file in self._files)

@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.config import DataSection as FewshotData
+from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.evaluator import FewshotEvaluator
 from fewshot.features import extract
-from fewshot.score import score
+from fewshot.report import describe_arithmetic, describe_entries
+from fewshot.score import score, summarise
 from fewshot.store import FeatureSet
+from fewshot.study import probe_features, take_features
+from fewshot.subject import open_entries
 from fewshot.task import open_task
 from pretrain.errors import InputError, StorageError
 from pretrain.run.config import DataSection, FewshotSection, ModelSection, OptimizerSection, RunConfig, TrainSection
+from pretrain.shards.dataset import Dataset, png
+from pretrain.shards.write import write_shards
 from pretrain.stream.index import Index
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
@@ -63,6 +70,53 @@ def test_the_score_is_the_protocols_on_the_representation(config, drawn, digit_s
         expected = np.mean([row.accuracy for row in results if row.shots == shots])
         assert found.pop(f"fewshot/{shots}shot_ridge") == pytest.approx(expected, abs=1e-12)
     assert found == {}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_score_of_a_run_is_that_of_its_checkpoint_in_the_same_arithmetic(
+    config, drawn, alone, digit_shards, run_folder, tmp_path, dtype
+):
+    run = config(representation_size=48)
+    model = drawn(run.model.spec())
+    path = run_folder(tmp_path / "run", model)  # as saved: in fp32
+    logged = dict(FewshotEvaluator(run, alone).run(model.to(getattr(torch, dtype)), 50))
+
+    task = open_task(*digit_shards, shots=(1, 5), seeds=(0, 1))
+    protocol = ProtocolSection(shots=(1, 5), seeds=(0, 1), features=("tanh",), probes=("ridge",), oracle=False)
+    after = FewshotConfig(name="after", data=FewshotData(workers=1), fewshot=protocol)
+    entries = open_entries([path], None, dtype=getattr(torch, dtype))
+    taken = take_features(after, entries, task, tmp_path, alone)
+    scores = probe_features(after, taken, task, torch.device("cpu"))
+    ending = "" if dtype == "float32" else "_bfloat16"
+    assert logged == {f"fewshot/{row.shots}shot_ridge{ending}": row.mean for row in summarise(scores.results)}
+    (weights,) = describe_entries(entries, ["tanh"])
+    assert weights["dtype"] == dtype
+    assert dtype in describe_arithmetic(entries[0].dtype)
+
+
+def test_features_in_another_arithmetic_are_other_features(drawn, tiny, alone, digit_shards, run_folder, tmp_path):
+    path = run_folder(tmp_path / "run", drawn(tiny()))
+    protocol = ProtocolSection(shots=(1,), seeds=(0,), features=("cls", "untrained", "pixels"))
+    config = FewshotConfig(name="both", data=FewshotData(workers=1), fewshot=protocol)
+    task = open_task(*digit_shards, shots=(1,), seeds=(0,))
+    files = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        taken = take_features(config, open_entries([path], None, dtype=dtype), task, tmp_path, alone)
+        files[dtype] = [part.file for part in taken]
+    network, twin, pixels = zip(*files.values(), strict=True)
+    assert network[0] != network[1]
+    assert twin[0] != twin[1]
+    assert pixels[0] == pixels[1]
+
+
+def test_query_images_without_a_label_are_not_scored(config, drawn, alone, tmp_path):
+    labels = np.concatenate([np.arange(80) % 10]).astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(np.arange(100) % 5 != 2)])
+    data = Dataset("gaps", "all", labels, starts, None, "x", lambda row: ("png", png(IMAGES[row])))
+    evaluator = FewshotEvaluator(config(query=str(write_shards(data, tmp_path)[0])), alone)
+    found = dict(evaluator.run(drawn(config().model.spec()), 50))
+    assert found["fewshot/unlabelled"] == 20
+    assert found["fewshot/5shot_ridge"] * 80 * 2 == pytest.approx(round(found["fewshot/5shot_ridge"] * 80 * 2))
 
 
 def test_it_says_how_often_it_is_to_be_asked(config, alone):

@@ -132,3 +132,31 @@ def test_a_chunk_that_cannot_be_read_is_refused_and_may_be_read_later_where_stor
 def test_preprocessing_is_told_with_the_sizes_of_the_protocol():
     assert preprocessing(224).startswith("squash to 256x256 (bilinear, half-pixel centres, no antialias")
     assert "centre crop 224x224, to [-1, 1]" in preprocessing(224)
+
+
+def switches():
+    """Whether and how products of fp32 may be computed in less, as far as torch tells."""
+    backends = torch.backends
+    found = [torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        parts = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+        found += [part.fp32_precision for part in parts]
+    return found
+
+
+def test_features_called_float32_are_computed_in_float32(digit_shards, tiny, drawn, alone):
+    model, seen = drawn(tiny(representation_size=8)), []
+    model.register_forward_hook(lambda *_: seen.append(switches()))
+    at_first = switches()
+    assert torch.backends.cudnn.allow_tf32, "torch's default"
+    try:
+        for precision in ("high", "medium", "highest"):
+            torch.set_float32_matmul_precision(precision)
+            before = switches()
+            run(model, digit_shards[1], np.arange(4), alone)
+            assert seen[0][:3] == ["highest", False, False]
+            assert set(seen.pop()[3:]) <= {"ieee"}
+            assert switches() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert switches()[:3] == at_first[:3]

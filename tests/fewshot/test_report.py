@@ -55,7 +55,8 @@ def report():
             Scores(rows, curves, {"probes": 1.25}),
             draws=DRAWS,
             weights=[weights],
-            images={"support": {"images": 60}, "query": {"images": 30}},
+            images={"support": {"images": 60, "classes": 3}, "query": {"images": 30, "commonest_class": 0.4}},
+            arithmetic="features in float32; probes in float64",
             run={"ranks": 2},
         )
 
@@ -65,9 +66,10 @@ def report():
 def test_the_rows_are_the_contracts(report):
     found = report()
     for row in found["results"]:
-        assert set(row) == {"weights", "probe", "features", "shots", "seed", "l2", "accuracy"}
+        assert set(row) - {"converged"} == {"weights", "probe", "features", "shots", "seed", "l2", "accuracy"}
     for row in found["summary"]:
-        assert set(row) == {"weights", "probe", "features", "shots", "mean", "std"}
+        known = {"weights", "probe", "features", "shots", "mean", "std"}
+        assert set(row) - {"query_std_error", "converged"} == known
     for one in found["weights"]:
         assert {"id", "path", "sha256", "step"} <= set(one)
     assert (len(found["results"]), len(found["summary"])) == (36, 12)
@@ -106,10 +108,51 @@ def test_the_file_is_json_without_nan(report, tmp_path):
     assert not any((tmp_path / "broken" / "report").iterdir())
 
 
+def test_what_the_deviation_is_stands_beside_every_table_with_chance_and_the_query_sets_own_noise(report):
+    found = report()
+    row = next(r for r in found["summary"] if (r["probe"], r["features"], r["shots"]) == ("ridge", "tanh", 5))
+    assert row["query_std_error"] == pytest.approx((0.66 * 0.34 / 30) ** 0.5)
+    assert found["protocol"]["chance"] == pytest.approx(1 / 3)
+    # Means of 32 to 66 %: of 30 images the error is largest at 46 %, the nearest to a half.
+    low, high = (100 * (p * (1 - p) / 30) ** 0.5 for p in (0.32, 0.46))
+    reading = (
+        "±: standard deviation (ddof 1) over the draws of support images of seeds 0 1 2, all scored on the same 30",
+        f"binomial standard error sqrt(p(1-p)/30), here {low:.2f} to {high:.2f} points",
+        "chance: 33.33; the commonest class is 40.00 % of the query images",
+    )
+    page = markdown(found)
+    for line in reading:
+        assert table(found).count(line) == 1
+        assert page.count(line) == 2  # of the leading probe and of the others
+
+
+def test_a_probe_that_has_not_converged_is_marked_and_told(report):
+    found = report(probes=("ridge", "logistic"))
+    assert "†" not in markdown(found) + table(found)
+    for row in found["results"]:
+        row["converged"] = (row["probe"], row["features"], row["shots"], row["seed"]) != ("logistic", "tanh", 5, 1)
+    for row in found["summary"]:
+        row["converged"] = (row["probe"], row["features"], row["shots"]) != ("logistic", "tanh", 5)
+    page = markdown(found)
+    assert "| w | tanh | logistic | 62.00 ± 1.00 | 66.00 ± 1.00† |" in page
+    assert "| w | tanh | logistic | 5 | 65.00 | 66.00† | 67.00 |" in page
+    told = "logistic: 1 of 18 fits ended before their optimum"
+    assert told in page
+    assert told in table(found)
+
+
+def test_images_without_a_label_are_told(report):
+    found = report()
+    found["protocol"]["images"]["query"]["unlabelled"] = 25
+    for text in (markdown(found), table(found)):
+        assert "25 images of the query set have no label and are not scored." in text
+
+
 def test_a_single_seed_has_null_for_its_deviation(report):
     found = report(seeds=(1,))
     assert {row["std"] for row in found["summary"]} == {None}
     assert "±" not in table(found)
+    assert "one draw of support images, of seed 1: how much another would differ is not known" in table(found)
 
 
 def test_the_page_leads_with_the_five_shot_ridge(report):

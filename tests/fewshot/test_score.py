@@ -1,11 +1,13 @@
 """From features to accuracies."""
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fewshot import probes
 from fewshot.draw import draw_support
 from fewshot.probes import OTHERS
 from fewshot.ridge import SWEEP
@@ -98,3 +100,12 @@ def test_summaries_keep_apart_what_is_not_the_same():
     assert [(m.weights, m.features, m.probe, m.shots) for m in summarise(rows)] == [
         (row.weights, row.features, row.probe, row.shots) for row in rows
     ]
+
+
+def test_a_probe_that_has_not_converged_is_told_in_its_row_and_in_the_mean(digits, monkeypatch):
+    monkeypatch.setattr(probes, "_ITERATIONS", 2)
+    results, _ = scored(digits, probe_names=["ridge", "logistic"])
+    assert {(row.probe, row.converged) for row in results} == {("ridge", True), ("logistic", False)}
+    mixed = [replace(row, converged=row.seed == 0) for row in results if row.probe == "logistic"]
+    assert {row.converged for row in summarise(mixed)} == {False}
+    assert {row.converged for row in summarise(mixed[:1])} == {True}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fewshot.report import describe_task
 from fewshot.task import open_task
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, png
@@ -71,10 +72,32 @@ def with_lists(folder, starts):
     return str(write_shards(data, folder)[0])
 
 
-@pytest.mark.parametrize("starts", [[0, 2, 4, 6, 8], [0, 0, 1, 2, 3]])
-def test_lists_of_several_labels_or_of_none_are_refused(starts, tmp_path, digit_shards):
-    with pytest.raises(InputError, match=r"data\.query: .* has images with several labels, or with none"):
+@pytest.mark.parametrize(
+    ("starts", "what"), [([0, 2, 4, 6, 8], "images with several labels"), ([0] * 5, "no image with a label")]
+)
+def test_lists_of_several_labels_or_of_none_are_refused(starts, what, tmp_path, digit_shards):
+    with pytest.raises(InputError, match=rf"data\.query: .* has {what}; few-shot needs one"):
         open_task(digit_shards[0], with_lists(tmp_path, starts), **PROTOCOL)
+
+
+def test_images_without_a_label_are_neither_learned_from_nor_scored(tmp_path, digit_shards):
+    labels = np.repeat([0, 1], 30).astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(np.arange(90) % 3 != 1)])
+    data = Dataset("gaps", "all", labels, starts, None, "x", lambda row: ("png", png(IMAGES[0])))
+    gaps = str(write_shards(data, tmp_path)[0])
+    task = open_task(gaps, gaps, shots=(30,), seeds=(0, 1))
+    without = np.flatnonzero(task.support.labels(np.arange(90))[:, 0] < 0)
+    assert len(without) == 30
+    assert not set(without) & set(task.support_ids)
+    assert not set(without) & set(task.query_ids)
+    assert (len(task.support_ids), len(task.query_ids), len(task.query_labels)) == (60, 60, 60)
+    assert np.array_equal(task.query_labels, task.query.labels(task.query_ids)[:, 0])
+    for draw in task.draws:
+        assert np.array_equal(task.support.labels(draw.ids)[:, 0], draw.labels)
+    images = describe_task(task)
+    assert [(images[split]["images"], images[split]["unlabelled"]) for split in ("support", "query")] == [(60, 30)] * 2
+    with pytest.raises(InputError, match=r"31 shots need 31 images .* class 0 has 30"):
+        open_task(gaps, gaps, shots=(31,), seeds=(0,))
 
 
 def test_lists_of_one_label_each_are_single_labels(tmp_path):

@@ -1,18 +1,23 @@
 """Validation counts every sample once, on however many ranks and in whatever batches."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pretrain.engine.distributed import World
+from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
+from pretrain.run.evaluation import Validation
 from pretrain.run.folder import RunFolder
+from pretrain.run.loss import sigmoid_loss, softmax_loss
 from pretrain.run.setup import prepare
 from pretrain.stream.images import EvalImages, to_float
 from pretrain.stream.index import Index
@@ -74,3 +79,51 @@ def test_a_config_chooses_what_of_the_images_is_trained_on_and_evaluated(whole, 
     expected = evaluation_batches(index, EvalImages(16, 1, whole), batch=8, rank=0, world=1, workers=1)
     for found, batch in zip(shown, expected, strict=True):
         assert torch.equal(found, to_float(batch.images, torch.float32))
+
+
+class Oracle(torch.nn.Module):
+    """Is sure of the class that an image's brightness tells: of 10 classes, 25 levels a class."""
+
+    def forward(self, images):
+        classes = (images.mean(dim=(1, 2, 3)) * 127.5 + 127.5).div(25).floor().long()
+        return 20 * torch.nn.functional.one_hot(classes, 10).float()
+
+
+@pytest.fixture
+def validation(tmp_path, encoded, write_shards):
+    """validation(labels of each image, its class): validation on images that tell their class."""
+
+    def make(labels, classes, loss_of):
+        images = dict(enumerate(encoded(np.full((16, 16), 25 * label + 12, np.uint8)) for label in classes))
+        made = write_shards("set", [len(images)], labels=labels.__getitem__, suffixes=("png",), replace=images)
+        alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+        sizes = {"image_size": 16, "channels": 1, "batch": 8, "workers": 1}
+        return Validation(made.index, loss_of, alone, dtype=torch.float32, every=None, **sizes)
+
+    return make
+
+
+@pytest.mark.parametrize("loss_of", [sigmoid_loss, softmax_loss])
+def test_images_without_a_label_are_left_out_of_accuracy_and_loss_and_counted(validation, loss_of, capsys):
+    classes = [number % 10 for number in range(20)]
+    labels = [[label] if number % 4 else [] for number, label in enumerate(classes)]
+    perfect = validation(labels, classes, loss_of)
+    assert "data.eval: 5 of 20 images have no label and are left out" in capsys.readouterr().out
+    found = dict(perfect.run(Oracle(), 1))
+    assert (found["eval/top1"], found["eval/top5"], found["eval/unlabelled"]) == (1, 1, 5)
+    logits = 20 * torch.nn.functional.one_hot(torch.tensor([3]), 10).float()
+    one = loss_of(logits, torch.tensor([[3]]), torch.tensor([True]))
+    assert found["eval/loss"] == pytest.approx(one.item(), rel=1e-6)
+
+
+def test_a_prediction_among_the_labels_is_right(validation):
+    classes = [number % 10 for number in range(20)]
+    labels = [[label, (label + 1) % 10] if number % 2 else [(label + 1) % 10] for number, label in enumerate(classes)]
+    found = dict(validation(labels, classes, sigmoid_loss).run(Oracle(), 1))
+    assert found["eval/top1"] == 0.5
+    assert "eval/unlabelled" not in found
+
+
+def test_a_set_without_any_label_is_refused(validation):
+    with pytest.raises(InputError, match=r"data\.eval: none of the 3 images has a label"):
+        validation([[], [], []], [0, 1, 2], partial(sigmoid_loss))
