@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.errors import InputError
+from pretrain.stream.content import etag_of
 from pretrain.stream.effort import Patience
 from pretrain.stream.index import Index, Shard
 from pretrain.stream.store import is_remote, stat
@@ -89,8 +90,9 @@ def feature_file(folder: Path, what: Mapping[str, Any]) -> Path:
 def content(index: Index, ids: NDArray[np.int64] | None = None, patience: Patience | None = None) -> str:
     """sha256 (hex) of what fixes the images of `ids` (default: all), as far as is known unread.
 
-    The index's hash does not see pixels: a shard's recorded digest does, else what its server calls its content, else
-    the time it was written. Raises InputError where that is asked for and not to be had, of a server after `patience`.
+    The index's hash says what was indexed. Whether a shard is still that: readers compare its etag where one is
+    recorded; else what its server calls its content tells, and of a local one the time it was written. Raises
+    InputError where that is asked for and not to be had, of a server after `patience`.
     """
     digest = hashlib.sha256(index.hash.encode())
     for version in in_threads(lambda shard, _: _version(shard, patience), list(index.shards), _ASKED_AT_ONCE):
@@ -208,7 +210,7 @@ def _native(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _version(shard: Shard, patience: Patience | None) -> str:
-    if shard.digest:
+    if etag_of(shard.digest):
         return shard.digest
     if is_remote(shard.url):
         found = stat(shard.url, patience)

@@ -50,7 +50,7 @@ def index(args: argparse.Namespace) -> int:
         args.out,
         base=args.base,
         num_classes=args.num_classes,
-        digests=args.sha256,
+        content=args.content,
         workers=args.workers,
     )
     _summary(path, "indexed:")
@@ -63,6 +63,8 @@ def _summary(path: Path, what: str) -> None:
     counts = f"{found.samples:,} samples, {found.num_classes:,} classes, {labels}"
     say(f"{what} {counts}; shards: {len(found.shards):,}")
     say(f"{path}  {found.hash}")
+    if unhashed := found.unhashed():
+        say(f"note: content of the shards: {unhashed}")
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -71,7 +73,10 @@ def verify(args: argparse.Namespace) -> int:
     found = verify(Index.open(args.index), workers=args.workers)
     say(f"in order: {found.samples:,} samples, {found.bytes:,} bytes; shards: {found.shards:,}")
     if found.without_digest:
-        say(f"no sha256 or etag recorded for {found.without_digest:,} of the shards (index --sha256 records sha256)")
+        say(
+            f"note: no sha256 or etag is recorded of {found.without_digest:,} shards: other images of the same sizes "
+            "would have passed (index without --headers-only records sha256)"
+        )
     return DONE
 
 
@@ -193,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     scan = commands.add_parser(
         "index",
         help="existing shards → their index",
-        description="Read the headers and labels of WebDataset tars and write their index. Every sample "
+        description="Read WebDataset tars, local ones whole, and write their index. Every sample "
         "needs one image (jpg, jpeg, png, webp) and a label: .cls with one integer, or .json with a list of "
         "integers. The first fault ends it, named by shard, sample and byte, and no index is written. Shards in "
         "object stores are read where they are; credentials come from AWS_* and GOOGLE_* variables alone.",
@@ -212,10 +217,21 @@ def parser() -> argparse.ArgumentParser:
         help="record the shards as lying in the folder at URL, by their file names: an index for their upload",
     )
     scan.add_argument("--num-classes", type=positive, metavar="K", help="refuse labels outside 0 … K-1")
-    scan.add_argument(
+    how = scan.add_mutually_exclusive_group()
+    how.add_argument(
         "--sha256",
-        action="store_true",
-        help="read the shards whole and record their sha256, not the etag of remote ones",
+        dest="content",
+        action="store_const",
+        const=True,
+        help="read remote shards whole too, as local ones are: the index's hash then stands for the images as well, "
+        "and is the same wherever copies of the shards lie",
+    )
+    how.add_argument(
+        "--headers-only",
+        dest="content",
+        action="store_const",
+        const=False,
+        help="read no shard whole, only headers and labels: faster, but the hash then does not know the images",
     )
     scan.add_argument("--workers", type=positive, metavar="N", help="processes (default: by cores and shards)")
     scan.set_defaults(run=index)

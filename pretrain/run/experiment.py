@@ -114,7 +114,10 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
         check_origin(saved, init)
         setup = replace(setup, origin=saved.state.get("origin"))
         refuse_changes(saved, setup.function, extend=extend)
-        start = setup.order.check(saved.state["stream"], setup.index.hash)  # the same on every rank, as indices are
+        stream, index = saved.state["stream"], setup.index
+        start = setup.order.check(stream, index.hash, index.sequence)  # the same on every rank, as indices are
+        if stream["index_hash"] != index.hash:
+            _say(world, "note: the run's index recorded no content; whether these are the same images is not known")
     if start > steps or (start == steps and not missed(setup, start)):
         _say(
             world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
@@ -342,6 +345,7 @@ def _headline(setup: Setup, start: int, origin: str) -> str:
             f"batch {layout.global_batch} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "
             f"{layout.micro_batch}; {str(setup.dtype).removeprefix('torch.')}, ZeRO {zero_stage(config.deepspeed)}, "
             f"{setup.world.device.type}",
+            *([f"note: content of the shards: {unhashed}"] if (unhashed := index.unhashed()) else []),
             *_short_read_ahead(setup),
             *(unlisted(setup.world.device, setup.dtype) if config.logging.peak_tflops is None else []),
         ]

@@ -12,7 +12,8 @@ import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.shards.column import Column
-from pretrain.stream.indexfile import ALIGN, VERSION, Pieces, content_hash, place_arrays
+from pretrain.stream.content import content_hash
+from pretrain.stream.indexfile import ALIGN, VERSION, Pieces, place_arrays, sequence_hash
 from pretrain.stream.location import sync_folder
 
 
@@ -43,7 +44,7 @@ class ShardEntry:
 
 
 def write_index(path: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None = None) -> str:
-    """Write the index of `entries`, in that order, to `path`; returns its content hash.
+    """Write the index of `entries`, in that order, to `path`; returns its hash.
 
     Raises InputError when there are no samples or `path` is not writable.
     """
@@ -89,16 +90,16 @@ class IndexWriter:
         """Places of all samples so far in units of 512 bytes, uint32 [n]."""
         return self._columns["offsets"].array()
 
-    def hash(self) -> str:
-        """The content hash of what was taken."""
+    def sequence(self) -> str:
+        """The hash of the samples' sequence so far."""
         shard_samples = np.array([samples for samples, _, _ in self._table], np.int64)
         offsets, keys, labels, counts = (
             self._columns[name].pieces() for name in ("offsets", "key_hashes", "labels", "counts")
         )
-        return content_hash(shard_samples, offsets, keys, counts if self._lists else None, labels)
+        return sequence_hash(shard_samples, offsets, keys, counts if self._lists else None, labels)
 
     def finish(self, classes: Sequence[str] | None = None) -> str:
-        """Write the index; returns its content hash."""
+        """Write the index; returns its hash."""
         table = np.array(self._table, "<i8").reshape(-1, 3)
         samples, flat = int(table[:, 0].sum()), len(self._columns["labels"])
         if not samples:
@@ -115,6 +116,7 @@ class IndexWriter:
         }
         if self._lists:
             columns["label_starts"] = ("<u4" if flat < 1 << 32 else "<i8", samples + 1, self._starts())
+        sequence = self.sequence()
         header = {
             "version": VERSION,
             "samples": samples,
@@ -123,7 +125,8 @@ class IndexWriter:
             "multilabel": self._lists,
             "longest": self._longest if self._lists else 1,
             "classes": None if classes is None else list(classes),
-            "hash": self.hash(),
+            "sequence": sequence,
+            "hash": content_hash(sequence, self._digests),
         }
         self._save(header, columns)
         return str(header["hash"])

@@ -20,10 +20,11 @@ import numpy as np
 from pretrain.errors import InputError
 from pretrain.shards.indexwriter import IndexWriter, ShardEntry
 from pretrain.shards.keys import KeyHashes, wide_hash
+from pretrain.stream.content import digest_text, sha256_of
 from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, key_hash
 from pretrain.stream.location import expand, local_path, open_shard, open_whole, stored_path
 from pretrain.stream.remotefile import RemoteFile
-from pretrain.stream.store import is_remote, object_name, url_under
+from pretrain.stream.store import is_remote, object_name, stat, url_under
 from pretrain.stream.tar import BLOCK, ShardTar, TarSample
 from pretrain.stream.workers import map_shards
 
@@ -46,16 +47,17 @@ def index_shards(
     *,
     base: str | None = None,
     num_classes: int | None = None,
-    digests: bool = False,
+    content: bool | None = None,
     workers: int | None = None,
 ) -> Path:
     """Scan shards (files, URLs, brace patterns, folders; in the order given) and write their index; returns its
     path.
 
     `out` defaults to `index.vfi` in the local folder that holds the shards. With `base` they are recorded as lying
-    under that URL, by their file names. Labels have to lie below `num_classes` where that is given. `digests` reads
-    every shard whole to record its sha256, else remote shards are recorded with their etag. Class names are taken
-    over from an index of the same content, where the index goes or beside the shards.
+    under that URL, by their file names. Labels have to lie below `num_classes` where that is given. Local shards are
+    read whole to record the sha256 of each, remote ones are recorded with their etag; `content` True reads remote ones
+    whole too, False no shard: then nothing tells other images of the same sizes. Class names are taken over from an
+    index of the same samples, where the index goes or beside the shards.
 
     Memory does not grow with the samples; temporary files beside the index take 32 bytes each. Raises InputError at
     the first fault, naming shard, member or sample and byte; then nothing is written.
@@ -63,7 +65,7 @@ def index_shards(
     shards = expand(patterns)
     path = _out_path(shards, out)
     urls = [stored_path(shard, path) for shard in shards] if base is None else _under(base, shards)
-    jobs = [ScanJob(shard, num_classes, digests) for shard in shards]
+    jobs = [ScanJob(shard, num_classes, not is_remote(shard) if content is None else content) for shard in shards]
     threads = _REMOTE_THREADS if any(is_remote(shard) for shard in shards) else 1
     with (
         IndexWriter(path) as writer,
@@ -71,11 +73,11 @@ def index_shards(
         closing(map_shards(_scan, jobs, doing="indexing", workers=workers, threads=threads)) as scans,
     ):
         for url, scan in zip(urls, scans, strict=True):
-            etag = "" if base is not None and scan.entry.digest.startswith("etag:") else scan.entry.digest
-            writer.add(replace(scan.entry, url=url, digest=etag))
+            digest = scan.entry.digest if base is None else digest_text(sha256_of(scan.entry.digest))
+            writer.add(replace(scan.entry, url=url, digest=digest))
             keys.add(scan.keys)
         keys.refuse_shared(shards, writer.offsets)
-        writer.finish(_class_names(writer.hash(), path, shards))
+        writer.finish(_class_names(writer.sequence(), path, shards))
     return path
 
 
@@ -101,6 +103,7 @@ def scan_shard(
     """Walk one shard's headers and read its labels. Raises InputError at the first fault, CancelledError once `stop`
     is set (where the shard is remote).
     """
+    etag = stat(url, stop=stop).etag if digest and is_remote(url) else ""
     with (open_whole if digest else open_shard)(url, stop=stop) as file:
         tar = ShardTar(file, url)
         if tar.size > LARGEST_SHARD:
@@ -124,14 +127,13 @@ def scan_shard(
             key_hashes=np.array(hashes, np.uint32),
             labels=np.array(labels, np.int32),
             label_counts=np.array(counts, np.uint32) if lists else None,
-            digest=file_digest(file) if digest else _etag(file),
+            digest=digest_text(file_digest(file), etag) if digest else digest_text(etag=_etag(file)),
         )
     return ShardScan(entry, np.array(keys, np.uint64))
 
 
 def _etag(file: BinaryIO) -> str:
-    etag = file.stat.etag if isinstance(file, RemoteFile) else ""
-    return f"etag:{etag}" if etag else ""
+    return file.stat.etag if isinstance(file, RemoteFile) else ""
 
 
 def read_labels(file: BinaryIO, sample: TarSample, url: str, num_classes: int | None = None) -> list[int]:
@@ -183,12 +185,12 @@ def _shown(text: bytes) -> str:
 
 
 def file_digest(file: BinaryIO) -> str:
-    """ "sha256:…" of a whole file."""
+    """sha256 (hex) of a whole file."""
     digest = hashlib.sha256()
     file.seek(0)
     while piece := file.read(1 << 20):
         digest.update(piece)
-    return f"sha256:{digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def _under(base: str, shards: Sequence[str]) -> list[str]:
@@ -204,14 +206,14 @@ def _under(base: str, shards: Sequence[str]) -> list[str]:
     return urls
 
 
-def _class_names(content: str, path: Path, shards: Sequence[str]) -> tuple[str, ...] | None:
-    """The class names of an index with that content hash at `path`, or beside the shards."""
+def _class_names(sequence: str, path: Path, shards: Sequence[str]) -> tuple[str, ...] | None:
+    """The class names of an index with that sequence of samples at `path`, or beside the shards."""
     folders = {os.path.dirname(shard) for shard in shards if not is_remote(shard)}
     places = [path, *(Path(folder) / INDEX_NAME for folder in folders if len(folders) == 1)]
     for place in places:
         with suppress(InputError):
             known = IndexFile(place)
-            if known.hash == content and known.classes:
+            if known.sequence == sequence and known.classes:
                 return known.classes
     return None
 

@@ -103,6 +103,7 @@ class Survey:
         return {
             "samples": self.index.samples,
             "hash": self.index.hash,
+            "content": {**self.index.content, "in_hash": not self.index.unhashed()},
             "bytes": self.bytes,
             "bytes_per_sample": round(self.bytes / self.index.samples),
             "sample_bytes": {name: value * BLOCK for name, value in spread_of_counts(self.blocks).items()},
@@ -197,7 +198,14 @@ def survey_text(figures: dict[str, Any]) -> str:
     ]
     if images["unreadable"]:
         lines.append(f"  {unreadable_text(images)}")
-    return "\n".join([*lines, f"hash      {figures['hash']}"])
+    content = ", ".join(
+        f"{kind} of {figures['content'][kind]:,} shards"
+        for kind in ("sha256", "etag", "unknown")
+        if figures["content"][kind]
+    )
+    if not figures["content"]["in_hash"]:
+        content += "; not all of it is in the hash: other images of the same sizes may have the same one"
+    return "\n".join([*lines, f"content   {content}", f"hash      {figures['hash']}"])
 
 
 def unreadable_text(images: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pretrain.errors import InputError
 from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.shards.scan import file_digest, read_labels
 from pretrain.stream.chunk import Sample
+from pretrain.stream.content import etag_of, sha256_of
 from pretrain.stream.decode import UnreadableImage, decode
 from pretrain.stream.fault import ChunkError
 from pretrain.stream.index import Index
@@ -101,9 +102,9 @@ def _shard_faults(index: IndexFile, number: int, keys: list[int], stop: threadin
         if size != int(index.shard_bytes[number]):
             yield f"{url}: {size} bytes, the index says {int(index.shard_bytes[number])}"
         recorded, digest = index.digest(number), file_digest(file)
-        if recorded.startswith("sha256:") and recorded != digest:
-            yield f"{url}: {digest[:19]}…, the index says {recorded[:19]}…: its bytes changed"
-        if recorded and not recorded.startswith(("sha256:", "etag:")):
+        if sha256_of(recorded) not in ("", digest):
+            yield f"{url}: sha256 {digest[:12]}…, the index says {sha256_of(recorded)[:12]}…: its bytes changed"
+        if recorded and not sha256_of(recorded) and not etag_of(recorded):
             yield f"{url}: the index says {recorded[:19]!r}…, which is no digest"
         tar = ShardTar(file, url)
         found = 0

@@ -21,6 +21,7 @@ from pretrain.console import printable, say
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, UnreadableFile
 from pretrain.shards.indexwriter import ShardEntry, write_index
+from pretrain.stream.content import digest_text
 from pretrain.stream.hashing import SHARDS, hash_words
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, key_hash
@@ -249,7 +250,7 @@ class _OpenShard:
             key_hashes=np.array(self._hashes, np.uint32),
             labels=np.array(self._labels, np.int32),
             label_counts=np.array(self._counts, np.uint32) if self._lists else None,
-            digest=f"sha256:{self._digest.hexdigest()}",
+            digest=digest_text(self._digest.hexdigest()),
         )
 
 

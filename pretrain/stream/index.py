@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError, StorageError
+from pretrain.stream.content import count_kinds, etag_of, unhashed_text
 from pretrain.stream.effort import Patience
-from pretrain.stream.indexfile import INDEX_NAME, IndexFile, etag_of
+from pretrain.stream.indexfile import INDEX_NAME, IndexFile
 from pretrain.stream.location import local_path
+from pretrain.stream.overlap import refuse_shared
 from pretrain.stream.store import Stat, is_remote, stat
 from pretrain.stream.tar import BLOCK
 from pretrain.stream.workers import in_threads
@@ -103,12 +105,22 @@ class Index:
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) of what fixes the sequence of samples; of the files' hashes where there are
-        several.
-        """
-        if len(self._files) == 1:
-            return self._files[0].hash
-        return hashlib.sha256(" ".join(file.hash for file in self._files).encode()).hexdigest()
+        """sha256 (hex) of the samples' sequence and of the shards' content as far as that is recorded."""
+        return _joined([file.hash for file in self._files])
+
+    @property
+    def sequence(self) -> str:
+        """sha256 (hex) of the samples' sequence alone: keys, labels, places; `hash`, where no content is recorded."""
+        return _joined([file.sequence for file in self._files])
+
+    @property
+    def content(self) -> dict[str, int]:
+        """By what the content of how many shards is recorded: {"sha256", "etag", "unknown"}."""
+        return count_kinds(digest for file in self._files for digest in file.digests())
+
+    def unhashed(self) -> str:
+        """What the hash does not know of the shards' content, in words; empty where it holds the sha256 of each."""
+        return unhashed_text(self.content, old=any(file.version == 1 for file in self._files))
 
     @property
     def num_classes(self) -> int:
@@ -148,9 +160,7 @@ class Index:
         return ShardTable(self._files, self._first, self._first_shard)
 
     def labels(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Labels of canonical ids [n] → int64 [n, L], padded with −1. Raises IndexError for an id outside [0,
-        N).
-        """
+        """Labels of canonical ids [n] → int64 [n, L], padded with −1. Raises IndexError for an id outside [0, N)."""
         ids = self._checked(ids)
         labels = np.full((len(ids), self.longest), -1, np.int64)
         for file, rows, local in self._by_file(ids):
@@ -247,16 +257,7 @@ class Index:
 
     def check_distinct(self) -> None:
         """Raise InputError where two files hold the same samples, all or some: they would come twice an epoch."""
-        seen: dict[str, IndexFile] = {}
-        holder: dict[str, IndexFile] = {}  # by shard
-        for file in self._files:
-            if file.hash in seen:
-                raise InputError(f"{file.path}: holds the samples of {seen[file.hash].path} again; name it once")
-            seen[file.hash] = file
-            for url in map(file.shard_url, range(file.num_shards) if len(self._files) > 1 else ()):
-                if url in holder:
-                    raise InputError(f"{file.path}: holds the shard {url}, as {holder[url].path} does; index each once")
-                holder[url] = file
+        refuse_shared(self._files)
 
     def check_content(self) -> None:
         """Compare the hash of everything that fixes the sequence of samples with what the files say; reads all of it.
@@ -318,6 +319,10 @@ def check_classes(names: tuple[str, ...] | None, others: tuple[str, ...] | None,
         f"{elsewhere}: class {label} is {there} here and {here} in {where}; both must number the same classes alike: "
         "build or index them with one list of classes"
     )
+
+
+def _joined(hashes: Sequence[str]) -> str:
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 class ShardTable(Sequence[Shard]):

@@ -7,11 +7,17 @@ then         the header: JSON, with a crc32 of itself; then, each from a multipl
              names:
 
 first        int64  [S+1]  canonical id of every shard's first sample; the last entry is N
-shard_bytes  int64  [S]    file size                data_end  int64 [S]  where the end-of-archive marker
-begins url_ends     int64  [S+1]  with urls uint8: names   digest_ends, digests: "sha256:…", "etag:…" or ""
+shard_bytes  int64  [S]    file size
+data_end     int64  [S]    where the end-of-archive marker begins
+url_ends     int64  [S+1]  with urls uint8: names
+digest_ends  int64  [S+1]  with digests uint8: "sha256:…" of the whole shard, "etag:…", both, or ""
 offsets      uint32 [N]    first header of the sample, in units of 512 bytes
 key_hashes   uint32 [N]    crc32 of the key (UTF-8)
 labels       int32  [N]    or, with lists, [all labels] and label_starts uint32 or int64 [N+1]
+
+The header's `sequence` is the hash of the samples' sequence (keys, labels, places); `hash` stands for the same data: it
+also holds the sha256 of every shard that has one, and is `sequence` where none has. Files of version 1 have no
+`sequence`: their hash is that. They are read as ever, since runs under way rest on them.
 """
 
 from __future__ import annotations
@@ -28,13 +34,15 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import InputError
+from pretrain.stream.content import content_hash, etag_of
 from pretrain.stream.location import home, local_path
 from pretrain.stream.store import is_remote
 from pretrain.stream.tar import BLOCK
 
 INDEX_NAME = "index.vfi"
 MAGIC = b"VFINDEX\n"
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
 ALIGN = 64
 LARGEST_SHARD = 512 << 32  # bytes that uint32 offsets reach
 _HEADER_LIMIT = 1 << 28
@@ -55,11 +63,6 @@ def key_hash(key: str) -> int:
     return zlib.crc32(key.encode())
 
 
-def etag_of(digest: str) -> str:
-    """The etag that is recorded as a shard's digest; empty where a sha256 is, or nothing."""
-    return digest.removeprefix("etag:") if digest.startswith("etag:") else ""
-
-
 def _seal(header: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(header).encode())
 
@@ -76,11 +79,11 @@ def _dtype(name: str, dtype: Any) -> np.dtype[Any]:
     return np.dtype(dtype)
 
 
-def content_hash(
+def sequence_hash(
     shard_samples: np.ndarray, offsets: Pieces, keys: Pieces, counts: Pieces | None, labels: Pieces
 ) -> str:
     """sha256 of what fixes the sequence of samples: samples per shard, offsets, key hashes and labels; not
-    the paths.
+    the paths, and no pixels.
     """
     digest = hashlib.sha256(f"vit-foundry index 1: {len(shard_samples)} {int(shard_samples.sum())}\n".encode())
     parts = [("shards", "<i8", [shard_samples]), ("offsets", "<u4", offsets), ("keys", "<u4", keys)]
@@ -129,6 +132,8 @@ class IndexFile:
             self.multilabel = bool(header["multilabel"])
             self.longest = _count(header["longest"])
             self.hash = str(header["hash"])
+            self.version: int = header["version"]
+            self.sequence = str(header["sequence"]) if self.version > 1 else self.hash
             self.classes: tuple[str, ...] | None = tuple(map(str, header["classes"])) if header["classes"] else None
             self.first: np.ndarray = arrays["first"]
             self.shard_bytes: np.ndarray = arrays["shard_bytes"]
@@ -171,8 +176,8 @@ class IndexFile:
                     version, array_bytes = header["version"], int(header["array_bytes"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise self._fault(f"damaged header ({type(error).__name__}: {error})") from error
-                if version != VERSION:
-                    raise self._fault(f"index version {version!r}; this program reads version {VERSION}")
+                if version not in _READ:
+                    raise self._fault(f"index version {version!r}; this program reads versions up to {VERSION}")
                 if header.pop("crc32", None) not in (None, _seal(header)):  # the first indices had none
                     raise self._fault("damaged header (its checksum is another)")
                 begin = 16 + length + -(16 + length) % ALIGN
@@ -203,8 +208,12 @@ class IndexFile:
         return b"://" in self._urls[1].tobytes()
 
     def digest(self, shard: int) -> str:
-        """ "sha256:…" or "etag:…" of a shard; empty where none was taken."""
+        """ "sha256:…", "etag:…" or both of a shard; empty where neither was taken."""
         return self._string(self._digests, shard)
+
+    def digests(self) -> Iterator[str]:
+        """Those of all shards."""
+        return map(self.digest, range(self.num_shards))
 
     def etag(self, shard: int) -> str:
         """What a remote shard's server called its content when it was indexed; empty where none is recorded."""
@@ -233,8 +242,11 @@ class IndexFile:
     def check_content(self) -> None:
         """Raise InputError where the arrays are not those that the file was written with; reads all of them."""
         found = self.rehash()
+        if found != self.sequence:
+            raise self._fault(f"damaged: its arrays hash to {found[:12]}…, its header says {self.sequence[:12]}…")
+        found = content_hash(found, self.digests()) if self.hash != self.sequence else found
         if found != self.hash:
-            raise self._fault(f"damaged: its arrays hash to {found[:12]}…, its header says {self.hash[:12]}…")
+            raise self._fault(f"damaged: its digests hash to {found[:12]}…, its header says {self.hash[:12]}…")
         # What the hash leaves out, since it says nothing of the samples' sequence.
         last = self.offsets[self.first[1:] - 1].astype(np.int64) * BLOCK
         wrong = np.flatnonzero((last >= self.data_end) | (self.data_end > self.shard_bytes))
@@ -246,9 +258,9 @@ class IndexFile:
             )
 
     def rehash(self) -> str:
-        """The content hash computed anew from the arrays; reads all of them."""
+        """The hash of the samples' sequence computed anew from the arrays; reads all of them."""
         counts = (np.diff(piece) for piece in self.pieces("label_starts", 1)) if self.multilabel else None
         shard_samples = np.diff(self.first)
-        return content_hash(
+        return sequence_hash(
             shard_samples, self.pieces("offsets"), self.pieces("key_hashes"), counts, self.pieces("labels")
         )

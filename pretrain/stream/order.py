@@ -117,17 +117,28 @@ class Order:
         """What a checkpoint keeps after `step` whole steps: JSON, under 1 KB, the same on every rank."""
         return {**self._frozen(index_hash), "position": step * self.global_batch}
 
-    def check(self, state: Mapping[str, Any], index_hash: str) -> int:
-        """The step to go on from. Raises InputError naming each difference between `state` and this order."""
+    def check(self, state: Mapping[str, Any], index_hash: str, sequence: str = "") -> int:
+        """The step to go on from. Raises InputError naming each difference between `state` and this order.
+
+        `sequence` is the index's hash of keys, labels and places: a run whose index knew no content has that for its
+        index_hash, and goes on with an index that does.
+        """
         frozen = self._frozen(index_hash)
+        if sequence and state.get("index_hash") == sequence:
+            frozen["index_hash"] = sequence
         missing = [name for name in (*frozen, "position") if name not in state]
         if missing:
             raise InputError(f"stream state: no {', '.join(missing)}; not a state of this program's stream")
         changed = [f"{name} was {state[name]!r}, is {now!r}" for name, now in frozen.items() if state[name] != now]
         if changed:
+            # A hash of the sequence alone may be that of the run's own data; nothing here tells.
+            blind = frozen["index_hash"] == sequence != state["index_hash"]
+            hint = (
+                " (this index does not hold all shards' sha256: index them again with it to compare)" if blind else ""
+            )
             raise InputError(
-                f"the order of samples would change: {'; '.join(changed)}. Resume with the data and settings "
-                "that the run was started with, or start a new run from its weights"
+                f"the order of samples, or what they hold, would change: {'; '.join(changed)}{hint}. Resume with the "
+                "data and settings that the run was started with, or start a new run from its weights"
             )
         position = state["position"]
         batch = self.global_batch

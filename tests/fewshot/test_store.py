@@ -172,7 +172,7 @@ def test_the_file_of_features_changes_with_all_that_fixes_them(tmp_path):
     assert feature_file(tmp_path, first) != feature_file(tmp_path, {**first, "images": {"support": "c"}})
 
 
-def test_shards_without_a_digest_are_told_apart_by_their_server_or_their_time(digit_shards, serve, tmp_path):
+def test_shards_without_an_etag_are_told_apart_by_their_server_or_their_time(digit_shards, serve, tmp_path):
     shards = [Path(url) for url in Index.open(digit_shards[1]).shards.urls()]
     for shard in shards:
         shutil.copy(shard, tmp_path)
@@ -196,7 +196,7 @@ def test_shards_without_a_digest_are_told_apart_by_their_server_or_their_time(di
 def test_other_pixels_under_the_same_keys_are_other_content(shards):
     labels = np.arange(20) % 2
     black, grey = (Index.open(shards("same", np.full((20, 8, 8), tone, np.uint8), labels)) for tone in (0, 90))
-    assert black.hash == grey.hash
+    assert black.sequence == grey.sequence
     assert content(black) != content(grey)
     ids = np.arange(5)
     assert content(black, ids) not in (content(black), content(black, ids + 1))

@@ -123,9 +123,9 @@ def scans(work, jobs, **options):
     peak = anonymous()
 
 class Writer(scan.IndexWriter):
-    def hash(self):
+    def sequence(self):
         global peak
-        found = super().hash()
+        found = super().sequence()
         peak = max(peak, anonymous())
         return found
 

@@ -203,8 +203,8 @@ def test_the_index_of_shards_in_several_folders_needs_a_place(tmp_path, make_tar
 def test_processes_find_what_one_finds(tmp_path, make_tar, plain):
     for number in range(6):
         make_tar(tmp_path / f"{number}.tar", plain(number * 10, 5))
-    one = index_shards([tmp_path], tmp_path / "one.vfi", workers=1, digests=True)
-    two = index_shards([tmp_path], tmp_path / "two.vfi", workers=2, digests=True)
+    one = index_shards([tmp_path], tmp_path / "one.vfi", workers=1, content=True)
+    two = index_shards([tmp_path], tmp_path / "two.vfi", workers=2, content=True)
     assert one.read_bytes() == two.read_bytes()
     assert Index.open(one).shards[0].digest.startswith("sha256:")
     make_tar(tmp_path / "4.tar", plain(40, 5)[:-1])

@@ -1,10 +1,14 @@
 """Rows of an index, of shards that need not be there."""
 
+import json
 import zlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pretrain.shards.indexwriter import ShardEntry
+from pretrain.stream.indexfile import IndexFile
 
 
 def entry(name, starts, data_end, labels, counts=None, first_key=0):
@@ -28,3 +32,19 @@ SINGLE = [
     entry("c.tar", [0, 3, 6, 9], 12, [2, 5, 5, 0], first_key=5),
 ]
 LISTS = [entry("d.tar", [0, 6, 8], 11, [4, 9, 2, 11], counts=[2, 0, 2], first_key=9)]
+
+
+def change_header(path: Path, **changes: Any) -> None:
+    """Rewrite an index file's header, without a checksum, as the first indices were; None takes a key out."""
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[8:16], "little")
+    begin = -(-(16 + length) // 64) * 64
+    header = {**json.loads(whole[16 : 16 + length]), "crc32": None, **changes}
+    text = json.dumps({key: value for key, value in header.items() if value is not None or key == "classes"}).encode()
+    start = whole[:8] + len(text).to_bytes(8, "little") + text
+    path.write_bytes(start + bytes(-len(start) % 64) + whole[begin:])
+
+
+def as_first_version(path: Path) -> None:
+    """Make of an index file what version 1 wrote: one hash, of the sequence of samples."""
+    change_header(path, version=1, hash=IndexFile(path).sequence, sequence=None)

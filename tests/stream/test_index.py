@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pretrain.errors import InputError
 from pretrain.shards.indexwriter import write_index
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.indexfile import INDEX_NAME, place_arrays
-from tests.stream.entries import SINGLE, entry
+from tests.stream.entries import SINGLE, as_first_version, entry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,23 +55,6 @@ def test_key_hashes_are_the_crc32_of_the_keys(single):
     hashes = Index.open(single).key_hash(np.array([5, 0]))
     assert hashes.dtype == np.uint32
     assert hashes.tolist() == [zlib.crc32(b"k5"), zlib.crc32(b"k0")]
-
-
-def test_one_index_named_twice_is_refused(single, lists, tmp_path):
-    shutil.copytree(single, tmp_path / "copy")
-    Index.open([single, lists]).check_distinct()
-    for again in (single, single / INDEX_NAME, tmp_path / "copy"):
-        with pytest.raises(InputError, match=f"holds the samples of {single / INDEX_NAME} again"):
-            Index.open([single, lists, again]).check_distinct()
-
-
-def test_two_indices_that_share_a_shard_are_refused(single):
-    parts = [single / f"{number}.vfi" for number in range(3)]
-    for part, entries in zip(parts, (SINGLE[:2], SINGLE[1:], SINGLE[2:]), strict=True):
-        write_index(part, entries)
-    Index.open([parts[0], parts[2]]).check_distinct()
-    with pytest.raises(InputError, match=r"1\.vfi: holds the shard .*b\.tar, as .*0\.vfi does; index each once"):
-        Index.open(parts).check_distinct()
 
 
 def test_indices_that_number_classes_otherwise_are_refused(single, tmp_path):
@@ -166,9 +150,10 @@ def test_the_histogram_counts_every_label(single, lists):
     assert Index.open([single, lists]).histogram()[[4, 9, 11]].tolist() == [1, 1, 1]
 
 
-def test_the_hash_covers_what_fixes_the_sequence_and_nothing_else(tmp_path):
+def test_the_hash_of_the_sequence_covers_what_fixes_it_and_nothing_else(tmp_path):
     def hash_of(*entries):
-        return write_index(tmp_path / INDEX_NAME, entries)
+        write_index(tmp_path / INDEX_NAME, entries)
+        return Index.open(tmp_path).sequence
 
     plain = hash_of(entry("a", [0, 4], 8, [1, 2]))
     # Pinned: runs in progress hold this hash in their checkpoints.
@@ -189,7 +174,47 @@ def test_the_hash_covers_what_fixes_the_sequence_and_nothing_else(tmp_path):
 def test_the_hash_is_recomputed_from_lists_as_it_was_written(single, lists):
     for folder in (single, lists):
         index = Index.open(folder)
-        assert index.files[0].rehash() == index.hash
+        assert index.files[0].rehash() == index.sequence != index.hash
+
+
+def test_the_hash_holds_the_content_of_every_shard_whose_sha256_is_recorded(tmp_path):
+    def opened(*digests):
+        rows = [entry("a", [0, 4], 8, [1, 2]), entry("b", [0], 4, [3], first_key=2)]
+        write_index(tmp_path / INDEX_NAME, [replace(row, digest=to) for row, to in zip(rows, digests, strict=True)])
+        index = Index.open(tmp_path)
+        index.check_content()
+        return index
+
+    known, other, half, etags, nothing = (
+        opened(*digests)
+        for digests in (
+            ("sha256:1", "sha256:2"),
+            ("sha256:1", "sha256:3"),
+            ("sha256:1", "etag:2"),
+            ("etag:1", "etag:2"),
+            ("", ""),
+        )
+    )
+    assert len({index.sequence for index in (known, other, half, etags, nothing)}) == 1
+    assert len({index.hash for index in (known, other, half, nothing)}) == 4
+    assert etags.hash == nothing.hash == nothing.sequence  # a copy has other etags
+    assert opened("sha256:1 etag:7", "sha256:2").hash == known.hash
+    assert (known.unhashed(), half.content) == ("", {"sha256": 1, "etag": 1, "unknown": 0})
+    assert half.unhashed().startswith("sha256 of 1, etag of 1 shards; not all of it is in the hash")
+    assert nothing.unhashed().startswith("unknown of 2 shards; ")
+
+
+def test_an_index_of_the_first_version_keeps_its_hash(single, lists):
+    """Runs under way hold it in their checkpoints."""
+    now = [Index.open(folder) for folder in (single, lists)]
+    for folder in (single, lists):
+        as_first_version(folder / INDEX_NAME)
+    old = [Index.open(folder) for folder in (single, lists)]
+    assert [index.hash for index in old] == [index.sequence for index in now] == [index.sequence for index in old]
+    assert Index.open([single, lists]).hash == Index.open([single, lists]).sequence
+    for index in old:
+        index.check_content()
+        assert "in an index by an earlier version; not all of it is in the hash" in index.unhashed()
 
 
 def test_a_moved_folder_still_opens(single, tmp_path):

@@ -265,6 +265,16 @@ def test_resuming_another_order_is_refused_with_the_difference(change, index_has
         Order(**{**base, **change}).check(state, index_hash)
 
 
+def test_a_run_whose_index_knew_no_content_goes_on_with_one_that_does_but_not_the_reverse():
+    order, keys, content = Order(1000, 10, seed=1), "sequence", "content"
+    assert order.check(order.state(keys, 5), content, keys) == 5
+    assert order.check(order.state(content, 5), content, keys) == 5
+    with pytest.raises(InputError, match=r"index_hash was 'content', is 'other'\. Resume with the data"):
+        order.check(order.state(content, 5), "other", keys)
+    with pytest.raises(InputError, match=r"is 'sequence' \(this index does not hold all shards' sha256: index them"):
+        order.check(order.state(content, 5), keys, keys)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"order_version": 0}, "order_version was 0"), ({"position": 51}, "51"), ({"position": "50"}, "'50'")],

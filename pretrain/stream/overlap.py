@@ -1,0 +1,95 @@
+"""Whether index files hold the same samples: by their shards' places, their recorded content, or else their keys."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.errors import InputError
+from pretrain.stream.content import sha256_of
+from pretrain.stream.indexfile import IndexFile
+
+
+@dataclass(frozen=True)
+class SharedShard:
+    """Shard number `one` of an index file and number `other` of another, which hold the same samples.
+
+    `known`: they are one file, or of one sha256. Else places, keys and labels of all samples are equal and one of the
+    two has no sha256: their images may differ, and nothing tells.
+    """
+
+    one: int
+    other: int
+    known: bool
+
+
+def shared_shards(one: IndexFile, other: IndexFile) -> Iterator[SharedShard]:
+    """The shards of `one` that `other` holds too, in the order of `one`; reads the keys of those alone that may be."""
+    urls = {other.shard_url(shard): shard for shard in range(other.num_shards)}
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for shard in range(other.num_shards):
+        alike[_outline(other, shard)].append(shard)
+    for shard in range(one.num_shards):
+        at = urls.get(one.shard_url(shard))
+        if at is not None:
+            yield SharedShard(shard, at, True)
+            continue
+        for twin in alike.get(_outline(one, shard), ()):
+            digests = {sha256_of(one.digest(shard)), sha256_of(other.digest(twin))}
+            known = "" not in digests
+            if len(digests) == 1 if known else _same_samples(one, shard, other, twin):
+                yield SharedShard(shard, twin, known)
+                break
+
+
+def refuse_shared(files: Sequence[IndexFile]) -> None:
+    """Raise InputError where two files hold the same samples, all or some: they would come twice an epoch."""
+    for number, file in enumerate(files):
+        for earlier in files[:number]:
+            shared = list(shared_shards(file, earlier))
+            if not shared:
+                continue
+            first = shared[0]
+            if len(shared) == file.num_shards == earlier.num_shards:
+                what = f"holds the samples of {earlier.path} again"
+            else:
+                url, there = file.shard_url(first.one), earlier.shard_url(first.other)
+                also = "does" if url == there else f"has them in {there}"
+                what = f"holds the samples of the shard {url}, as {earlier.path} {also}"
+            unknown = next((one for one in shared if not one.known), None)
+            doubt = f"; {UNKNOWN}" if unknown else "; index each shard once"
+            raise InputError(f"{file.path}: {what}{doubt}")
+
+
+# What to do where keys, labels and sizes agree and the images are not known.
+UNKNOWN = (
+    "told by their keys, labels and sizes alone: if their images differ, record what they hold, in both indices "
+    "(launch/shards.py index without --headers-only, of remote shards with --sha256)"
+)
+
+
+def _outline(file: IndexFile, shard: int) -> tuple[int, ...]:
+    """What two shards of the same samples have in common, of a few bytes each."""
+    first, end = int(file.first[shard]), int(file.first[shard + 1])
+    keys = (int(file.key_hashes[first]), int(file.key_hashes[end - 1])) if first < end else ()
+    return (end - first, int(file.shard_bytes[shard]), int(file.data_end[shard]), *keys)
+
+
+def _same_samples(one: IndexFile, shard: int, other: IndexFile, twin: int) -> bool:
+    """Whether two shards have equal keys, places and labels."""
+    return all(map(np.array_equal, _columns(one, shard), _columns(other, twin)))
+
+
+def _columns(file: IndexFile, shard: int) -> Iterator[np.ndarray]:
+    rows = slice(int(file.first[shard]), int(file.first[shard + 1]))
+    yield file.offsets[rows]
+    yield file.key_hashes[rows]
+    if file.label_starts is None:
+        yield file.labels[rows]
+        return
+    starts = file.label_starts[rows.start : rows.stop + 1].astype(np.int64)
+    yield starts - starts[0]
+    yield file.labels[starts[0] : starts[-1]]
