@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
-from pretrain.run.config import ModelSection, Recipe, RunConfig
+from pretrain.run.config import DataSection, ModelSection, Recipe, RunConfig
 from pretrain.run.configfile import Section
 
 
@@ -20,11 +20,18 @@ class TaskModel(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class TaskData(DataSection):
+    """The task's data, which the network must fit unless the config says otherwise."""
+
+    mismatch: Literal["note", "refuse"] = "refuse"
+
+
 class FinetuneConfig(Recipe):
     """A fine-tuning run (paper, Table 4)."""
 
     needs_weights: ClassVar[bool] = True
 
+    data: TaskData = TaskData()
     model: TaskModel
 
     def of(self, network: ViTSpec | None) -> RunConfig:

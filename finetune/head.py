@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pretrain.errors import InputError
 from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, check_tensors, load_tensors, tensor_shapes
@@ -23,24 +22,16 @@ def transfer(
     num_classes: int,
     image_size: int,
     dropout: float = 0.0,
-    channels: int | None = None,
     where: str = "weights",
 ) -> tuple[ViTSpec, dict[str, Tensor]]:
     """The spec and tensors to fine-tune from: paper, section 3.2.
 
     Drops the representation and the classification layer, attaches one linear layer [num_classes, d] of
     zeros (weight and bias), and resizes learned positions to the grid of `image_size` pixels (in fp64). All
-    other tensors are handed on as they are, uncopied. `channels`: what the task's images have, to be checked.
-    `where` says in messages where the tensors came from.
+    other tensors are handed on as they are, uncopied. `where` says in messages where the tensors came from.
 
-    Raises InputError where `tensors` is not a model of `spec` (the dropped layers may be absent) or where the
-    task's images have other channels.
+    Raises InputError where `tensors` is not a model of `spec` (the dropped layers may be absent).
     """
-    if channels is not None and channels != spec.channels:
-        raise InputError(
-            f"{where}: the task's images have {channels} channels, the weights were trained on "
-            f"{spec.channels}; rebuild the task's shards with {spec.channels} channels, or give other weights"
-        )
     shapes = {name: shape for name, shape in tensor_shapes(spec).items() if not name.startswith(DROPPED)}
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(DROPPED)}
     check_tensors(kept, shapes, spec.describe(), where=where)

@@ -43,7 +43,8 @@ class Averaging:
 class Schedule:
     """Linear warm-up from 0 over `warmup_steps`, then decay from `lr` to `final_lr` over the rest of `steps`.
 
-    Decay progress counts from the end of the warm-up (the paper's public code; Table 3 and Appendix B.1).
+    Decay progress counts from the end of the warm-up (the paper's public code; Table 3 and Appendix B.1). A warm-up
+    longer than the run is cut off with it.
     """
 
     lr: float
@@ -53,11 +54,6 @@ class Schedule:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warmup_steps and self.warmup_steps >= self.steps:
-            raise InputError(
-                f"schedule.warmup_steps: {self.warmup_steps} warm-up steps leave none of the run's {self.steps} to "
-                f"train at the full rate; set schedule.warmup_steps below {self.steps}, or train longer"
-            )
         if self.final_lr > self.lr:
             raise InputError(f"schedule.final_lr: {self.final_lr} is above optimizer.lr {self.lr}; it must not be")
 
@@ -65,7 +61,7 @@ class Schedule:
         """The learning rate of the update that takes step `step` (from 0) to step + 1."""
         if step < self.warmup_steps:
             return self.lr * step / self.warmup_steps
-        progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
         if self.decay == "linear":
             left = 1.0 - progress
         elif self.decay == "cosine":

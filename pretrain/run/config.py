@@ -112,6 +112,8 @@ class DataSection(Section):
     read_ahead_mib: int = Field(default=1024, gt=0)  # of shards, per rank, beyond what the next batches ask for
     # Of attempts at one range of a remote shard; below train.hang_minutes and slow_minutes, which end who waits longer.
     patience_minutes: float = Field(default=5, gt=0)
+    # A network of more outputs than the data have classes, or a grey one for images in colour; fine-tuning: "refuse".
+    mismatch: Literal["note", "refuse"] = "note"
     unreadable_chunks: Literal["stop", "quarantine"] = "stop"
     max_unreadable: float = Field(default=0.01, ge=0, le=1)  # share of about the last 10⁴ images; the run ends above
 

@@ -346,6 +346,7 @@ def _headline(setup: Setup, start: int, origin: str) -> str:
             f"{layout.micro_batch}; {str(setup.dtype).removeprefix('torch.')}, ZeRO {zero_stage(config.deepspeed)}, "
             f"{setup.world.device.type}",
             *([f"note: content of the shards: {unhashed}"] if (unhashed := index.unhashed()) else []),
+            *(f"note: {note}" for note in setup.notes),
             *_short_read_ahead(setup),
             *(unlisted(setup.world.device, setup.dtype) if config.logging.peak_tflops is None else []),
         ]

@@ -18,6 +18,7 @@ from pretrain.run.config import Recipe, RunConfig
 from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
+from pretrain.run.notes import check_fit, empty_classes, idle_keys
 from pretrain.run.origin import Origin
 from pretrain.run.resume import trained_function
 from pretrain.stream.decode import DeviceDecoder
@@ -47,6 +48,7 @@ class Setup:
     loss_of: Loss
     dtype: torch.dtype
     evaluators: Sequence[Evaluator]
+    notes: Sequence[str]  # of rank 0
     function: dict[str, Any]  # that the trained parameters are one of
     origin: Origin | None = None  # what the run began from, once that is known; None also where it was not recorded
 
@@ -72,6 +74,10 @@ def prepare(
     index = _open_index(data.train, "data.train", spec.num_classes, world, data.patience())
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
+    evaluated = open_eval(config, world, index)
+    notes = distributed.together(lambda: check_fit(config, index) if world.main else [])
+    if world.main:
+        notes += [*empty_classes(index, evaluated), *idle_keys(config, steps)]
     if data.mixup:
         check_pairs(layout.micro_batch)
     if data.decoder == "device":
@@ -101,7 +107,8 @@ def prepare(
         ),
         choose_loss(config.train.loss, index.one_label, config.train.label_smoothing),
         dtype,
-        [*validation(config, world, layout, index), *(make() for make in evaluators)],
+        [*validation(config, world, layout, evaluated), *(make() for make in evaluators)],
+        notes,
         trained_function(config, steps, dtype),
     )
 
@@ -120,12 +127,19 @@ def run_steps(config: RunConfig, samples: int) -> int:
     return steps
 
 
-def validation(config: RunConfig, world: World, layout: Layout, trained: Index) -> list[Evaluator]:
-    """Validation on `data.eval`, if it is set, whose classes must be those that are trained on."""
+def open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
+    """`data.eval`, if it is set, whose classes must be those that are trained on. Collective."""
     if config.data.eval is None:
-        return []
+        return None
     index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience())
     check_classes(trained.classes, index.classes, "data.train", "data.eval")
+    return index
+
+
+def validation(config: RunConfig, world: World, layout: Layout, index: Index | None) -> list[Evaluator]:
+    """Validation on `data.eval`, open as `index`, if there is one."""
+    if index is None:
+        return []
     return [
         Validation(
             index,

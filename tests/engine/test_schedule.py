@@ -27,9 +27,10 @@ def test_imagenet21k_decays_to_1e_5():
     assert rate(20_000) == pytest.approx(1e-5)
 
 
-def test_a_warm_up_as_long_as_the_run_is_refused():
-    with pytest.raises(InputError, match=r"schedule\.warmup_steps: 100 .* below 100"):
-        Schedule(lr=1.0, steps=100, warmup_steps=100)
+def test_a_warm_up_longer_than_the_run_is_cut_off_with_it():
+    rate = Schedule(lr=1.0, steps=10, warmup_steps=1000)
+    assert [rate(step) for step in range(10)] == pytest.approx([step / 1000 for step in range(10)])
+    assert Schedule(lr=1.0, steps=10, warmup_steps=10)(10) == 1.0
 
 
 def test_a_final_rate_above_the_first_is_refused():

@@ -91,12 +91,6 @@ def test_weights_whose_head_was_already_dropped_are_enough(tensors):
     assert network(spec, new)(images(16)).shape == (2, 3)
 
 
-def test_images_of_other_channels_are_refused(tensors):
-    assert transfer(SPEC, tensors, num_classes=3, image_size=16, channels=1)
-    with pytest.raises(InputError, match="3 channels, the weights were trained on 1"):
-        transfer(SPEC, tensors, num_classes=3, image_size=16, channels=3)
-
-
 def test_tensors_that_are_not_the_specs_model_are_refused_by_name(tensors):
     incomplete = {name: tensor for name, tensor in tensors.items() if name != "blocks.1.norm1.bias"}
     with pytest.raises(InputError, match=r"missing: blocks\.1\.norm1\.bias"):

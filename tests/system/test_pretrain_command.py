@@ -186,7 +186,7 @@ def expect_refusal(done, *words):
         ("data.train=null", ("data.train", "launch/shards.py build")),
         ("data.train=/no/such/shards", ("/no/such/shards",)),
         ("model.num_classes=7", ("data.train", "model.num_classes=10")),
-        ("schedule.warmup_steps=60", ("schedule.warmup_steps", "60")),
+        ("schedule.final_lr=60", ("schedule.final_lr", "60")),
         ("train.epochs=0.001", ("train.epochs", "whole step")),
     ],
 )

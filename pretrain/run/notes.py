@@ -1,0 +1,116 @@
+"""What a run's beginning says besides its sizes: where network and data do not fit, and what of a config is idle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pretrain.engine.engine import zero_stage
+from pretrain.errors import InputError
+from pretrain.run.config import RunConfig
+from pretrain.run.configfile import Section
+from pretrain.stream.colour import count_coloured
+from pretrain.stream.index import Index
+
+
+def check_fit(config: RunConfig, index: Index) -> list[str]:
+    """Where the network and `data.train`, open as `index`, do not fit, a sentence each. Looks at some images.
+
+    Raises:
+        InputError: they do not, and `data.mismatch` says to refuse that.
+    """
+    model, refused = config.model, config.data.mismatch == "refuse"
+    classes = max(index.num_classes, len(index.classes or ()))
+    found = []
+    if model.num_classes > classes:
+        spare = _range(classes, model.num_classes - 1)
+        found.append(
+            f"model.num_classes: the network has {model.num_classes:,} outputs, data.train has {classes:,} "
+            f"class{'es' * (classes > 1)}: {spare} will never see an image; model.num_classes={classes} would be right "
+            "for these data"
+        )
+    coloured, seen = count_coloured(index, config.data.patience())
+    if model.channels == 1 and coloured:
+        found.append(
+            f"model.channels: the network takes grey images, and {coloured} of {seen} images looked at in data.train "
+            "are in colour, which is dropped; a network of 3 channels would be right for these data"
+        )
+    if found and refused:
+        raise InputError("\n".join(f"{one}, or data.mismatch=note to train all the same" for one in found))
+    if model.channels == 3 and seen and not coloured:
+        found.append(
+            f"model.channels: the network takes RGB images, and none of {seen} images looked at in data.train is in "
+            "colour: all three channels are the same; one would do"
+        )
+    return found
+
+
+def empty_classes(train: Index, evaluated: Index | None) -> list[str]:
+    """Classes without an image in `data.train`, and those of them that `data.eval` asks for, a sentence each."""
+    held, found = train.histogram(), []
+    held = np.pad(held, (0, max(0, len(train.classes or ()) - len(held))))
+    empty = np.flatnonzero(held == 0)
+    if len(empty):
+        found.append(f"data.train: {len(empty):,} of {len(held):,} classes hold no image: {_named(empty, train)}")
+    if evaluated is not None:
+        asked = evaluated.histogram()
+        held = np.pad(held, (0, max(0, len(asked) - len(held))))[: len(asked)]
+        strange = np.flatnonzero((asked > 0) & (held == 0))
+        if len(strange):
+            found.append(
+                f"data.eval: {asked[strange].sum():,} of {asked.sum():,} labels are of classes without an image in "
+                f"data.train: {_named(strange, evaluated)}"
+            )
+    return found
+
+
+def idle_keys(config: RunConfig, steps: int) -> list[str]:
+    """What the config says and a run of `steps` steps makes nothing of, a sentence each."""
+    found, optimizer, schedule = [], config.optimizer, config.schedule
+    if schedule.warmup_steps >= steps:
+        rate = optimizer.lr * (steps - 1) / schedule.warmup_steps
+        found.append(
+            f"schedule.warmup_steps: {schedule.warmup_steps:,} warm-up steps are not over within the run's {steps:,}: "
+            f"the learning rate ends at {rate:.3g} of {optimizer.lr:g}"
+        )
+    counted = {
+        "train.eval_every": config.train.eval_every,
+        "fewshot.every": config.fewshot and config.fewshot.every,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
+        "optimizer.averaging.start_step": optimizer.averaging and optimizer.averaging.start_step,
+    }
+    beyond = [f"{key} {value:,}" for key, value in counted.items() if value and value > steps]
+    if beyond:
+        found.append(f"beyond the end of the run's {steps:,} steps: {', '.join(beyond)}")
+    if config.train.eval_every and config.data.eval is None:
+        found.append(f"train.eval_every: {config.train.eval_every:,}, but data.eval is not set: nothing is validated")
+    if schedule.decay == "constant":
+        found += _idle(schedule, "schedule", ["final_lr"], 'with schedule.decay "constant"')
+    keys = ["momentum"] if optimizer.name == "adamw" else ["betas", "eps"]
+    found += _idle(optimizer, "optimizer", keys, f'with optimizer.name "{optimizer.name}"')
+    if config.train.guard.then == "stop":
+        found += _idle(config.train.guard, "train.guard", ["margin", "rollbacks"], 'with train.guard.then "stop"')
+    stage = zero_stage(config.deepspeed)
+    late = [key for key in config.deepspeed.get("zero_optimization", {}) if key.startswith("stage3_") and stage < 3]
+    if late:
+        found.append(f"deepspeed.zero_optimization: {', '.join(late)} of no effect at stage {stage}")
+    return found
+
+
+def _idle(section: Section, name: str, keys: Sequence[str], where: str) -> list[str]:
+    """Those of `keys` that are not at their defaults."""
+    fields = type(section).model_fields
+    said = [key for key in keys if getattr(section, key) != fields[key].default]
+    return [f"{name}.{key}: {getattr(section, key)!r} is of no effect {where}" for key in said]
+
+
+def _range(first: int, last: int) -> str:
+    return f"output {first:,}" if first == last else f"outputs {first:,} … {last:,}"
+
+
+def _named(labels: np.ndarray, index: Index, most: int = 5) -> str:
+    names = index.classes or ()
+    few = [f"{label} {names[label]!r}" if label < len(names) else str(label) for label in labels[:most].tolist()]
+    return ", ".join(few) + (f" and {len(labels) - most:,} more" if len(labels) > most else "")

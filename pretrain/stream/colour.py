@@ -1,0 +1,45 @@
+"""Whether an index's images are in colour, of which an index says nothing: some of them are looked at."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from pretrain.stream.chunk import Chunk, reading_threads
+from pretrain.stream.counters import Counters
+from pretrain.stream.decode import UnreadableImage, decode
+from pretrain.stream.effort import PATIENCE, Patience
+from pretrain.stream.fault import ChunkError
+from pretrain.stream.index import Index
+
+_LOOKED_AT = 16
+_SECONDS = 10.0  # that storage is waited for: a start is not held up for a note
+_TINT = 8  # levels between the channels of one pixel that a lossy grey image may have
+
+
+def count_coloured(index: Index, patience: Patience | None = None) -> tuple[int, int]:
+    """How many of some images, spread over the index, are in colour, and how many of them could be read.
+
+    By their pixels: grey ones are often stored as RGB.
+    """
+    patience = patience or PATIENCE
+    patience = replace(patience, deadline=min(patience.deadline, _SECONDS))
+    ids = np.unique(np.linspace(0, index.samples - 1, _LOOKED_AT).astype(np.int64)).tolist()
+    stop = threading.Event()
+    with reading_threads(len(ids), stop, [], patience) as threads:
+        seen = [found for found in threads.map(partial(_coloured, index, stop), ids) if found is not None]
+    return sum(seen), len(seen)
+
+
+def _coloured(index: Index, stop: threading.Event, sample_id: int) -> bool | None:
+    chunk = Chunk(np.array([sample_id]))
+    chunk.locate(index, stop)
+    chunk.read(Counters())
+    try:
+        pixels = decode(chunk.take(sample_id)[1], 3)
+    except (ChunkError, UnreadableImage):
+        return None
+    return bool((pixels.amax(dim=0) - pixels.amin(dim=0)).max() > _TINT)
