@@ -38,7 +38,7 @@ from pretrain.run.inspection import Inspection
 from pretrain.run.meters import Meters
 from pretrain.run.origin import Init, beginning, check_origin, describe, refuse_unreadable
 from pretrain.run.quarantine import Quarantine
-from pretrain.run.resume import refuse_changes
+from pretrain.run.resume import check_changes
 from pretrain.run.saver import Saver
 from pretrain.run.setup import Setup, prepare
 from pretrain.run.trainer import train
@@ -107,17 +107,19 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
     config, world, folder, out = setup.config, setup.world, setup.folder, setup.folder.path
     saved, passed_over = newest_whole(folder.checkpoints)
     start, steps = 0, setup.schedule.steps
+    resumed: list[str] = []  # what is to be said of a run that is
     if saved is None:
         refuse_unreadable(folder, passed_over)
         setup = replace(setup, origin=init.origin(chosen) if init and chosen else {"seed": config.seed})
     else:
         check_origin(saved, init)
         setup = replace(setup, origin=saved.state.get("origin"))
-        refuse_changes(saved, setup.function, extend=extend)
+        notes = check_changes(saved, config, setup.resolved, extend=extend)
         stream, index = saved.state["stream"], setup.index
         start = setup.order.check(stream, index.hash, index.sequence)  # the same on every rank, as indices are
         if stream["index_hash"] != index.hash:
-            _say(world, "note: the run's index recorded no content; whether these are the same images is not known")
+            notes += ["note: the run's index recorded no content; whether these are the same images is not known"]
+        resumed = [f"resumed from {saved.path}", f"began from {describe(setup.origin)}", *notes]
     if start > steps or (start == steps and not missed(setup, start)):
         _say(
             world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
@@ -129,10 +131,9 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
         guard = Guard(**config.train.guard.model_dump())
         engine, said = build(setup, None if saved else partial(parameters, setup, init, chosen, fill))
         if saved is not None:
-            said = f"resumed from {saved.path}\nbegan from {describe(setup.origin)}"
             go_on(engine, guard, saved, world)
         begin(setup, start, passed_over)
-        _say(world, _headline(setup, start, said))
+        _say(world, _headline(setup, start, "\n".join(resumed) or said))
         while True:
             try:
                 finished = attempt(setup, engine, guard, stop, watchdog, start)
@@ -168,8 +169,7 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
     def record() -> None:
         try:
             if world.main:
-                train = {**config.train.model_dump(), "steps": setup.schedule.steps, "epochs": None}
-                said = {**setup.recipe.model_dump(mode="json"), "train": train}
+                said = {**setup.recipe.model_dump(mode="json"), "train": setup.resolved["train"]}
                 folder.write_config({**said, "network": asdict(config.model.spec()), "origin": setup.origin})
                 checkpoint.set_aside(passed_over)
                 checkpoint.point(folder.checkpoints)
@@ -297,7 +297,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
                 "stream": setup.order.state(setup.index.hash, done),
                 "model": asdict(config.model.spec()),
                 "guard": guard.state(),
-                "function": setup.function,
+                "config": setup.resolved,
                 "origin": setup.origin,
             },
             start=start,

@@ -20,7 +20,7 @@ from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
 from pretrain.run.notes import check_fit, empty_classes, idle_keys
 from pretrain.run.origin import Origin
-from pretrain.run.resume import trained_function
+from pretrain.run.resume import resolved
 from pretrain.stream.decode import DeviceDecoder
 from pretrain.stream.effort import Patience
 from pretrain.stream.images import TrainImages
@@ -49,7 +49,7 @@ class Setup:
     dtype: torch.dtype
     evaluators: Sequence[Evaluator]
     notes: Sequence[str]  # of rank 0
-    function: dict[str, Any]  # that the trained parameters are one of
+    resolved: dict[str, Any]  # the config, as checkpoints keep it
     origin: Origin | None = None  # what the run began from, once that is known; None also where it was not recorded
 
 
@@ -109,7 +109,7 @@ def prepare(
         dtype,
         [*validation(config, world, layout, evaluated), *(make() for make in evaluators)],
         notes,
-        trained_function(config, steps, dtype),
+        resolved(config, steps, dtype),
     )
 
 

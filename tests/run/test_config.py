@@ -6,14 +6,12 @@ from math import inf, nan
 from pathlib import Path
 
 import pytest
-import torch
 
 from finetune.config import FinetuneConfig
 from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import CONFIG_FOLDER, differences, read_config
-from pretrain.run.resume import trained_function
 
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))
@@ -96,23 +94,6 @@ def test_the_90_epoch_recipe_is_the_plain_vit_of_beyer_et_al():
     assert (config.data.randaugment, config.data.mixup, config.data.flip) == ((2, 10), 0.2, True)
     assert config.optimizer.clip_norm == 1
     assert config.train.micro_batch % 2 == 0, "mixup mixes neighbouring pairs"
-
-
-def test_what_shapes_the_images_and_the_loss_belongs_to_the_trained_function(tmp_path):
-    path = write(tmp_path, SMALL)
-    plain = trained_function(read_config(RunConfig, path), 4, torch.float32)
-    for override, key in [
-        ("data.randaugment=[2,10]", "data.randaugment"),
-        ("data.mixup=0.2", "data.mixup"),
-        ("train.label_smoothing=0.1", "train.label_smoothing"),
-        ("data.flip=false", "data.flip"),
-        ("data.crop=tensorflow", "data.crop"),
-    ]:
-        changed = trained_function(read_config(RunConfig, path, [override]), 4, torch.float32)
-        assert [name for name, *_ in differences(plain, changed)] == [key]
-    for override in ("data.workers=9", "data.eval_crop=whole"):
-        changed = trained_function(read_config(RunConfig, path, [override]), 4, torch.float32)
-        assert differences(plain, changed) == []
 
 
 def test_sizes_beside_arch_replace_its_own(tmp_path):

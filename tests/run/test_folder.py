@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_as_a_run_begins_is_told_and_nothing_stays_behind(tm
     )
     alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     setup = SimpleNamespace(
-        recipe=config, config=config, folder=folder, world=alone, schedule=SimpleNamespace(steps=2), origin={"seed": 0}
+        recipe=config, config=config, resolved={"train": {}}, folder=folder, world=alone, origin={"seed": 0}
     )
     before = {*folder.path.iterdir()}
     monkeypatch.setattr(os, "fsync", full)

@@ -18,7 +18,7 @@ BEFORE = {
         "image_size": 8, "channels": 1, "num_classes": 10, "representation_size": 8,
     },
     "train": {"global_batch": 16, "steps": 4},
-    "optimizer": {"lr": 1e-2, "averaging": {"decay": 0.5}},
+    "optimizer": {"lr": 1e-2},
     "schedule": {"warmup_steps": 0},
     "checkpoint": {"every": 2, "keep": 9},
     "logging": {"tensorboard": False, "peak_tflops": 1},
@@ -53,9 +53,12 @@ def told(digits, ranks, tmp_path_factory) -> SimpleNamespace:
         commands.append({"name": name, "words": [script, *config, "--out", str(folder / out), *words], **first})
 
     steps = "runs_a/checkpoints/step_00000004", "runs_a/checkpoints/step_00000002"
-    give("a", PRETRAIN, "runs_a")
+    averaging = 'optimizer.averaging={"decay":0.5}'
+    give("a", PRETRAIN, "runs_a", averaging)
+    give("a, average left out", PRETRAIN, "runs_a")
+    give("a, average ended", PRETRAIN, "runs_a", "optimizer.averaging=null")
     give("b", PRETRAIN, "runs_b", "seed=1")
-    give("seed, with weights", PRETRAIN, "runs_a", "--init", "runs_b")
+    give("seed, with weights", PRETRAIN, "runs_b", "seed=1", "--init", "runs_a")
     give("nothing to begin from", FINETUNE, "runs_none")
     give("no such weights", FINETUNE, "runs_none", "--init", "runs_nowhere")
     give("weights of nothing", PRETRAIN, "runs_none", "--weights", "averaged")
@@ -153,7 +156,7 @@ def test_a_run_that_cannot_begin_without_weights_says_so(told):
 
 def test_weights_for_a_run_that_began_without_are_refused(told):
     assert told.status["seed, with weights"] == 2
-    assert "began from seed 0; leave --init out" in told.error["seed, with weights"]
+    assert "began from seed 1; leave --init out" in told.error["seed, with weights"]
 
 
 def test_pretraining_from_weights_resumes_without_them_and_refuses_others(told):
@@ -169,6 +172,13 @@ def test_a_runs_own_config_gives_the_same_run(told):
         runs = [told.folder / f"runs_{run}/checkpoints" for run in (first, again)]
         step = "step_00000003" if first == "f" else "step_00000004"
         assert load_weights(runs[0] / step).sha256 == load_weights(runs[1] / step).sha256
+
+
+def test_an_average_ends_by_word_and_not_by_being_left_out(told):
+    assert told.status["a, average left out"] == 2
+    assert 'optimizer.averaging was {"decay": 0.5' in told.error["a, average left out"]
+    assert "optimizer.averaging=null ends it" in told.error["a, average left out"]
+    assert told.status["a, average ended"] == 0
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_as_in_a_resume(told):

@@ -17,6 +17,6 @@ def test_h14_takes_two_optimizer_steps_in_fp32_and_writes_a_checkpoint(digits, r
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["lr"] > 0 for line in lines)
     state = json.loads((tmp_path / "checkpoints" / "step_00000002" / "state.json").read_text())
-    assert state["function"]["precision"] == "float32"
+    assert state["config"]["precision"] == "float32"
     # fp32 parameters and two Adam moments of 633,685,480 parameters, at the least.
     assert sum(file["bytes"] for file in state["files"].values()) > 3 * 4 * 633_685_480
