@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from pretrain.run.configfile import FolderName, Section, Seeds, Shots, each_once
+from pretrain.run.configfile import FolderName, Indices, Section, Seeds, Shots, each_once
 from pretrain.stream.effort import PATIENCE, Patience
 
 PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
@@ -18,8 +18,8 @@ BASELINES = ("pixels", "untrained")
 class DataSection(Section):
     """What is learned from and what is scored: an INDEX each, or a list that is concatenated."""
 
-    support: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
-    query: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
+    support: Indices | None = Field(default=None, examples=[["DIR", "DIR2"]])
+    query: Indices | None = Field(default=None, examples=[["DIR", "DIR2"]])
     workers: int = Field(default=4, gt=0)  # decode threads per rank
     # Of attempts at one range of a remote shard; below the 30 minutes that the other ranks' collectives wait meanwhile.
     patience_minutes: float = Field(default=5, gt=0, lt=30)

@@ -207,9 +207,7 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--shots", type=numbers(1), help="images of each class (default: the config's, or 1,5,10,25)")
     main.add_argument("--seeds", type=numbers(0), help="of the draws (default: the config's, or 0,1,2)")
     main.add_argument("--l2", type=strength, metavar="λ", help="of the ridge (default: the config's, or 1024)")
-    main.add_argument(
-        "--local_rank", "--local-rank", help=argparse.SUPPRESS
-    )  # as DeepSpeed's and torch's launchers say
+    main.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
     main.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
     return main
 

@@ -31,9 +31,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
-    parser.add_argument(
-        "--local_rank", "--local-rank", help=argparse.SUPPRESS
-    )  # as DeepSpeed's and torch's launchers say
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
     args = parser.parse_intermixed_args()
     task = read_config(FinetuneConfig, args.config, args.overrides)

@@ -27,9 +27,7 @@ def main() -> int:
         "--weights", choices=("raw", "averaged"), help="of --init: as trained (the default), or their Polyak average"
     )
     parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
-    parser.add_argument(
-        "--local_rank", "--local-rank", help=argparse.SUPPRESS
-    )  # as DeepSpeed's and torch's launchers say
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
     args = parser.parse_intermixed_args()
     config = read_config(RunConfig, args.config, args.overrides)

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pretrain.console import say
 from pretrain.engine.guards import DivergedError
@@ -26,6 +26,16 @@ class CommandLineError(InputError):
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint is an `InputError`: said once, by rank 0, with status 2."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        for before, word in zip(["", *words], words, strict=False):
+            name = before if not word else word[:-1]
+            if not word or (word.startswith("--") and word.endswith("=")):
+                self.error(
+                    f"nothing is given after {name or 'the command'}; a shell's variable that is not set may be why"
+                )
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise CommandLineError(f"{message}; see {self.prog} --help")

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pretrain.engine.offered import check_offered
 from pretrain.errors import InputError, nearest
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
-from pretrain.run.configfile import FolderName, Section, Seeds, Shots
+from pretrain.run.configfile import FolderName, Indices, Section, Seeds, Shots
 from pretrain.stream.effort import PATIENCE, Patience
 from pretrain.stream.images import Law
 
@@ -94,8 +94,8 @@ Share = Annotated[float, Field(le=1)]
 class DataSection(Section):
     """The shard stream and the augmentation. `train` and `eval` are an INDEX or a list that is concatenated."""
 
-    train: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
-    eval: str | tuple[str, ...] | None = Field(default=None, examples=[["DIR", "DIR2"]])
+    train: Indices | None = Field(default=None, examples=[["DIR", "DIR2"]])
+    eval: Indices | None = Field(default=None, examples=[["DIR", "DIR2"]])
     workers: int = Field(default=4, gt=0)  # decode threads per rank
     audit: bool = False
     chunk: int = Field(default=8, gt=0)  # g, samples a chunk
@@ -204,8 +204,8 @@ class FewshotSection(Section):
     """Few-shot evaluation while training: the closed-form probe on the frozen features every `every` steps."""
 
     every: int = Field(gt=0)
-    support: str | tuple[str, ...] = Field(examples=[["DIR", "DIR2"]])
-    query: str | tuple[str, ...] = Field(examples=[["DIR", "DIR2"]])
+    support: Indices = Field(examples=[["DIR", "DIR2"]])
+    query: Indices = Field(examples=[["DIR", "DIR2"]])
     shots: Shots = (5,)
     seeds: Seeds = (0,)
     l2: float = Field(default=1024.0, gt=0)
@@ -246,7 +246,7 @@ class Recipe(Section):
     needs_weights: ClassVar[bool] = False  # whether a run cannot begin without --init
 
     name: FolderName
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**53)
     data: DataSection = DataSection()
     train: TrainSection
     optimizer: OptimizerSection

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from pretrain.errors import InputError, nearest
@@ -63,6 +63,9 @@ def _folder_name(name: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]  # results go to runs/<name>
+# An INDEX, or a list that is concatenated. An empty one would be the folder that the command runs in.
+IndexPath = Annotated[str, Field(min_length=1)]
+Indices = IndexPath | tuple[IndexPath, ...]
 # Of few-shot draws, said alike by a run's config and by a few-shot one.
 Shots = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_some)]
 Seeds = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_not_negative)]
@@ -260,7 +263,7 @@ def _field(schema: type[BaseModel], location: Sequence[str]) -> tuple[FieldInfo 
 
 def _is_branch(part: str) -> bool:
     """Whether pydantic put the name of a union's member into the location, where no key of ours stands."""
-    return part in ("str", "constrained-int") or part.startswith(("tuple[", "literal["))
+    return part in ("str", "constrained-str", "constrained-int") or part.startswith(("tuple[", "literal["))
 
 
 def _hint(schema: type[Section], location: list[str]) -> str:

@@ -65,9 +65,9 @@ def empty_classes(train: Index, evaluated: Index | None) -> list[str]:
     return found
 
 
-def idle_keys(config: RunConfig, steps: int) -> list[str]:
-    """What the config says and a run of `steps` steps makes nothing of, a sentence each."""
-    found, optimizer, schedule = [], config.optimizer, config.schedule
+def idle_keys(config: RunConfig, steps: int, samples: int) -> list[str]:
+    """What the config says and a run of `steps` steps over `samples` makes nothing of, a sentence each."""
+    found, optimizer, schedule, data = [], config.optimizer, config.schedule, config.data
     if schedule.warmup_steps >= steps:
         rate = optimizer.lr * (steps - 1) / schedule.warmup_steps
         found.append(
@@ -84,7 +84,13 @@ def idle_keys(config: RunConfig, steps: int) -> list[str]:
     beyond = [f"{key} {value:,}" for key, value in counted.items() if value and value > steps]
     if beyond:
         found.append(f"beyond the end of the run's {steps:,} steps: {', '.join(beyond)}")
-    if config.train.eval_every and config.data.eval is None:
+    lanes = data.lanes or config.train.global_batch
+    if lanes * data.chunk > samples and (data.lanes or data.chunk != type(data).model_fields["chunk"].default):
+        found.append(
+            f"data.chunk, data.lanes: {lanes:,} lanes of {data.chunk:,} samples are more than the {samples:,} of "
+            "data.train: their order is hardly shuffled; smaller ones would be right"
+        )
+    if config.train.eval_every and data.eval is None:
         found.append(f"train.eval_every: {config.train.eval_every:,}, but data.eval is not set: nothing is validated")
     if schedule.decay == "constant":
         found += _idle(schedule, "schedule", ["final_lr"], 'with schedule.decay "constant"')

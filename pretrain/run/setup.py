@@ -77,7 +77,7 @@ def prepare(
     evaluated = open_eval(config, world, index)
     notes = distributed.together(lambda: check_fit(config, index) if world.main else [])
     if world.main:
-        notes += [*empty_classes(index, evaluated), *idle_keys(config, steps)]
+        notes += [*empty_classes(index, evaluated), *idle_keys(config, steps, index.samples)]
     if data.mixup:
         check_pairs(layout.micro_batch)
     if data.decoder == "device":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.run.command import CommandLineError, Parser
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = socket.gethostname()
 
@@ -46,6 +48,18 @@ def test_a_mistake_in_the_command_is_every_ranks_and_rank_0_tells_it():
     words = ("launch/pretrain.py", "--confg", "x")
     assert ended(0, 0, *words).startswith("error: the following arguments are required: --config")
     assert ended(2, 0, *words) == ""
+
+
+@pytest.mark.parametrize("words", [["--init", ""], ["--init="], ["a.b=1", ""]])
+def test_an_empty_word_is_no_word(words):
+    parser = Parser(prog="x")
+    parser.add_argument("--init")
+    parser.add_argument("overrides", nargs="*")
+    with pytest.raises(
+        CommandLineError, match=f"nothing is given after {'a.b=1' if len(words[0]) == 5 else '--init'};"
+    ):
+        parser.parse_intermixed_args(words)
+    assert parser.parse_intermixed_args(["--init", "w", "a.b=1"]).overrides == ["a.b=1"]
 
 
 NO_COMPILER = """

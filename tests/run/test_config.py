@@ -211,6 +211,7 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"data": {"mixup": -0.2}}, ("data.mixup", "-0.2", "greater than or equal to 0")),
         ({"train": {"global_batch": 8, "steps": 4, "label_smoothing": 1}}, ("label_smoothing", "1", "less than 1")),
         ({"name": None}, ("name", "null", "string")),
+        ({"seed": -1}, ("seed: found -1", "greater than or equal to 0")),
         *(({"name": name}, (f"name: found {name!r}; a folder's name",)) for name in ("", ".", "..", "a/b", "a\0")),
         ({"model": {"arch": "vit_ti_16", "head_bias": nan}}, ("model.head_bias", "found NaN", "finite")),
         ({"model": {"arch": "vit_ti_16", "head_bias": -inf}}, ("model.head_bias", "found -Infinity", "finite")),
@@ -290,6 +291,8 @@ def test_an_override_of_more_digits_than_are_read_is_named(tmp_path):
         ("deepspeed=zero", """'deepspeed={"zero_optimization":{"stage":1}}'"""),
         ("fewshot=a", """'fewshot={"every":1000,"support":"DIR","query":"DIR2"}'"""),
         ("name=5", """'name="5"'"""),
+        ("data.train=", 'data.train: found ""; string should have at least 1 character'),
+        ('data.eval=["a",""]', 'data.eval.1: found ""; string should have at least 1 character'),
     ],
 )
 def test_an_override_of_the_wrong_form_is_told_what_to_type(override, words, tmp_path):

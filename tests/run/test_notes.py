@@ -165,6 +165,8 @@ def test_softmax_trains_on_lists_of_one_label(tmp_path, config):
             ["schedule.decay=constant", "schedule.final_lr=0.01"],
             'schedule.final_lr: 0.01 is of no effect with schedule.decay "constant"',
         ),
+        (["data.chunk=17"], "data.chunk, data.lanes: 4 lanes of 17 samples are more than the 64 of data.train"),
+        (["data.lanes=9"], "data.chunk, data.lanes: 9 lanes of 8 samples are more"),
         (["train.guard.margin=7"], 'train.guard.margin: 7 is of no effect with train.guard.then "stop"'),
         (
             ["deepspeed.zero_optimization.stage=1", "deepspeed.zero_optimization.stage3_max_live_parameters=1e9"],
@@ -173,5 +175,5 @@ def test_softmax_trains_on_lists_of_one_label(tmp_path, config):
     ],
 )
 def test_what_a_config_says_in_vain_is_told(overrides, words, config):
-    found = idle_keys(config(*overrides, num_classes=2), steps=10)
+    found = idle_keys(config(*overrides, num_classes=2), steps=10, samples=64)
     assert [note[: len(words)] for note in found] == ([words] if words else [])
