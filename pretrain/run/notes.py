@@ -75,7 +75,7 @@ def idle_keys(config: RunConfig, steps: int, samples: int) -> list[str]:
             f"the learning rate ends at {rate:.3g} of {optimizer.lr:g}"
         )
     counted = {
-        "train.eval_every": config.train.eval_every,
+        "train.eval_every": data.eval and config.train.eval_every,
         "fewshot.every": config.fewshot and config.fewshot.every,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep_every": config.checkpoint.keep_every,

@@ -20,7 +20,6 @@ these writers are new).
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gzip
 import importlib.util
 import os
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest
 from pretrain.shards.dataset import Dataset, array_dataset
 from pretrain.shards.files import note
 from pretrain.shards.folder import LABELS_NAME, choose, open_folder
@@ -62,8 +61,8 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
     if Path(source).is_dir():
         return _folder(Path(source), split)
     names = [*_NAMED, "imagenet:DIR"]
-    near = difflib.get_close_matches(source, names, 1)
-    hint = f"; did you mean {near[0]}?" if near else f"; a SOURCE is a folder of images or one of {', '.join(names)}"
+    near = nearest(source, names)
+    hint = f"; did you mean {near}?" if near else f"; a SOURCE is a folder of images or one of {', '.join(names)}"
     raise InputError(f"{source}: no such folder or source{hint}")
 
 
