@@ -32,11 +32,21 @@ import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset
-from pretrain.shards.files import file_dataset, folders, image_folders, images, loose_images, note, read_text
+from pretrain.shards.files import (
+    IMAGE_NAMES,
+    file_dataset,
+    folders,
+    image_folders,
+    images,
+    loose_images,
+    note,
+    read_text,
+)
 from pretrain.shards.splits import bears_split_name, is_holder, split_name
 
 LABELS_NAME = "labels.json"
 _SHOWN = 3  # names in a message
+_LONGEST_LINE = 10_000
 
 
 def open_folder(folder: Path, split: str | None = None) -> Dataset:
@@ -51,9 +61,9 @@ def open_folder(folder: Path, split: str | None = None) -> Dataset:
     base = splits[chosen]
     for place in (base, root):
         if (place / LABELS_NAME).exists():
-            return _with_lists(folder.name, chosen, base, place / LABELS_NAME)
+            return _with_lists(folder.resolve().name, chosen, base, place / LABELS_NAME)
     found = {name: classes_of(place, every_folder=split == "all") for name, place in splits.items()}
-    return class_folders(folder.name, chosen, base, number_classes(splits, found, chosen))
+    return class_folders(folder.resolve().name, chosen, base, number_classes(splits, found, chosen))
 
 
 def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
@@ -88,9 +98,10 @@ def number_classes(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, 
                 f"{splits[name]}: shares no class with the other splits ({shown(classes)}; there {shown(others)}), "
                 f"and classes are numbered over all splits: call them alike, or give {splits[name]} by itself"
             )
-    return {
-        name: found[chosen].get(name, Path(name)) for name in sorted({name for its in found.values() for name in its})
-    }
+    names = sorted({name for classes in found.values() for name in classes})
+    if found.get("train") and (more := set(names) - set(found["train"])):
+        note(f"{splits['train']}: {len(more)} of {len(names)} classes are in other splits only: {shown(more)}")
+    return {name: found[chosen].get(name, Path(name)) for name in names}
 
 
 def class_folders(name: str, split: str, base: Path, classes: Mapping[str, Path]) -> Dataset:
@@ -99,12 +110,18 @@ def class_folders(name: str, split: str, base: Path, classes: Mapping[str, Path]
     labels: list[int] = []
     empty: list[str] = []
     others: list[str] = []
+    inner: set[str] = set()  # folders in the class folders
     for label, (called, below) in enumerate(classes.items()):
         found = list(images(base / below, base, others)) if (base / below).is_dir() else []
         files += [os.path.join(below, file) for file in found]
         labels += [label] * len(found)
+        inner.update(os.path.join(below, os.path.dirname(file).partition(os.sep)[0]) for file in found)
         if not found:
             empty.append(called)
+    if beside := set(folders(base)) - {below.parts[0] for below in classes.values()}:
+        note(f"{base}: passed over {len(beside)} folders, without images or no classes: {shown(beside)}")
+    if len(inner) > len(classes) - len(empty) and not inner & {os.path.join(below, "") for below in classes.values()}:
+        note(f"{base}: its own folders are the classes ({shown(classes)}), not the folders in these ({shown(inner)})")
     if empty:
         note(f"{base}: {len(empty)} of {len(classes)} classes have no images here, e.g. {empty[0]}")
     if others:
@@ -128,10 +145,16 @@ def shown(names: Any) -> str:
 def _root(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    inner = folder / "images"
-    if (folder / LABELS_NAME).exists() or image_folders(folder) != ["images"] or not image_folders(inner):
+    names = image_folders(folder)
+    if (
+        (folder / LABELS_NAME).exists()
+        or len(names) != 1
+        or not is_holder(names[0])
+        or not image_folders(folder / names[0])
+    ):
         return folder
-    if beside := set(folders(folder)) - {"images"}:
+    inner = folder / names[0]
+    if beside := set(folders(folder)) - {inner.name}:
         note(f"{inner}: holds the images; passed over {shown(beside)}")
     return inner
 
@@ -142,7 +165,8 @@ def _splits(root: Path, split: str | None) -> dict[str, Path]:
     plain = [name for name in names if split_name(name)]
     akin = [name for name in names if not split_name(name) and bears_split_name(name)]
     others = [name for name in names if name not in (*plain, *akin)]
-    if not (plain or (akin and not others)):
+    nested = any(not loose_images(root / name) for name in akin)  # bullet_train holds images, seg_train classes
+    if not (plain or (akin and (nested or not others))):
         return {"all": root}
     if (root / LABELS_NAME).exists() and (akin or others):  # folders mean nothing
         return {"all": root}
@@ -180,15 +204,18 @@ def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
             f"{place}: holds {holders[0]}/, which is called like no class, and {shown(set(names) - set(holders))} "
             f"beside, with images in each; class folders alone would be right, or a {LABELS_NAME}"
         )
-    if holders:
-        return {}
     if len(names) == 1 and not loose_images(place / names[0]):
         inner = place / names[0]
-        if any(not is_holder(name) for name in image_folders(inner)):
+        if holders or inner.name == place.name:  # an archive's folder in a folder of that name
+            return {name: Path(inner.name, below) for name, below in classes_of(inner).items()}
+        below = image_folders(inner)
+        if any(not is_holder(name) for name in below):
             raise InputError(
-                f"{place}: holds one folder, {names[0]}/, with folders in it ({shown(image_folders(inner))}): if these "
-                f"are the classes or splits, give {inner}"
+                f"{place}: holds one folder, {inner.name}/, with folders in it ({shown(below)}): if these are the "
+                f"classes or splits, give {inner}"
             )
+    if holders:
+        return {}
     return {name: Path(name) for name in names}
 
 
@@ -231,15 +258,16 @@ def _without_classes(base: Path, root: Path) -> str:
 
 def _columns(listing: Path) -> str:
     try:
-        first = next(csv.reader(read_text(listing).splitlines()[:1]), [])
-    except (InputError, csv.Error):
+        with open(listing, encoding="utf-8-sig", newline="") as lines:
+            first = next(csv.reader([lines.readline(_LONGEST_LINE)]), [])
+    except (OSError, ValueError, csv.Error):
         return "not read"
     return "columns " + ", ".join(first[:5]) + (", …" if len(first) > 5 else "")
 
 
 def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
     try:
-        content = json.loads(read_text(listing), object_pairs_hook=_no_key_twice)
+        content = json.loads(read_text(listing), object_pairs_hook=lambda pairs: _no_key_twice(pairs, listing))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{listing}: cannot be read as JSON: {error}") from error
     classes = content.get("classes") if isinstance(content, dict) else None
@@ -258,26 +286,31 @@ def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
     numbers = None if classes is None else {name: number for number, name in enumerate(classes)}
     below = os.path.relpath(base, listing.parent)
     files = list(images(base, base))
-    listed = _no_key_twice((os.path.normpath(path), value) for path, value in content["labels"].items())
+    listed = _no_key_twice(((os.path.normpath(path), value) for path, value in content["labels"].items()), listing)
+    places = [os.path.normpath(os.path.join(below, file)) for file in files]
+    if unlisted := [place for place in places if place not in listed]:
+        raise InputError(
+            f"{listing}: {len(unlisted):,} of {len(places):,} images are not listed ({shown(unlisted)}); an image "
+            "without labels is listed with []"
+        )
     labels: list[int] = []
     starts = [0]
-    for file in files:
-        place = os.path.normpath(os.path.join(below, file))
-        if place not in listed:
-            raise InputError(f"{listing}: image {place!r} is not listed; an image without labels is listed with []")
+    for place in places:
         labels += _numbered(listed.pop(place), numbers, f"{listing}: {place!r}")
         starts.append(len(labels))
-    left = [path for path in listed if below == "." or path.startswith(below + os.sep)]
-    if left:
-        raise InputError(f"{listing}: {left[0]!r} is listed, but there is no such image below {listing.parent}")
+    if left := [path for path in listed if below == "." or path.startswith(below + os.sep)]:
+        raise InputError(
+            f"{listing}: {len(left):,} files are listed that are no images below {listing.parent} ({shown(left)}); "
+            f"images are called {', '.join(IMAGE_NAMES)}"
+        )
     return file_dataset(name, split, base, files, np.array(labels, np.int32), np.array(starts), classes)
 
 
-def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _no_key_twice(pairs: Iterable[tuple[str, Any]], listing: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise InputError(f"{LABELS_NAME}: has {key!r} twice")
+            raise InputError(f"{listing}: has {key!r} twice")
         found[key] = value
     return found
 

@@ -59,8 +59,6 @@ def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
         raise InputError(f"{packed}: not unpacked; its images belong into {packed.with_suffix('')}/")
     found = {name: _wnids(place) for name, place in splits.items()}
     if found[chosen]:
-        if strange := set(image_folders(base)) - set(found[chosen]):
-            note(f"{base}: passed over folders that are not called by a wnid: {shown(strange)}")
         return class_folders("imagenet", chosen, base, number_classes(splits, found, chosen))
     files = list(images(base, base))
     if chosen == "train" or not found["train"]:
@@ -149,7 +147,7 @@ def _open_tiny(folder: Path, split: str | None) -> Dataset:
     chosen = choose(folder, split, splits)
     found = {"train": classes_of(splits["train"]) if "train" in splits else {}}
     if chosen == "train":
-        return class_folders(folder.name, chosen, splits["train"], number_classes(splits, found, chosen))
+        return class_folders(folder.resolve().name, chosen, splits["train"], number_classes(splits, found, chosen))
     wnids = read_text(folder / "wnids.txt").split() if (folder / "wnids.txt").exists() else []
     classes = sorted(found["train"] or wnids)
     if not classes:
@@ -160,7 +158,7 @@ def _open_tiny(folder: Path, split: str | None) -> Dataset:
         raise InputError(f"{listing}: a file and its wnid a line would be right")
     base = splits["val"] / "images"
     labels = _once(((row[0], row[1]) for row in rows), listing)
-    return _listed(folder.name, chosen, base, list(images(base, base)), labels, listing, classes, "train/")
+    return _listed(folder.resolve().name, chosen, base, list(images(base, base)), labels, listing, classes, "train/")
 
 
 # Oxford Flowers-102 and Oxford-IIIT Pets
@@ -260,15 +258,15 @@ def _listed(
     """Images whose classes stand in a list, under `key` of a file. Raises InputError for an image that is not listed,
     or of another class than `classes`.
     """
+    if unlisted := [file for file in files if key(file) not in wanted]:
+        raise InputError(f"{listing}: does not have {shown(unlisted)}: {len(unlisted):,} images of {base}")
     numbers = {called: number for number, called in enumerate(classes)}
-    labels = []
-    for file in files:
-        called = wanted.get(key(file))
-        if called is None:
-            raise InputError(f"{listing}: does not have {file}, which lies in {base}")
-        if called not in numbers:
-            raise InputError(f"{listing}: {file} has class {called}, which {classes_from} does not")
-        labels.append(numbers[called])
+    if strange := [file for file in files if wanted[key(file)] not in numbers]:
+        raise InputError(
+            f"{listing}: {strange[0]} has class {wanted[key(strange[0])]}, which {classes_from} does not "
+            f"({len(strange):,} such images)"
+        )
+    labels = [numbers[wanted[key(file)]] for file in files]
     if len(files) < len(wanted):
         note(f"{base}: {len(files):,} of the {len(wanted):,} images that {listing} lists")
     return file_dataset(name, split, base, files, np.array(labels, np.int32), None, classes)
@@ -297,9 +295,9 @@ def _is_imagenet(folder: Path) -> bool:
     """Whether it is Kaggle's tree, or has a flat val/, which folders of classes alone would not explain."""
     if _kaggle(folder):
         return True
-    splits = _imagenet_splits(folder)
-    flat = _has_loose(splits["val"])
-    return flat and bool(_wnids(splits["train"])) and not _wnids(splits["val"])
+    called = {place: split_name(place) for place in folders(folder)}
+    flat = any(name == "val" and _has_loose(folder / place) for place, name in called.items())
+    return flat and any(name == "train" and _wnids(folder / place) for place, name in called.items())
 
 
 def _has_loose(place: Path) -> bool:

@@ -193,8 +193,8 @@ def test_one_labels_json_serves_all_splits(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "more", "found"),
     [
-        ({}, {}, "image 'a.jpg' is not listed"),
-        ({"a.jpg": [], "b.jpg": []}, {}, "'b.jpg' is listed, but there is no such image"),
+        ({}, {}, "1 of 1 images are not listed (a.jpg)"),
+        ({"a.jpg": [], "b.jpg": []}, {}, "1 files are listed that are no images"),
         ({"a.jpg": 3}, {}, "found 3; labels are a list of numbers"),
         ({"a.jpg": [-1]}, {}, "label -1; labels are"),
         ({"a.jpg": [True]}, {}, "label True; labels are"),

@@ -110,6 +110,14 @@ def test_folders_that_all_contain_a_splits_name_are_not_guessed(tmp_path):
     assert classes(tmp_path, "train.X1") == ("train.X1", ("n01", "n02"), {"train.X1/n01/1.jpg": "n01"})
 
 
+def test_splits_called_otherwise_beside_others_are_not_guessed(tmp_path):
+    """Intel's scenes: each split is in a folder of its own name, and the images to predict are flat."""
+    tree(tmp_path, "seg_train/seg_train/sea/1.jpg", "seg_test/seg_test/sea/2.jpg", "seg_pred/seg_pred/3.jpg")
+    assert refused(tmp_path).startswith(": holds seg_test/, seg_train/, called like splits, and beside them seg_pred/")
+    for split, number in (("seg_train", 1), ("seg_test", 2)):
+        assert classes(tmp_path, split) == (split, ("sea",), {f"{split}/{split}/sea/{number}.jpg": "sea"})
+
+
 def test_further_splits_keep_their_names_and_the_numbers_of_all(tmp_path):
     """As iNaturalist has them: its public test set is flat."""
     tree(tmp_path, "train/00001_Animalia_Ant/1.jpg", "train/00002_Plantae_Bee/2.jpg", "public_test/3.jpg")
@@ -167,6 +175,17 @@ def test_a_folder_of_images_beside_another_is_no_class(tmp_path):
     assert classes(tmp_path / "images")[1] == ("cat", "dog")
 
 
+@pytest.mark.parametrize("holder", ["Images", "images", "JPEGImages"])
+def test_classes_in_a_folder_of_images_are_the_splits(tmp_path, holder):
+    tree(tmp_path / "a", f"{holder}/cat/1.jpg", f"{holder}/dog/2.jpg", "Annotation/cat/1")  # Stanford Dogs
+    assert classes(tmp_path / "a")[1] == ("cat", "dog")
+    tree(tmp_path / "b", f"train/{holder}/cat/1.jpg", f"train/{holder}/dog/2.jpg", "val/dog/3.jpg")
+    assert classes(tmp_path / "b") == (
+        "train", ("cat", "dog"), {f"train/{holder}/cat/1.jpg": "cat", f"train/{holder}/dog/2.jpg": "dog"},
+    )  # fmt: skip
+    assert classes(tmp_path / "b", "val") == ("val", ("cat", "dog"), {"val/dog/3.jpg": "dog"})
+
+
 def test_classes_in_a_folder_of_images_are_found_beside_lists(tmp_path, capsys):
     tree(tmp_path, "images/cat/1.jpg", "images/dog/2.jpg", "meta/classes.txt")
     assert classes(tmp_path)[1:] == (("cat", "dog"), {"images/cat/1.jpg": "cat", "images/dog/2.jpg": "dog"})
@@ -181,6 +200,16 @@ def test_an_archives_own_top_folder_is_named(tmp_path, inner):
         f"{tmp_path / inner}"
     )
     assert classes(tmp_path / inner)[1] == ("daisy", "rose")
+
+
+def test_classes_that_are_less_than_meets_the_eye_are_noted(tmp_path, capsys):
+    tree(tmp_path, "train/cat/tabby/1.jpg", "train/cat/siamese/2.jpg", "train/cow/young/3.jpg", "train/dog/4.heic")
+    tree(tmp_path, "val/cat/5.jpg", "val/fox/6.jpg")
+    assert classes(tmp_path)[1] == ("cat", "cow", "fox")
+    said = capsys.readouterr().err
+    assert "train: 1 of 3 classes are in other splits only: fox" in said
+    assert "train: passed over 1 folders, without images or no classes: dog" in said
+    assert "its own folders are the classes (cat, cow, fox), not the folders in these (cat/siamese, cat/tabby" in said
 
 
 def test_stray_images_and_odd_numbers_are_noted(tmp_path, capsys):
