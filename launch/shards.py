@@ -208,8 +208,8 @@ def parser() -> argparse.ArgumentParser:
         "shards",
         nargs="+",
         metavar="SHARDS",
-        help="tars, brace patterns ('shard-{000..009}.tar'), or folders of tars; also http(s)://, s3:// and gs:// "
-        "URLs (http folders cannot be listed)",
+        help="tars, patterns ('shard-{000..009}.tar', 'train/*.tar'), or folders of tars; also http(s)://, s3:// and "
+        "gs:// URLs (http folders cannot be listed)",
     )
     scan.add_argument("--out", metavar="FILE", help="the index (default: index.vfi beside local shards)")
     scan.add_argument(

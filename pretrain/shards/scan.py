@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 from array import array
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.shards.indexwriter import IndexWriter, ShardEntry
 from pretrain.shards.keys import KeyHashes, wide_hash
@@ -35,10 +37,14 @@ _REMOTE_THREADS = 32  # a process: a header a request, which is all waiting
 
 @dataclass(frozen=True)
 class ShardScan:
-    """What one shard holds: its row and columns of the index, and 64-bit hashes of its keys, uint64 [n]."""
+    """What one shard holds: its row and columns of the index, and 64-bit hashes of its keys, uint64 [n]; how many files
+    of it can hold no sample, and the first of them.
+    """
 
     entry: ShardEntry
     keys: np.ndarray
+    passed_over: int = 0
+    first_passed_over: str = ""
 
 
 def index_shards(
@@ -60,7 +66,8 @@ def index_shards(
     index of the same samples, where the index goes or beside the shards.
 
     Memory does not grow with the samples; temporary files beside the index take 32 bytes each. Raises InputError at
-    the first fault, naming shard, member or sample and byte; then nothing is written.
+    the first fault, naming shard, member or sample and byte; then nothing is written. Files that can hold no sample are
+    passed over; a line on stderr counts them.
     """
     shards = expand(patterns)
     path = _out_path(shards, out)
@@ -72,12 +79,17 @@ def index_shards(
         KeyHashes(path.parent) as keys,
         closing(map_shards(_scan, jobs, doing="indexing", workers=workers, threads=threads)) as scans,
     ):
-        for url, scan in zip(urls, scans, strict=True):
+        passed_over, first = 0, ""
+        for shard, url, scan in zip(shards, urls, scans, strict=True):
+            passed_over += scan.passed_over
+            first = first or (f"{scan.first_passed_over} of {shard}" if scan.passed_over else "")
             digest = scan.entry.digest if base is None else digest_text(sha256_of(scan.entry.digest))
             writer.add(replace(scan.entry, url=url, digest=digest))
             keys.add(scan.keys)
         keys.refuse_shared(shards, writer.offsets)
         writer.finish(_class_names(writer.sequence(), path, shards))
+    if passed_over:
+        say(f"note: passed over {passed_over:,} files that can hold no sample, the first {first}", to=sys.stderr)
     return path
 
 
@@ -129,7 +141,7 @@ def scan_shard(
             label_counts=np.array(counts, np.uint32) if lists else None,
             digest=digest_text(file_digest(file), etag) if digest else digest_text(etag=_etag(file)),
         )
-    return ShardScan(entry, np.array(keys, np.uint64))
+    return ShardScan(entry, np.array(keys, np.uint64), tar.passed_over, tar.first_passed_over)
 
 
 def _etag(file: BinaryIO) -> str:

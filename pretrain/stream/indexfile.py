@@ -35,6 +35,7 @@ import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.stream.content import content_hash, etag_of
+from pretrain.stream.filekind import LOOKED_AT, TAR, file_kind
 from pretrain.stream.location import home, local_path
 from pretrain.stream.store import is_remote
 from pretrain.stream.tar import BLOCK
@@ -163,9 +164,11 @@ class IndexFile:
                 start = file.read(16)
                 length = int.from_bytes(start[8:], "little")
                 if start[:8] != MAGIC[: len(start)] or not start:
+                    kind = file_kind(start + file.read(LOOKED_AT))
+                    shards = self.path if kind == TAR else "SHARDS…"
                     raise InputError(
-                        f"{self.path}: not an index (it does not start with VFINDEX); an index is made with: "
-                        "python launch/shards.py index SHARDS…"
+                        f"{self.path}: not an index{f' but {kind}' if kind else ''}; an index is made with: "
+                        f"python launch/shards.py index {shards}"
                     )
                 if len(start) < 16 or size < 16 + length:
                     raise self._fault(f"truncated: {size} bytes, cut in its header")

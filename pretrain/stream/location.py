@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
+import glob
 import os
 import re
 import shutil
@@ -151,11 +153,11 @@ def _fill(path: Path, begin: int, data: memoryview) -> tuple[int, int]:
 
 
 def expand(patterns: Iterable[str | Path]) -> list[str]:
-    """Files and URLs, brace patterns of them (`shard-{000..009}.tar`), and folders, local or of s3:// and gs://
-    (their *.tar in name order) → paths and URLs.
+    """Files and URLs, patterns of them (`shard-{000..009}.tar`, `train/*.tar`), and folders, local or of s3:// and
+    gs:// (their *.tar) → paths and URLs; what a `*` stands for, and a folder, in name order.
 
     Raises InputError for what is missing (remote shards are asked for later), a folder without shards, a broken
-    pattern and a shard named twice.
+    pattern or one that nothing matches, and a shard named twice.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -183,14 +185,37 @@ def _local_shards(pattern: str | Path) -> list[str]:
         if not shards:
             raise InputError(f"{path}: no *.tar in this folder; give the folder that holds the shards")
         return shards
-    return [str(path)] if path.exists() or "{" not in str(pattern) else _expand_braces(str(pattern))
+    if path.exists():
+        return [str(path)]
+    found: list[str] = []
+    for one in _expand_braces(str(pattern)) if "{" in str(pattern) else [str(path)]:
+        found += _matched(one) if glob.has_magic(one) and not os.path.exists(one) else [one]
+    return found
+
+
+def _matched(pattern: str) -> list[str]:
+    """The files that a pattern of `*`, `?` and `[…]` stands for, in name order, as a shell and a folder have them."""
+    matched = sorted(glob.glob(pattern))
+    if not matched:
+        folder = os.path.dirname(pattern) or "."
+        locked = os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)
+        raise InputError(f"{pattern}: {f'{folder} may not be read' if locked else 'no file matches this pattern'}")
+    return matched
 
 
 def _remote_shards(pattern: str) -> list[str]:
     check_url(pattern)
     found: list[str] = []
     for url in _expand_braces(pattern):
-        if url.endswith("/") or (in_bucket(url) and not url.endswith(".tar")):
+        if "*" in url:
+            folder, _, name = url.rpartition("/")
+            if "*" in folder:
+                raise InputError(f"{url}: in a URL only the last part may hold a *, e.g. s3://bucket/train/*.tar")
+            shards = [one for one in list_shards(f"{folder}/") if fnmatch.fnmatchcase(one.rpartition("/")[2], name)]
+            if not shards:
+                raise InputError(f"{url}: no *.tar of this folder matches this pattern")
+            found += shards
+        elif url.endswith("/") or (in_bucket(url) and not url.endswith(".tar")):
             shards = list_shards(url)
             if not shards:
                 raise InputError(f"{url}: no *.tar in this folder; give the folder that holds the shards")

@@ -6,10 +6,12 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from pretrain.errors import InputError
+from pretrain.stream.filekind import LOOKED_AT, TAR, file_kind
 from pretrain.stream.location import read_range
 
 BLOCK = 512
@@ -20,7 +22,10 @@ _LONGEST_HEADER = 1 << 20  # bytes of one extended header; the longest path a ke
 # that starts after them.
 _HARMLESS = ("comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname")
 HARMLESS_PAX = frozenset(key.encode() for key in _HARMLESS)
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+# A file that ends so belongs to a sample: also images of formats that are not read here, which must not go unnoticed.
+_OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jfif", "jp2", "jpe", "pgm", "ppm", "tif", "tiff")
+_OF_SAMPLES = frozenset((*IMAGE_SUFFIXES, *LABEL_SUFFIXES, *_OTHER_IMAGES))
+_SORTED = "tar --sort=name -cf SHARD FOLDER writes them so"
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,14 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (folder + slash + stem, suffix.lower()) if stem and dot else None
 
 
+def _of_a_sample(suffix: str) -> bool:
+    """Whether a file of that suffix makes a sample, or half of one: `x.2.jpg` too, which is cut at the wrong dot."""
+    return suffix.rpartition(".")[2] in _OF_SAMPLES
+
+
 class ShardTar:
     """Walks the headers of one tar. `data_end`, the byte its end-of-archive marker begins at, is known
-    afterwards.
+    afterwards; so is how many files were passed over that can hold no sample, and the first of them.
 
     The standard tarfile module, which webdataset reads with, ends without an error where a header is cut or
     damaged; here the walk must arrive at a marker of zeros with nothing behind it.
@@ -67,61 +77,100 @@ class ShardTar:
         self.url = url
         self.size = file.seek(0, os.SEEK_END)
         self.data_end = -1
+        self.passed_over = 0
+        self.first_passed_over = ""
 
     def samples(self) -> Iterator[TarSample]:
         """Every sample in order. Raises InputError naming shard, member and byte at the first fault."""
         seen: dict[str, int] = {}
-        sample: TarSample | None = None
-        for info, key, suffix in self._files():
-            if sample is None or key != sample.key:
-                if sample is not None:
-                    yield self._whole(sample)
-                if key in seen:
-                    raise self._fault(
-                        f"key {key!r} again at byte {info.offset}, first at byte {seen[key]}; keys are "
-                        "unique and the members of a sample stand together"
-                    )
-                seen[key] = info.offset
-                sample = TarSample(key, info.offset, {})
-            if suffix in sample.members:
-                raise self._fault(f"member {info.name!r} twice, again at byte {info.offset}; keys are unique")
-            sample.members[suffix] = (info.offset_data, info.size)
-        if sample is None:
-            raise self._fault("holds no samples; delete it or write it again")
-        yield self._whole(sample)
+        files = self._files()
+        for sample in self._groups(files):
+            if sample.key in seen:
+                raise self._fault(
+                    f"key {sample.key!r} again at byte {sample.begin}, first at byte {seen[sample.key]}; keys are "
+                    f"unique and the members of a sample stand together ({_SORTED})"
+                )
+            if any(map(_of_a_sample, sample.members)):
+                self._check_whole(sample, files)
+                seen[sample.key] = sample.begin
+                yield sample
+            else:
+                self._pass_over(f"{sample.key}.{next(iter(sample.members))}", sample.begin, len(sample.members))
+        if not seen:
+            passed = f": passed over {self.passed_over} files, the first {self.first_passed_over}"
+            raise self._fault(
+                f"holds no samples{passed if self.passed_over else ' and no files'}; a sample is an image, "
+                f"KEY.{'|'.join(IMAGE_SUFFIXES)}, and its label, KEY.cls or KEY.json"
+            )
 
-    def _whole(self, sample: TarSample) -> TarSample:
+    def _groups(self, files: Iterator[tuple[tarfile.TarInfo, str, str]]) -> Iterator[TarSample]:
+        """Neighbouring files of one key."""
+        group: TarSample | None = None
+        for info, key, suffix in files:
+            if group is None or key != group.key:
+                if group is not None:
+                    yield group
+                group = TarSample(key, info.offset, {})
+            if suffix in group.members:
+                raise self._fault(f"member {info.name!r} twice, again at byte {info.offset}; keys are unique")
+            group.members[suffix] = (info.offset_data, info.size)
+        if group is not None:
+            yield group
+
+    def _pass_over(self, name: str, begin: int, files: int = 1) -> None:
+        self.first_passed_over = self.first_passed_over or f"{name!r} at byte {begin}"
+        self.passed_over += files
+
+    def _check_whole(self, sample: TarSample, rest: Iterator[tuple[tarfile.TarInfo, str, str]]) -> None:
+        """Raise InputError where a sample has not one image and a label; `rest` are the files behind it."""
         found = ", ".join(sample.members)
         images = [suffix for suffix in sample.members if suffix in IMAGE_SUFFIXES]
+        labelled = any(suffix in sample.members for suffix in LABEL_SUFFIXES)
+        if len(images) == 1 and labelled:
+            return
         where = f"sample {sample.key!r} at byte {sample.begin}"
+        if len(images) < 2 and (other := self._apart(sample, rest)):
+            raise self._fault(
+                f"the parts of sample {sample.key!r} stand apart: .{found} at byte {sample.begin}, {other}; a sample's "
+                f"files stand together ({_SORTED})"
+            )
         if len(images) != 1:
             count = "no image" if not images else "more than one image"
             raise self._fault(
                 f"{where} has {count}: members {found}; one of {', '.join(IMAGE_SUFFIXES)} is needed "
                 "(WebDataset cuts a name at its first dot)"
             )
-        if not any(suffix in sample.members for suffix in LABEL_SUFFIXES):
-            raise self._fault(
-                f"{where} has no label: members {found}; a .cls holding one integer, or a .json holding a "
-                "list of integers, is needed"
-            )
-        return sample
+        raise self._fault(
+            f"{where} has no label: members {found}; a .cls holding one integer, or a .json holding a "
+            "list of integers, is needed"
+        )
+
+    @staticmethod
+    def _apart(sample: TarSample, rest: Iterator[tuple[tarfile.TarInfo, str, str]]) -> str:
+        """Where else in the shard a file of that key stands; empty for nowhere."""
+        with suppress(InputError):  # of what stands behind the fault at hand
+            for info, key, suffix in rest:
+                if key == sample.key:
+                    return f".{suffix} at byte {info.offset}"
+        return ""
 
     def _files(self) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-        """Header, key and suffix of every regular file. Folders and WebDataset's own `__meta__` files are
-        passed over.
+        """Header, key and suffix of every file that has them. Folders and WebDataset's own `__meta__` files are not
+        told of; others that can hold no sample are counted: hidden ones (`._x.jpg`, `.DS_Store`), those without a
+        suffix, and what is no plain file and no sample's by its name.
         """
         for info in self._members():
             name = info.name
             if info.isdir() or (name.startswith("__") and name.split("/")[0].endswith("__")):
                 continue
-            self._check_name(info)
             split = split_name(name)
-            if split is None:
-                raise self._fault(
-                    f"member {name!r} at byte {info.offset} belongs to no sample; members are named KEY.SUFFIX"
-                )
-            yield info, *split
+            if split is not None and _of_a_sample(split[1]):
+                self._check_name(info)
+                yield info, *split
+            elif split is None or not info.isreg():
+                self._pass_over(name, info.offset)
+            else:
+                yield info, *split
 
     def _check_name(self, info: tarfile.TarInfo) -> None:
         name = info.name
@@ -135,10 +184,8 @@ class ShardTar:
                 f"member {name!r} at byte {info.offset}: absolute names, '..', backslashes, control "
                 "characters and names that are not UTF-8 are refused"
             )
-        if not info.isreg() or info.issparse():
-            raise self._fault(
-                f"member {name!r} at byte {info.offset} is a link, device or sparse file; samples are plain files"
-            )
+        if not info.isreg():
+            raise self._fault(f"member {name!r} at byte {info.offset} is a link or device; samples are plain files")
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
         self.file.seek(0)
@@ -164,6 +211,11 @@ class ShardTar:
                 raise self._fault(f"global PAX header at byte {begin}, behind the first member; write plain members")
             if info.size < 0 or info.offset % BLOCK:
                 raise self._fault(f"member {info.name!r} at byte {info.offset} has an impossible size or place")
+            if info.issparse():
+                raise self._fault(
+                    f"member {info.name!r} at byte {info.offset} is stored sparse, its zeros left out, so its bytes do "
+                    "not stand in the shard; write it without tar's --sparse (-S)"
+                )
             end = info.offset_data + (-(-info.size // BLOCK) * BLOCK if info.isreg() else 0)
             if end > self.size:
                 raise self._fault(
@@ -200,13 +252,16 @@ class ShardTar:
         if tar is not None:
             return self._fault(f"damaged at byte {tar.offset}: {error}; copy or write the shard again")
         self.file.seek(0)
-        start = self.file.read(8)
-        for magic, name in _COMPRESSED.items():
-            if start.startswith(magic):
-                return self._fault(f"compressed with {name}; shards are plain tars, whose samples can be found by byte")
-        if self.size < BLOCK:
-            return self._fault(f"truncated: {self.size} bytes, cut in the header at byte 0; copy or write it again")
-        return self._fault(f"not a tar archive: {error}")
+        start = self.file.read(LOOKED_AT)
+        kind = file_kind(start)
+        if kind.startswith("compressed"):
+            return self._fault(f"{kind}; shards are plain tars, whose samples can be found by byte: decompress it")
+        if self.size < BLOCK and kind in ("", "an empty file", "a text", TAR):
+            shown = f" ({start[:60].decode()!r})" if kind == "a text" and start.isascii() else ""
+            return self._fault(
+                f"truncated: {self.size} bytes{shown}, cut in the header at byte 0; copy or write it again"
+            )
+        return self._fault(f"not a tar archive: {f'it is {kind}' if kind else error}")
 
     def _fault(self, what: str) -> InputError:
         return InputError(f"{self.url}: {what}")

@@ -87,12 +87,14 @@ def test_a_remote_index_is_the_local_one_with_urls_and_etags(server, built, tmp_
 @pytest.mark.parametrize("kind", ["s3", "gs"])
 def test_a_folder_in_a_bucket_is_indexed_in_name_order(server, built, tmp_path, kind):
     root = f"{getattr(server, kind)}/train"
-    for folder in (root, f"{root}/"):
+    for folder in (root, f"{root}/", f"{root}/*.tar", f"{root}/shard-*"):
         assert expand([folder]) == [f"{root}/shard-{number:06d}.tar" for number in range(5)]
     index_shards([root], tmp_path / "remote.vfi")
     assert Index.open(tmp_path / "remote.vfi").sequence == Index.open(built).sequence
     with pytest.raises(InputError, match=r"nothing: no \*\.tar in this folder"):
         expand([f"{getattr(server, kind)}/nothing"])
+    with pytest.raises(InputError, match=r"/shard-\*9\.tar: no \*\.tar of this folder matches"):
+        expand([f"{root}/shard-*9.tar"])
 
 
 def test_what_cannot_be_named_is_refused(server, tmp_path):

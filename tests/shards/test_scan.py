@@ -160,7 +160,11 @@ def test_brace_patterns_files_and_folders_name_shards(tmp_path, make_tar, plain)
     names = [str(tmp_path / f"s-{number:03d}.tar") for number in range(12)]
     assert expand([f"{tmp_path}/s-{{000..011}}.tar"]) == names
     assert expand([f"{tmp_path}/s-{{002,001}}.tar", tmp_path / "s-000.tar"]) == [names[2], names[1], names[0]]
-    assert expand([tmp_path]) == names
+    assert expand([tmp_path]) == expand([f"{tmp_path}/*.tar"]) == names
+    assert expand([f"{tmp_path}/s-00?.tar"]) == names[:10]
+    assert expand([f"{tmp_path}/s-{{01,00}}[01].tar"]) == [names[10], names[11], names[0], names[1]]
+    (tmp_path / "s-[0].tar").write_bytes(b"")  # named as it is
+    assert expand([f"{tmp_path}/s-[0].tar"]) == [f"{tmp_path}/s-[0].tar"]
     for patterns, found in (
         ([f"{tmp_path}/s-{{000..012}}.tar"], r"s-012\.tar: no such shard"),
         ([tmp_path, names[3]], r"s-003\.tar: named twice"),

@@ -1,6 +1,7 @@
 """The index file: whatever is cut, foreign or flipped in it is refused."""
 
 import os
+import re
 
 import pytest
 
@@ -46,10 +47,26 @@ def test_an_index_cut_anywhere_is_refused(single, tmp_path):
         Index.open(tmp_path / "long.vfi")
 
 
-def test_a_foreign_file_is_refused(tmp_path):
-    (tmp_path / "other.vfi").write_bytes(b"PK\x03\x04" + bytes(1000))
-    with pytest.raises(InputError, match="not an index"):
-        Index.open(tmp_path / "other.vfi")
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"PK\x03\x04", " but a zip archive, as .npz and PyTorch's .pt files are"),
+        ((1234).to_bytes(8, "little") + b'{"__metadata__"', " but a safetensors file"),
+        (b"\x1f\x8b\x08", " but compressed with gzip"),
+        (b'\xef\xbb\xbf{"name": "pretrain"}', " but a JSON text"),
+        (b"\x01\x02", ""),
+    ],
+)
+def test_a_foreign_file_is_refused_as_what_it_is(tmp_path, start, kind):
+    (tmp_path / "other").write_bytes(start + (b" " if b"{" in start else b"\0") * 1000)
+    with pytest.raises(InputError, match=f"/other: not an index{re.escape(kind)}; an index is made with: .* SHARDS"):
+        Index.open(tmp_path / "other")
+
+
+def test_a_shard_in_the_place_of_an_index_names_the_command_that_makes_one(tmp_path, make_tar, plain):
+    path = make_tar(tmp_path / "a.tar", plain(0, 1))
+    with pytest.raises(InputError, match=f"a.tar: not an index but a tar archive; .*launch/shards.py index {path}$"):
+        Index.open(path)
 
 
 @pytest.mark.parametrize(

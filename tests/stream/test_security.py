@@ -199,8 +199,8 @@ LARGE = header("a.png", 1 << 24, tarfile.REGTYPE) + bytes(1 << 24)
         (gzip.compress(LARGE), "compressed with gzip"),
         (bz2.compress(LARGE), "compressed with bzip2"),
         (lzma.compress(LARGE), "compressed with xz"),
-        (sparse(512), "is a link, device or sparse file"),
-        (sparse(1 << 40), "truncated"),
+        (sparse(512), "is stored sparse"),
+        (sparse(1 << 40), "is stored sparse"),
     ],
     ids=["gzip", "bzip2", "xz", "sparse", "sparse, a terabyte"],
 )

@@ -1,14 +1,19 @@
 """Tars as they come: cut, damaged, or not what a sample is made of; each fault is named where it is."""
 
+import subprocess
 import tarfile
 import zlib
 
 import numpy as np
 import pytest
-from webdataset.tariterators import base_plus_ext
+from webdataset.tariterators import base_plus_ext, tarfile_samples
 
 from pretrain.errors import InputError
-from pretrain.shards.scan import scan_shard
+from pretrain.shards.scan import index_shards, scan_shard
+from pretrain.shards.survey import read_image
+from pretrain.stream.chunk import Chunk
+from pretrain.stream.counters import Counters
+from pretrain.stream.index import Index
 from pretrain.stream.tar import split_name
 
 IMAGE = b"not decoded by the scanner" * 60
@@ -117,7 +122,10 @@ def test_a_key_that_comes_again_in_its_shard_is_refused(tmp_path, make_tar, plai
     twice = make_tar(tmp_path / "twice.tar", [*plain(0, 2), *plain(0, 1)])
     assert "key '0000' again at byte" in fault(twice)
     apart = make_tar(tmp_path / "apart.tar", [("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", IMAGE), ("b.jpg", IMAGE)])
-    assert "sample 'a' at byte 0 has no image" in fault(apart)
+    assert (
+        "the parts of sample 'a' stand apart: .cls at byte 0, .jpg at byte 2048; a sample's files stand together "
+        "(tar --sort=name"
+    ) in fault(apart)
     apart = make_tar(tmp_path / "apart.tar", [*plain(0, 2), ("0000.txt", b"caption")])
     assert "the members of a sample stand together" in fault(apart)
     adjacent = make_tar(tmp_path / "adjacent.tar", [*plain(0, 1), *plain(0, 1)])
@@ -131,7 +139,11 @@ def test_a_key_that_comes_again_in_its_shard_is_refused(tmp_path, make_tar, plai
         ([("a.cls", b"1")], "sample 'a' at byte 0 has no image: members cls"),
         ([("a.v2.jpg", IMAGE), ("a.cls", b"1")], "WebDataset cuts a name at its first dot"),
         ([("a.cls", b"1"), ("a.jpg", IMAGE), ("a.png", IMAGE)], "more than one image"),
-        ([], "holds no samples"),
+        ([("a.tif", IMAGE)], "sample 'a' at byte 0 has no image: members tif"),
+        ([("a.jpeg.JPG", IMAGE), ("a.jpeg.cls", b"1")], "has no image: members jpeg.jpg, jpeg.cls"),
+        ([], "holds no samples and no files; a sample is an image, KEY.jpg|jpeg|png|webp, and its label"),
+        ([("a", b"", {"type": tarfile.DIRTYPE})], "holds no samples and no files"),
+        ([("a.txt", b"a cat"), ("b.txt", b"")], "no samples: passed over 2 files, the first 'a.txt' at byte 0; a sam"),
     ],
 )
 def test_a_sample_that_lacks_a_member_is_refused(tmp_path, members, found, make_tar):
@@ -147,13 +159,11 @@ def test_a_sample_that_lacks_a_member_is_refused(tmp_path, members, found, make_
         ("a\\b.jpg", {}, "backslashes"),
         ("a\nb.jpg", {}, "control characters"),
         ("a\udcff.jpg", {}, "not UTF-8"),
-        ("README", {}, "belongs to no sample"),
-        ("./._a.jpg", {}, "belongs to no sample"),
-        ("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "link, device or sparse"),
-        ("a.jpg", {"type": tarfile.LNKTYPE, "linkname": "b.jpg"}, "link, device or sparse"),
-        ("a.jpg", {"type": tarfile.CHRTYPE}, "link, device or sparse"),
-        ("a.jpg", {"type": tarfile.FIFOTYPE}, "link, device or sparse"),
-        ("a.jpg", {"type": b"Z"}, "link, device or sparse"),
+        ("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link or device"),
+        ("a.jpg", {"type": tarfile.LNKTYPE, "linkname": "b.jpg"}, "is a link or device"),
+        ("a.jpg", {"type": tarfile.CHRTYPE}, "is a link or device"),
+        ("a.jpg", {"type": tarfile.FIFOTYPE}, "is a link or device"),
+        ("a.jpg", {"type": b"Z"}, "is a link or device"),
     ],
 )
 def test_a_member_that_is_no_plain_file_of_a_sample_is_refused(tmp_path, name, fields, found, make_tar, plain):
@@ -184,15 +194,79 @@ def test_names_are_utf8_whatever_the_locale(tmp_path, make_tar, monkeypatch):
 
 
 def test_what_is_no_plain_tar_is_told_for_what_it_is(tmp_path, make_tar, plain):
-    make_tar(tmp_path / "a.tar", plain(0, 1))
-    with tarfile.open(tmp_path / "b.tar", "w:gz") as tar:
+    path = tmp_path / "b.tar"
+    with tarfile.open(path, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
-    assert "compressed with gzip" in fault(tmp_path / "b.tar")
-    (tmp_path / "c.tar").write_bytes(b"x" * 5000)
-    assert "not a tar archive" in fault(tmp_path / "c.tar")
-    joined = (tmp_path / "a.tar").read_bytes() * 2
-    (tmp_path / "d.tar").write_bytes(joined)
-    assert "which readers never see" in fault(tmp_path / "d.tar")
+    assert "compressed with gzip" in fault(path)
+    joined = make_tar(tmp_path / "a.tar", plain(0, 1)).read_bytes() * 2
+    for data, found in (
+        (joined, "which readers never see"),
+        (b"xyz\1" * 2000, "not a tar archive"),
+        (b"PK\3\4" + bytes(3000), "not a tar archive: it is a zip archive"),
+        (b"<!DOCTYPE html>\n<title>404</title>", "not a tar archive: it is a web page or a server's error message"),
+        (b"\n<html>" + bytes(3000), "it is a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a server's error message"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "a Git LFS pointer"),
+        (b"404: Not Found", "truncated: 14 bytes ('404: Not Found')"),
+        (b"", "truncated: 0 bytes"),
+        (bytes(10240), "holds no samples and no files"),
+    ):
+        path.write_bytes(data)
+        assert found in fault(path)
+
+
+def test_a_sparse_member_is_told_as_one(tmp_path):
+    """As GNU tar writes them with --sparse, in the formats it has for them."""
+    hole = tmp_path / "0.jpg"
+    with open(hole, "wb") as file:
+        file.truncate(1 << 20)
+        file.seek((1 << 20) - 5)
+        file.write(b"whole")
+    (tmp_path / "0.cls").write_bytes(b"1")
+    for form in ("gnu", "posix"):
+        command = ["tar", "--sparse", f"--format={form}", "-C", tmp_path, "-cf", tmp_path / "a.tar", "0.jpg", "0.cls"]
+        subprocess.run(command, check=True)
+        assert "member '0.jpg' at byte 0 is stored sparse, its zeros left out" in fault(tmp_path / "a.tar")
+
+
+# What a Mac's tar, a file manager and a careful author leave in a tar; (name, fields) that hold no sample.
+JUNK = [
+    ("._0000.jpg", {}),
+    (".DS_Store", {}),
+    ("README", {}),
+    ("LICENSE.md", {}),
+    ("a/Thumbs.db", {}),
+    ("train/.hidden.cls", {}),
+    ("latest", {"type": tarfile.SYMTYPE, "linkname": "0000.jpg"}),
+    ("/etc/motd", {}),
+    ("caf\udce9.txt", {}),
+]
+
+
+@pytest.mark.parametrize("form", ["USTAR", "PAX", "GNU"])
+def test_what_can_hold_no_sample_is_passed_over_by_index_and_readers_alike(form, tmp_path, make_tar, plain, capsys):
+    samples = plain(0, 3)
+    junk = [(name, b"junk", fields) if not fields else (name, b"", fields) for name, fields in JUNK]
+    # Before, between, behind and, where they have no suffix, inside the samples.
+    members = [*junk[:5], samples[0], junk[0], junk[1], *samples[1:4], *junk[3:], *samples[4:], *junk[2:]]
+    format = getattr(tarfile, f"{form}_FORMAT")
+    make_tar(tmp_path / "b.tar", plain(9, 1), format=format)
+    path = make_tar(tmp_path / "a.tar", members, format=format)
+    index = Index.open(index_shards([path, tmp_path / "b.tar"], workers=1))
+    count = len(members) - len(samples)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"note: passed over {count} files that can hold no sample, the first '._0000.jpg' at byte 0 of {path}"
+    )
+    assert index.samples == 4
+    chunk = Chunk(np.arange(4))
+    chunk.locate(index)
+    chunk.read(Counters())
+    images = [data for name, data in [*samples, *plain(9, 1)] if name.endswith(".jpg")]
+    expected = list(zip(("0000", "0001", "0002", "0009"), images, strict=True))
+    assert [chunk.take(row) for row in range(4)] == expected
+    assert [read_image(index, row) for row in range(4)] == expected
+    found = [sample for sample in tarfile_samples([{"url": str(path)}]) if "jpg" in sample]
+    assert [(sample["__key__"], sample["jpg"]) for sample in found] == expected[:3]
 
 
 def test_names_are_split_as_webdataset_splits_them():

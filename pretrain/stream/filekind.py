@@ -1,0 +1,60 @@
+"""What a file is by its first bytes: said where another kind was asked for."""
+
+from __future__ import annotations
+
+import struct
+
+LOOKED_AT = 512  # bytes
+TAR = "a tar archive"
+
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+_BEGINS = {
+    b"VFINDEX\n": "an index of shards",
+    b"PK\x03\x04": "a zip archive, as .npz and PyTorch's .pt files are",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG\r\n": "a PNG image",
+    b"GIF8": "a GIF image",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array (.npy)",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF",
+    b"version https://git-lfs": "a Git LFS pointer in the place of a file (git lfs pull fetches it)",
+}
+# What servers say in the place of a file.
+_PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<error")
+
+
+def file_kind(start: bytes) -> str:
+    """What a file is whose first bytes (`LOOKED_AT` will do) are `start`, with its article; empty if nobody knows."""
+    if not start:
+        return "an empty file"
+    for magic, name in COMPRESSED.items():
+        if start.startswith(magic):
+            return f"compressed with {name}"
+    for magic, name in _BEGINS.items():
+        if start.startswith(magic):
+            return name
+    if start[257:262] == b"ustar":
+        return TAR
+    if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 32:
+        return "a safetensors file"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.lower().startswith(_PAGES):
+        return "a web page or a server's error message, not what was to be fetched"
+    if not any(start):
+        return f"nothing but zeros in its first {len(start)} bytes, as where a copy was cut off"
+    if text.startswith((b"{", b"[")):
+        return "a JSON text"
+    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
+        return "a text"
+    return ""
