@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -16,6 +17,7 @@ from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, UnreadableFile, as_stored, fingerprint
 
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+_HEADS, _HEAD = 1000, 64 << 10  # files, bytes
 # Left behind by archive tools, file systems and disk stations, which keep thumbnails in theirs.
 _LEFTOVERS = {"__MACOSX", "@eaDir", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 
@@ -56,16 +58,26 @@ def file_dataset(
         classes=None if classes is None else tuple(classes),
         fingerprint=fingerprint([*names, labels.astype(np.int32), *offsets]),
         read=read,
-        files=fingerprint([np.array([_size_and_time(base, file) for file in files], np.int64)]),
+        files=_state(base, files),
     )
 
 
-def _size_and_time(base: Path, file: str) -> tuple[int, int]:
-    try:
-        found = os.stat(os.path.join(base, file))
-    except OSError:  # reading it says what is wrong
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+def _state(base: Path, files: Sequence[str]) -> str:
+    """A hash of the sizes and times of all files, and of the beginnings of some, spread evenly: archives may give every
+    file one time, and bitmaps are equally large.
+    """
+    found = np.full((len(files), 2), -1, np.int64)
+    heads = []
+    every = -(-len(files) // _HEADS)
+    for row, file in enumerate(files):
+        path = os.path.join(base, file)
+        with contextlib.suppress(OSError):  # reading it says what is wrong
+            known = os.stat(path)
+            found[row] = known.st_size, known.st_mtime_ns
+            if row % every == 0 and stat.S_ISREG(known.st_mode):
+                with open(path, "rb") as head:
+                    heads.append(head.read(_HEAD))
+    return fingerprint([found, *heads])
 
 
 def images(folder: Path, base: Path, others: list[str] | None = None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -93,9 +94,7 @@ def write_shards(
         return path / INDEX_NAME, False
     try:
         path.mkdir(parents=True, exist_ok=True)
-        try:
-            _write_durably(path / _UNFINISHED, (json.dumps(recipe, indent=1) + "\n").encode())
-            _clear(path)
+        with _unfinished(path, recipe):
             entries, unreadable = _write(data, path, layout, readers, skip_unreadable)
             if unreadable:
                 lines = [printable(str(unreadable[row])) for row in sorted(unreadable)]
@@ -104,16 +103,42 @@ def write_shards(
                     raise InputError(_unreadable_text(data, lines, listing))
             sync_folder(path)
             write_index(path / INDEX_NAME, entries, data.classes)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                _clear(path, *([UNREADABLE_NAME] if isinstance(error, InputError) else []))
-                (path / _UNFINISHED).unlink(missing_ok=True)
-            raise
-        os.replace(path / _UNFINISHED, path / RECIPE_NAME)
-        sync_folder(path)
     except OSError as error:
         raise InputError(f"{path}: shards cannot be written: {error.strerror or error}") from error
     return path / INDEX_NAME, True
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
+    """Marks a folder as one that this process writes: as built afterwards, or nothing is left of it.
+
+    Raises InputError while another process writes there.
+    """
+    marker = folder / _UNFINISHED
+    with open(marker, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another build writes here; wait for it, or choose another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        if not (marker.exists() and os.path.samestat(os.fstat(file.fileno()), marker.stat())):
+            raise InputError(f"{folder}: another build has just ended here; run this again")
+        try:
+            file.truncate(0)
+            file.write((json.dumps(recipe, indent=1) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+            sync_folder(folder)
+            _clear(folder)
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                _clear(folder, *([UNREADABLE_NAME] if isinstance(error, InputError) else []))
+                marker.unlink(missing_ok=True)
+            raise
+        os.replace(marker, folder / RECIPE_NAME)
+        sync_folder(folder)
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -34,18 +35,16 @@ def replace_all(source):
         picture(path, 9 - number)
 
 
-def same_time(source):
-    picture(source / "cat" / "1.bmp", 5)
-    with open(source / "cat" / "1.bmp", "ab") as file:
-        file.write(b"\0")
-    os.utime(source / "cat" / "1.bmp", ns=(0, 10**18))
+def replace_in_time(source):
+    """As if unpacked from an archive that gives every file one time."""
+    os.utime(picture(source / "cat" / "1.bmp", 5), ns=(0, 10**18))
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (replace_all, "files of the source are not those it was built from: their sizes or times differ"),
-        (same_time, "files of the source are not those it was built from: their sizes or times differ"),
+        (replace_in_time, "files of the source are not those it was built from: their sizes or times differ"),
         (lambda source: picture(source / "dog" / "4.bmp"), "samples is 3, asked for 4, its images or labels differ"),
         (lambda source: (source / "dog" / "3.bmp").rename(source / "cat" / "3.bmp"), "its images or labels differ"),
         (lambda source: (source / "dog").rename(source / "wolf"), "its images or labels differ"),
@@ -58,6 +57,23 @@ def test_a_changed_source_is_refused(built, change, told):
         write_shards(open_folder(source), out)
     assert str(refused.value).startswith(f"{out}: holds another data set ({told}")
     assert str(refused.value).endswith("; choose another folder, or remove this one")
+
+
+def test_a_folder_that_another_build_writes_is_let_alone(built, tmp_path):
+    source, _ = built
+    data = open_folder(source)
+    said = []
+
+    def read(row):
+        if not said:
+            with pytest.raises(InputError, match="another build writes here") as refused:
+                write_shards(data, tmp_path / "new")
+            said.append(refused)
+        return data.read(row)
+
+    write_shards(replace(data, read=read), tmp_path / "new", readers=1)
+    assert said
+    assert not write_shards(data, tmp_path / "new")[1]
 
 
 def test_other_options_are_refused(built):
