@@ -12,6 +12,7 @@ from pretrain.run.config import RunConfig
 from pretrain.run.configfile import Section
 from pretrain.stream.colour import count_coloured
 from pretrain.stream.index import Index
+from pretrain.stream.overlap import shared_shards
 
 
 def check_fit(config: RunConfig, index: Index) -> list[str]:
@@ -44,6 +45,26 @@ def check_fit(config: RunConfig, index: Index) -> list[str]:
             "colour: all three channels are the same; one would do"
         )
     return found
+
+
+def trained_on(train: Index, evaluated: Index | None) -> list[str]:
+    """How many images of `data.eval` are in `data.train` too, in a sentence if there are any."""
+    if evaluated is None:
+        return []
+    held = [
+        (shared.known, file.first[shared.one + 1] - file.first[shared.one], file.shard_url(shared.one))
+        for file in evaluated.files
+        for other in train.files
+        for shared in shared_shards(file, other)
+    ]
+    if not held:
+        return []
+    known, samples, urls = zip(*held, strict=True)
+    are = "are" if all(known) else "are, by keys, labels and sizes,"
+    return [
+        f"data.eval: {sum(samples):,} of {evaluated.samples:,} images {are} in data.train too (shard {urls[0]}): "
+        "validation is on what is trained on"
+    ]
 
 
 def empty_classes(train: Index, evaluated: Index | None) -> list[str]:
@@ -92,6 +113,14 @@ def idle_keys(config: RunConfig, steps: int, samples: int) -> list[str]:
         )
     if config.train.eval_every and data.eval is None:
         found.append(f"train.eval_every: {config.train.eval_every:,}, but data.eval is not set: nothing is validated")
+    spec = config.model.spec()
+    if unseen := spec.image_size % spec.patch_size:
+        found.append(
+            f"model.image_size: the last {unseen} rows and columns of {spec.image_size} px fill no patch of "
+            f"model.patch_size {spec.patch_size} and are not seen"
+        )
+    if config.train.loss == "softmax":
+        found += _idle(config.model, "model", ["head_bias"], 'with train.loss "softmax"')
     if schedule.decay == "constant":
         found += _idle(schedule, "schedule", ["final_lr"], 'with schedule.decay "constant"')
     keys = ["momentum"] if optimizer.name == "adamw" else ["betas", "eps"]

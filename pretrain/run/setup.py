@@ -18,7 +18,7 @@ from pretrain.run.config import Recipe, RunConfig
 from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
-from pretrain.run.notes import check_fit, empty_classes, idle_keys
+from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on
 from pretrain.run.origin import Origin
 from pretrain.run.resume import resolved
 from pretrain.stream.decode import DeviceDecoder
@@ -77,7 +77,11 @@ def prepare(
     evaluated = open_eval(config, world, index)
     notes = distributed.together(lambda: check_fit(config, index) if world.main else [])
     if world.main:
-        notes += [*empty_classes(index, evaluated), *idle_keys(config, steps, index.samples)]
+        notes += [
+            *trained_on(index, evaluated),
+            *empty_classes(index, evaluated),
+            *idle_keys(config, steps, index.samples),
+        ]
     if data.mixup:
         check_pairs(layout.micro_batch)
     if data.decoder == "device":

@@ -26,7 +26,7 @@ def count_coloured(index: Index, patience: Patience | None = None) -> tuple[int,
     By their pixels: grey ones are often stored as RGB.
     """
     patience = patience or PATIENCE
-    patience = replace(patience, deadline=min(patience.deadline, _SECONDS))
+    patience = replace(patience, stall=min(patience.stall, _SECONDS), deadline=min(patience.deadline, _SECONDS))
     ids = np.unique(np.linspace(0, index.samples - 1, _LOOKED_AT).astype(np.int64)).tolist()
     stop = threading.Event()
     with reading_threads(len(ids), stop, [], patience) as threads:

@@ -12,7 +12,7 @@ from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
 from pretrain.run.folder import RunFolder
-from pretrain.run.notes import check_fit, empty_classes, idle_keys
+from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on
 from pretrain.run.setup import prepare
 from pretrain.shards.dataset import Dataset, png
 from pretrain.shards.write import write_shards
@@ -86,6 +86,13 @@ def test_what_is_validated_and_never_trained_is_told(shards):
     assert len(empty_classes(train, Index.open(shards([0, 3])))) == 1
 
 
+def test_validation_on_training_images_is_told(shards):
+    train, other = shards([0, 1, 3]), shards([0, 1], GREY)
+    found = trained_on(Index.open(train), Index.open([other, train]))
+    assert found[0].startswith("data.eval: 3 of 5 images are in data.train too (shard ")
+    assert trained_on(Index.open(train), Index.open(other)) == trained_on(Index.open(train), None) == []
+
+
 @pytest.mark.parametrize(
     ("pixels", "coloured"),
     [
@@ -138,7 +145,9 @@ def test_softmax_trains_on_lists_of_one_label(tmp_path, config):
     index, _ = write_shards(data, tmp_path / "ones")
     setting = config(f"data.train={index}", f"data.eval={index}", num_classes=2)
     setup = prepare(setting, None, RunFolder(tmp_path / "run"), ALONE, ())
-    assert (setup.index.multilabel, len(setup.evaluators), list(setup.notes)) == (True, 1, [])
+    assert (setup.index.multilabel, len(setup.evaluators)) == (True, 1)
+    (note,) = setup.notes
+    assert note.startswith("data.eval: 4 of 4 images are in data.train too (shard ")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +176,8 @@ def test_softmax_trains_on_lists_of_one_label(tmp_path, config):
         ),
         (["data.chunk=17"], "data.chunk, data.lanes: 4 lanes of 17 samples are more than the 64 of data.train"),
         (["data.lanes=9"], "data.chunk, data.lanes: 9 lanes of 8 samples are more"),
+        (["model.image_size=9"], "model.image_size: the last 1 rows and columns of 9 px fill no patch of"),
+        (["model.head_bias=-7"], 'model.head_bias: -7.0 is of no effect with train.loss "softmax"'),
         (["train.guard.margin=7"], 'train.guard.margin: 7 is of no effect with train.guard.then "stop"'),
         (
             ["deepspeed.zero_optimization.stage=1", "deepspeed.zero_optimization.stage3_max_live_parameters=1e9"],
