@@ -110,6 +110,8 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
     resumed: list[str] = []  # what is to be said of a run that is
     if saved is None:
         refuse_unreadable(folder, passed_over)
+        if chosen is None and (init or setup.recipe.needs_weights):  # there was a checkpoint a moment ago
+            raise InputError(f"{out}: its checkpoints were removed while this run started; give the command again")
         setup = replace(setup, origin=init.origin(chosen) if init and chosen else {"seed": config.seed})
     else:
         check_origin(saved, init)

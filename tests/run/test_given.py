@@ -14,6 +14,8 @@ from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.experiment import load_same
+from pretrain.run.folder import RunFolder
+from pretrain.run.origin import Init, beginning, check_origin
 from pretrain.weights.load import choose, load_weights, read_weights
 
 SPEC = ViTSpec(patch_size=2, layers=1, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=10)
@@ -69,3 +71,39 @@ def test_dropout_and_a_size_of_as_many_patches_are_the_same_network(run_folder, 
     model = drawn(1)
     load_same(model, load_weights(path))
     assert torch.equal(model.patch_embedding.weight, drawn(0).patch_embedding.weight)
+
+
+@pytest.fixture
+def rotten(run_folder, tmp_path):
+    """A run folder whose newest checkpoint, of step 5, has its size but not its content; and that checkpoint."""
+    run_folder(tmp_path / "run", drawn(0), step=3)
+    newest = run_folder(tmp_path / "run", drawn(1), step=5) / "checkpoints/step_00000005"
+    file = newest / "weights.00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    return tmp_path / "run", newest
+
+
+def test_a_runs_newest_checkpoint_is_passed_over_where_it_is_damaged(rotten, capsys):
+    (entry,) = open_entries([rotten[0]], None)
+    assert (entry.step, entry.source.name) == (3, "step_00000003")
+    assert f"weights {rotten[0]}: passed over: checkpoint {rotten[1]}: damaged: weights" in capsys.readouterr().out
+    model = drawn(9)
+    load_same(model, read_weights(choose(rotten[0])))
+    assert torch.equal(model.head.weight, drawn(0).head.weight)
+
+
+def test_a_checkpoint_that_is_named_is_that_one_or_none(rotten, tmp_path):
+    for path in (rotten[1], tmp_path / "run/checkpoints/step_00000009"):
+        path.mkdir(exist_ok=True)
+        for read in (choose, lambda path: open_entries([path], None)):
+            with pytest.raises(InputError, match=f"checkpoint {path}: (damaged|no state)"):
+                read(path)
+
+
+def test_a_run_that_does_not_record_what_it_began_from_takes_any_weights_and_says_so(run_folder, tmp_path, capsys):
+    folder = RunFolder(run_folder(tmp_path / "old", drawn(0, representation_size=8)))
+    saved = choose(folder.path)
+    check_origin(saved, Init(tmp_path / "whatever"))
+    assert f"{saved.path} does not record what its run began from" in capsys.readouterr().out
+    chosen, network = beginning(folder, None, needed=True)
+    assert (chosen, network.representation_size) == (None, 8)
