@@ -220,7 +220,11 @@ def _explain(schema: type[Section], path: Path, entry: Any, typed: Sequence[list
         return f"{where}: {entry['ctx']['error']}"
     if kind == "string_type" and location in typed and not isinstance(found, dict | list):
         form = shlex.quote(f"{dotted}={json.dumps(str(found))}")
-    return f"{where}: found {json.dumps(found)}; {_lower_first(entry['msg'])}" + (f", as in {form}" if form else "")
+    right = "input should be true or false" if kind == "bool_type" else _lower_first(entry["msg"])
+    field, _ = _field(schema, location)
+    if isinstance(found, str) and field is not None and type(None) in getattr(field.annotation, "__args__", ()):
+        right += " or null"
+    return f"{where}: found {json.dumps(found)}; {right}" + (f", as in {form}" if form else "")
 
 
 def _form(schema: type[Section], location: Sequence[str], typed: Sequence[Sequence[str]]) -> str:
