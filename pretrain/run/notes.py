@@ -15,36 +15,37 @@ from pretrain.stream.index import Index
 from pretrain.stream.overlap import shared_shards
 
 
-def check_fit(config: RunConfig, index: Index) -> list[str]:
-    """Where the network and `data.train`, open as `index`, do not fit, a sentence each. Looks at some images.
+def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[str]:
+    """Where the network does not fit `data.train` and `data.eval`, a sentence each. Looks at some of their images.
 
     Raises:
-        InputError: they do not, and `data.mismatch` says to refuse that.
+        InputError: it does not, and `data.mismatch` says to refuse that.
     """
-    model, refused = config.model, config.data.mismatch == "refuse"
-    classes = max(index.num_classes, len(index.classes or ()))
-    found = []
+    model, found, idle = config.model, [], []
+    classes = max(train.num_classes, len(train.classes or ()))
     if model.num_classes > classes:
-        spare = _range(classes, model.num_classes - 1)
         found.append(
             f"model.num_classes: the network has {model.num_classes:,} outputs, data.train has {classes:,} "
-            f"class{'es' * (classes > 1)}: {spare} will never see an image; model.num_classes={classes} would be right "
-            "for these data"
+            f"class{'es' * (classes > 1)}: {_range(classes, model.num_classes - 1)} will never see an image; "
+            f"model.num_classes={classes} would be right for these data"
         )
-    coloured, seen = count_coloured(index, config.data.patience())
-    if model.channels == 1 and coloured:
-        found.append(
-            f"model.channels: the network takes grey images, and {coloured} of {seen} images looked at in data.train "
-            "are in colour, which is dropped; a network of 3 channels would be right for these data"
-        )
-    if found and refused:
+    for key, index in (("data.train", train), ("data.eval", evaluated)):
+        if index is None:
+            continue
+        coloured, seen = count_coloured(index, config.data.patience())
+        if model.channels == 1 and coloured:
+            found.append(
+                f"model.channels: the network takes grey images, and {coloured} of {seen} images looked at in {key} "
+                "are in colour, which is dropped; a network of 3 channels would be right for these data"
+            )
+        if model.channels == 3 and seen and not coloured:
+            idle.append(
+                f"model.channels: the network takes RGB images, and none of {seen} images looked at in {key} is in "
+                "colour: all three channels are the same; one would do"
+            )
+    if found and config.data.mismatch == "refuse":
         raise InputError("\n".join(f"{one}, or data.mismatch=note to train all the same" for one in found))
-    if model.channels == 3 and seen and not coloured:
-        found.append(
-            f"model.channels: the network takes RGB images, and none of {seen} images looked at in data.train is in "
-            "colour: all three channels are the same; one would do"
-        )
-    return found
+    return found + idle
 
 
 def trained_on(train: Index, evaluated: Index | None) -> list[str]:

@@ -75,7 +75,7 @@ def prepare(
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
     evaluated = open_eval(config, world, index)
-    notes = distributed.together(lambda: check_fit(config, index) if world.main else [])
+    notes = distributed.together(lambda: check_fit(config, index, evaluated) if world.main else [])
     if world.main:
         notes += [
             *trained_on(index, evaluated),

@@ -59,18 +59,18 @@ def config(tmp_path):
 
 def test_outputs_that_no_image_has_are_told(shards, config):
     index = Index.open(shards([0, 1, 2, 1]))
-    (note,) = check_fit(config(num_classes=18_291), index)
+    (note,) = check_fit(config(num_classes=18_291), index, None)
     assert note == (
         "model.num_classes: the network has 18,291 outputs, data.train has 3 classes: outputs 3 … 18,290 will never "
         "see an image; model.num_classes=3 would be right for these data"
     )
-    assert "output 3 will never" in check_fit(config(num_classes=4), index)[0]
-    assert check_fit(config(num_classes=3), index) == []
+    assert "output 3 will never" in check_fit(config(num_classes=4), index, None)[0]
+    assert check_fit(config(num_classes=3), index, None) == []
 
 
 def test_named_classes_count_though_they_hold_no_image(shards, config):
     index = Index.open(shards([0, 1, 1], classes=("ant", "bee", "cat", "dog")))
-    assert check_fit(config(num_classes=4), index) == []
+    assert check_fit(config(num_classes=4), index, None) == []
     assert empty_classes(index, None) == ["data.train: 2 of 4 classes hold no image: 2 'cat', 3 'dog'"]
 
 
@@ -111,11 +111,16 @@ def test_colour_is_known_by_the_pixels(pixels, coloured, shards):
 
 def test_a_grey_network_of_images_in_colour_is_told_and_the_reverse(shards, config):
     grey, coloured = Index.open(shards([0, 1], GREY)), Index.open(shards([0, 1]))
-    (note,) = check_fit(config(num_classes=2, channels=1), coloured)
+    (note,) = check_fit(config(num_classes=2, channels=1), coloured, None)
     assert "takes grey images, and 2 of 2 images looked at in data.train are in colour, which is dropped" in note
-    (note,) = check_fit(config(num_classes=2), grey)
+    assert "in data.eval are in colour" in check_fit(config(num_classes=2, channels=1), grey, coloured)[0]
+    (note,) = check_fit(config(num_classes=2), grey, None)
     assert "takes RGB images, and none of 2 images looked at in data.train is in colour" in note
-    assert check_fit(config(num_classes=2, channels=1), grey) == check_fit(config(num_classes=2), coloured) == []
+    assert (
+        check_fit(config(num_classes=2, channels=1), grey, None)
+        == check_fit(config(num_classes=2), coloured, None)
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,7 @@ def test_fine_tuning_refuses_what_does_not_fit_unless_asked(network, words, shar
 
 def test_a_grey_task_is_fine_for_an_rgb_network(shards, config):
     index = Index.open(shards([0, 1], GREY))
-    assert "takes RGB images" in check_fit(config("data.mismatch=refuse", num_classes=2), index)[0]
+    assert "takes RGB images" in check_fit(config("data.mismatch=refuse", num_classes=2), index, None)[0]
 
 
 def test_softmax_trains_on_lists_of_one_label(tmp_path, config):
