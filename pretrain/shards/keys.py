@@ -10,13 +10,14 @@ import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.shards.column import Column
+from pretrain.stream.indexfile import key_bytes
 from pretrain.stream.location import open_shard
 from pretrain.stream.tar import BLOCK, ShardTar
 
 
 def wide_hash(key: str) -> int:
     """64 bits of a key, enough to suspect that two are equal; only the keys themselves prove it."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(key_bytes(key), digest_size=8).digest(), "little")
 
 
 class KeyHashes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import threading
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.effort import Patience
 from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.index import Extent, Index
+from pretrain.stream.indexfile import key_hash
 from pretrain.stream.location import read_range
 from pretrain.stream.members import plain_members
 from pretrain.stream.tar import BLOCK, IMAGE_SUFFIXES, ShardTar, split_name
@@ -121,7 +121,7 @@ class Sample(NamedTuple):
             images = f"images of {', '.join(repr(key) for key, _ in found)}" if found else "no image"
             raise self._mismatch(f"{images}; the index expects that of sample {self.sample_id}")
         key = found[0][0]
-        hashed = zlib.crc32(key.encode(errors="surrogateescape"))
+        hashed = key_hash(key)
         if hashed != self.key_hash:
             raise self._mismatch(
                 f"sample {self.sample_id} has key {key!r} (crc32 {hashed:08x}), the index expects a key of crc32 "

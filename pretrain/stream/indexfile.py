@@ -12,7 +12,7 @@ data_end     int64  [S]    where the end-of-archive marker begins
 url_ends     int64  [S+1]  with urls uint8: names
 digest_ends  int64  [S+1]  with digests uint8: "sha256:…" of the whole shard, "etag:…", both, or ""
 offsets      uint32 [N]    first header of the sample, in units of 512 bytes
-key_hashes   uint32 [N]    crc32 of the key (UTF-8)
+key_hashes   uint32 [N]    crc32 of the key's bytes
 labels       int32  [N]    or, with lists, [all labels] and label_starts uint32 or int64 [N+1]
 
 The header's `sequence` is the hash of the samples' sequence (keys, labels, places); `hash` stands for the same data: it
@@ -59,9 +59,14 @@ _DTYPES = {
 Pieces = Iterable[np.ndarray]
 
 
+def key_bytes(key: str) -> bytes:
+    """A key as it stands in its shard: UTF-8, or whatever else somebody named a file by."""
+    return key.encode(errors="surrogateescape")
+
+
 def key_hash(key: str) -> int:
     """The crc32 by which a reader recognises the sample it read."""
-    return zlib.crc32(key.encode())
+    return zlib.crc32(key_bytes(key))
 
 
 def _seal(header: dict[str, Any]) -> int:

@@ -28,7 +28,12 @@ from pretrain.stream import indexfile
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, place_arrays
 
-NAMES = ("tern <b>", "5$ & 6$\x1b]0;title\x07\u202e\n", 'a "quoted" name that is far too long to be a label', "고양이")
+NAMES = (
+    "tern <b>",
+    "5$ & 6$\x1b]0;title\x07\u202e\n\udce9",
+    'a "quoted" name that is far too long to be a label',
+    "고양이",
+)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +248,7 @@ def test_the_page_holds_what_the_index_holds(lists):
 
 def test_a_name_takes_no_more_than_its_place_in_the_figures(lists):
     text = survey_text(survey(lists).figures())
-    assert "5$ & 6$\\x1b]0;title\\x07\\u202e\\n: " in text
+    assert "5$ & 6$\\x1b]0;title\\x07\\u202e\\n\\udce9: " in text
     assert not set("\x1b\x07\u202e") & set(text)
 
 

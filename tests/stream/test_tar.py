@@ -1,5 +1,6 @@
 """Tars as they come: cut, damaged, or not what a sample is made of; each fault is named where it is."""
 
+import json
 import subprocess
 import tarfile
 import zlib
@@ -10,7 +11,8 @@ from webdataset.tariterators import base_plus_ext, tarfile_samples
 
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards, scan_shard
-from pretrain.shards.survey import read_image
+from pretrain.shards.survey import locate, read_image, survey, survey_text
+from pretrain.shards.verify import verify
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 from pretrain.stream.index import Index
@@ -158,7 +160,6 @@ def test_a_sample_that_lacks_a_member_is_refused(tmp_path, members, found, make_
         ("a/../../b.jpg", {}, "'..'"),
         ("a\\b.jpg", {}, "backslashes"),
         ("a\nb.jpg", {}, "control characters"),
-        ("a\udcff.jpg", {}, "not UTF-8"),
         ("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link or device"),
         ("a.jpg", {"type": tarfile.LNKTYPE, "linkname": "b.jpg"}, "is a link or device"),
         ("a.jpg", {"type": tarfile.CHRTYPE}, "is a link or device"),
@@ -191,6 +192,25 @@ def test_names_are_utf8_whatever_the_locale(tmp_path, make_tar, monkeypatch):
     make_tar(tmp_path / "a.tar", names, format=tarfile.GNU_FORMAT, encoding="utf-8")
     monkeypatch.setattr(tarfile.TarFile, "encoding", "iso8859-1")
     assert scan_shard(str(tmp_path / "a.tar")).entry.key_hashes.tolist() == [zlib.crc32("ü".encode())]
+
+
+def test_names_that_are_no_utf8_are_read_and_shown_escaped(tmp_path, make_tar):
+    members = [("caf\udce9.cls", b"1"), ("caf\udce9.jpg", IMAGE)]
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = make_tar(tmp_path / "a.tar", members, format=form)
+        index = Index.open(index_shards([path], workers=1))
+        assert index.key_hash([0]).tolist() == [zlib.crc32(b"caf\xe9")]
+        chunk = Chunk(np.arange(1))
+        chunk.locate(index)
+        chunk.read(Counters())
+        assert chunk.take(0) == read_image(index, 0) == ("caf\udce9", IMAGE)
+        figures = survey(index).figures()
+        assert "key 'caf\\udce9'" in survey_text(figures)
+        assert "\\udce9" in json.dumps([figures, locate(index, 0)])
+        with pytest.raises(InputError, match=r"sample 'caf\\udce9' at byte 0: .jpg cannot be decoded"):
+            verify(index, workers=1)
+    twice = make_tar(tmp_path / "twice.tar", [*members, *members], format=tarfile.PAX_FORMAT)
+    assert "member 'caf\\udce9.cls' twice" in fault(twice)
 
 
 def test_what_is_no_plain_tar_is_told_for_what_it_is(tmp_path, make_tar, plain):
