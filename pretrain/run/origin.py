@@ -12,6 +12,7 @@ from pretrain.engine.checkpoint import Saved
 from pretrain.engine.distributed import is_main, on_main
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
+from pretrain.run.command import CommandLineError
 from pretrain.run.folder import RunFolder
 from pretrain.weights.load import choose, find_checkpoint
 
@@ -26,21 +27,26 @@ class Init:
     path: Path
     averaged: bool = False
 
+    @property
+    def kind(self) -> str:
+        """As `--weights` says it."""
+        return "averaged" if self.averaged else "raw"
+
     def origin(self, chosen: Saved) -> Origin:
         """Of a run that begins from the checkpoint `chosen`. Its hash says what it holds, wherever it stands."""
         return {
             "source": str(chosen.path),
             "sha256": chosen.sha256,
             "step": chosen.step,
-            "weights": "averaged" if self.averaged else "raw",
+            "weights": self.kind,
             "model": chosen.state["model"],
         }
 
 
 def init_option(path: str | None, weights: str | None) -> Init | None:
-    """What `--init` and `--weights` say together. Raises InputError where there is only the second."""
+    """What `--init` and `--weights` say together. Raises CommandLineError where there is only the second."""
     if path is None and weights is not None:
-        raise InputError(f"--weights {weights}: goes with --init; leave it out, or give --init WEIGHTS too")
+        raise CommandLineError(f"--weights {weights}: goes with --init; leave it out, or give --init WEIGHTS too")
     return None if path is None else Init(Path(path), weights == "averaged")
 
 
@@ -120,7 +126,8 @@ def check_origin(saved: Saved, init: Init | None) -> None:
             given = init.origin(choose(init.path))
     except InputError as error:
         source = Path(began["source"])
-        if init.path not in (source, source.parent, source.parent.parent):
+        told_alike = init.path in (source, source.parent, source.parent.parent) and init.kind == began["weights"]
+        if not told_alike:
             raise type(error)(f"{error}; {mend}") from None
         _note(f"{error}; not needed to resume")
         return

@@ -72,6 +72,7 @@ def told(digits, ranks, tmp_path_factory) -> SimpleNamespace:
     for name, words in others.items():
         give(f"halfway, {name}", FINETUNE, "runs_f", "--init", *words)
     give("gone", FINETUNE, "runs_f", "--init", "runs_a", stop="runs_f", move=["runs_a", "runs_moved"])
+    give("gone, the average", FINETUNE, "runs_f", "--init", "runs_a", "--weights", "averaged")
     give("without", FINETUNE, "runs_f")
     give("moved", FINETUNE, "runs_f", "--init", "runs_moved")
     give("back", FINETUNE, "runs_f", "--init", "runs_a", move=["runs_moved", "runs_a"])
@@ -137,6 +138,7 @@ def test_a_resume_needs_no_weights_and_takes_the_same_ones_wherever_they_are(tol
     assert told.status["halfway"] == told.status["gone"] == 75
     assert "runs_a: no such file or folder" in told.said["gone"]
     assert "not needed to resume" in told.said["gone"]
+    assert told.status["gone, the average"] == 2
     assert told.status["without"] == 0
     assert "resumed from" in told.said["without"]
     assert f"began from weights of {told.folder}/runs_a/checkpoints/step_00000004 (step 4" in told.said["without"]
