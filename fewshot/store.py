@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain import files
 from pretrain.errors import InputError
 from pretrain.stream.content import etag_of
 from pretrain.stream.effort import Patience
@@ -68,17 +69,10 @@ class Given:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: aside, flushed and renamed to `path` when the block ends well, else removed."""
+    """As `files.whole`, in a folder that is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with files.whole(path) as file:
+        yield file
 
 
 def feature_file(folder: Path, what: Mapping[str, Any]) -> Path:
@@ -117,7 +111,7 @@ def read_layer(path: Path, layer: str, where: str) -> FeatureSet:
         with np.load(path, allow_pickle=False) as file:
             found = FeatureSet(file["support_ids"], file[f"support_{layer}"], file[f"query_{layer}"])
     except _UNREADABLE as error:
-        raise InputError(f"features {path}: cannot be read: {error}; remove the file to compute them anew") from None
+        raise _unreadable(path, "cannot be read", error, "; remove the file to compute them anew") from None
     for split, values in (("support", found.support), ("query", found.query)):
         if lost := _not_finite(values):
             raise InputError(
@@ -133,8 +127,9 @@ def read_given(path: Path) -> Given:
     x is float32 or float64, y integers 0 … classes-1, all of them in support_y.
     Raises InputError naming the file and the array, what was found and what would be right.
     """
-    if not path.is_file():
-        raise InputError(f"features {path}: no such file; an .npz with {', '.join(_GIVEN)} would be right")
+    if not files.is_file(path):
+        what = "not a file" if files.exists(path) else "no such file"
+        raise InputError(f"features {path}: {what}; an .npz with {', '.join(_GIVEN)} would be right")
     with path.open("rb") as data:
         sha256 = hashlib.sha256()
         while piece := data.read(1 << 20):
@@ -142,7 +137,7 @@ def read_given(path: Path) -> Given:
     try:
         file = np.load(path, allow_pickle=False)
     except _UNREADABLE as error:
-        raise InputError(f"features {path}: no .npz file: {error}") from None
+        raise _unreadable(path, "no .npz file", error) from None
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise InputError(f"features {path}: a single array; an .npz with {', '.join(_GIVEN)} would be right")
     with file:
@@ -152,7 +147,7 @@ def read_given(path: Path) -> Given:
         try:
             support, support_labels, query, query_labels = (file[name] for name in _GIVEN)
         except _UNREADABLE as error:
-            raise InputError(f"features {path}: an array cannot be read: {error}") from None
+            raise _unreadable(path, "an array cannot be read", error) from None
     for split, x, y in (("support", support, support_labels), ("query", query, query_labels)):
         _check_pair(f"features {path}", split, x, y)
     if support.shape[1] != query.shape[1]:
@@ -164,6 +159,12 @@ def read_given(path: Path) -> Given:
     features = FeatureSet(np.arange(len(support)), _native(support), _native(query))
     labels = (support_labels.astype(np.int64), query_labels.astype(np.int64))
     return Given(path, sha256.hexdigest(), features, *labels, classes)
+
+
+def _unreadable(path: Path, what: str, error: Exception, mend: str = "") -> InputError:
+    if isinstance(error, OSError) and error.errno:  # numpy raises OSErrors of its own, without a number
+        return files.failure(path, error)
+    return InputError(f"features {path}: {what}: {error}{mend}")
 
 
 def _check_pair(where: str, split: str, x: NDArray[Any], y: NDArray[Any]) -> None:
@@ -217,5 +218,5 @@ def _version(shard: Shard, patience: Patience | None) -> str:
         return f"{found.size} {found.etag or found.modified}"
     try:
         return f"{shard.bytes} {os.stat(shard.url).st_mtime_ns}"
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{shard.url}: {error.strerror}, but the index lists it; restore it") from error

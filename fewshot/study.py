@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from fewshot.store import Given, content, feature_file, read_layer, write_featur
 from fewshot.subject import Entry, Subject, headline, subjects
 from fewshot.task import Task
 from pretrain.console import say
-from pretrain.engine.distributed import World, share, together
+from pretrain.engine.distributed import World, on_main, together
+from pretrain.files import is_file
 from pretrain.run.setup import check_index
 from pretrain.stream.effort import Patience
 from pretrain.stream.progress import Progress
@@ -45,20 +47,21 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
     Raises InputError where an index is damaged or differs among nodes, and, if there is something to compute, where a
     shard is not in place or an image cannot be read (StorageError: not for now); the same on every rank.
     """
-    images = share(together(lambda: _images(task, config.data.patience()) if world.main else None))
+    images = on_main(lambda: _images(task, config.data.patience()))
     plan = []
     for entry in entries:
         for subject in subjects(entry, config.fewshot.features, config.seed):
             layers = list(subject.features.values())
             what = {"subject": subject.identity, "layers": layers, "images": images}
             plan.append((entry, subject, feature_file(out / FEATURES, what)))
-    lacking = share(not all(file.is_file() for *_, file in plan))  # the shards may be gone once all features are taken
+    # The shards may be gone once all features are taken.
+    lacking = on_main(lambda: not all(is_file(file) for *_, file in plan))
     for split, index in (("support", task.support), ("query", task.query)):
         check_index(index, f"data.{split}", world, config.data.patience(), files=lacking)
     taken = []
     for entry, subject, file in plan:
         name = f"{entry.id}: {' '.join(subject.features)}"
-        if share(file.is_file()):
+        if on_main(partial(is_file, file)):
             _say(world, f"{name}: already in {out / FEATURES}")
         else:
             began = time.monotonic()
@@ -159,8 +162,7 @@ def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, 
             doing=f"features of data.{split}",
         )
         arrays.update({f"{split}_{layer}": values for layer, values in (found or {}).items()})
-    if world.main:
-        write_features(file, arrays)
+    together(lambda: write_features(file, arrays) if world.main else None)
 
 
 def _count(task: Task) -> str:

@@ -14,6 +14,10 @@ class InputError(Exception):
     only_this_rank = False  # whether no other rank knows of it, so that this one must tell it
 
 
+class FileSystemError(InputError):
+    """The file system refuses what it was asked for: permission, room, a name. It says nothing of what is stored."""
+
+
 class StorageError(InputError):
     """Storage failed in a way that passes: the same command may succeed later.
 

@@ -30,11 +30,13 @@ from typing import Any
 
 from torch import Tensor
 
+from pretrain import files
 from pretrain.engine import archive
 from pretrain.engine.fragments import WEIGHT, fingerprint
 from pretrain.engine.optimizer import AVERAGE
 from pretrain.engine.reading import ABSENT, patiently
 from pretrain.errors import InputError, StorageError
+from pretrain.files import flush
 
 FORMAT = 2
 LATEST, STATE, LAYOUT = "latest", "state.json", "layout.json"
@@ -134,7 +136,7 @@ def commit(folder: Path, step: int, records: Sequence[Record], state: dict[str, 
     }
     known = {"format": FORMAT, "step": step, "ranks": len(records), **state, "fingerprints": prints, "files": files}
     write_text(aside / STATE, json.dumps({**known, "seal": seal(known)}, indent=1))
-    if final.exists():
+    if os.path.lexists(final):
         set_aside([final])
     os.replace(aside, final)
     flush(folder)
@@ -171,6 +173,7 @@ def newest(folder: Path) -> tuple[Saved | None, dict[Path, str]]:
 
     Raises:
         StorageError: one cannot be read for now; it may be whole.
+        OSError: one may not be read, which does not pass.
     """
     passed_over: dict[Path, str] = {}
     for path in patiently(folder, bound(candidates, folder)):
@@ -189,6 +192,7 @@ def read(path: Path) -> Saved:
     Raises:
         InputError: it is not whole: no `state.json`, or a file is missing or of another size than was written.
         StorageError: storage does not serve it for now.
+        OSError: it may not be read.
     """
     try:
         state = json.loads(patiently(path / STATE, bound((path / STATE).read_text, encoding="utf-8")))
@@ -215,6 +219,7 @@ def verify(saved: Saved, names: Iterable[str] | None = None) -> None:
     Raises:
         InputError: naming the first file that differs.
         StorageError: storage does not serve it for now.
+        OSError: it may not be read.
     """
     for name in saved.state["files"] if names is None else names:
         written = saved.state["files"][name]["sha256"]
@@ -236,7 +241,7 @@ def set_aside(paths: Iterable[Path]) -> None:
     for path in paths:
         name = f"{_DAMAGED}{path.name.removeprefix(_PREFIX)}"
         names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
-        os.replace(path, next(aside for aside in map(path.with_name, names) if not aside.exists()))
+        os.replace(path, next(aside for aside in map(path.with_name, names) if not os.path.lexists(aside)))
 
 
 def clear_partial(folder: Path) -> None:
@@ -274,23 +279,8 @@ def point(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        flush(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with files.whole(path) as file:
+        file.write(text.encode())
 
 
 def _step(path: Path) -> int:

@@ -17,10 +17,11 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from pretrain import files
 from pretrain.engine.ops import compile_ops
 from pretrain.engine.place import place
 from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
-from pretrain.errors import InputError, StorageError
+from pretrain.errors import FileSystemError, InputError, StorageError
 
 Result = TypeVar("Result")
 
@@ -143,17 +144,24 @@ def share(value: Any) -> Any:
 def together(check: Callable[[], Result]) -> Result:
     """What `check` returns on this rank, unless it refuses on any: then every rank raises the first refusal.
 
+    So does what the file system refuses (`files.refusal`).
     For checks of what ranks on different nodes may see differently. Rank 0 reports for all, and none is left waiting.
     """
     result, refusal = None, None
     try:
         result = check()
-    except InputError as error:
-        refusal = type(error) is StorageError, str(error)
+    except (InputError, OSError) as error:
+        found = error if isinstance(error, InputError) else files.refusal(error)
+        if found is None:
+            raise
+        refusal = (
+            next(kind for kind in (StorageError, FileSystemError, InputError) if isinstance(found, kind)),
+            str(found),
+        )
     refusals = [(*found, rank) for rank, found in enumerate(collect([refusal])) if found is not None]
-    if refusals:
-        passing, text, rank = min(refusals, key=lambda found: found[0])  # rather one that stays than one that passes
-        raise (StorageError if passing else InputError)(text if rank == 0 else f"{text} (seen by rank {rank})")
+    if refusals:  # rather one that stays than one that passes
+        kind, text, rank = min(refusals, key=lambda found: found[0] is StorageError)
+        raise kind(text if rank == 0 else f"{text} (seen by rank {rank})")
     return cast(Result, result)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pretrain.errors import StorageError
+from pretrain.files import refuses
 
 Result = TypeVar("Result")
 
@@ -20,6 +21,7 @@ def patiently(path: Path, read: Callable[[], Result]) -> Result:
 
     Raises:
         FileNotFoundError, NotADirectoryError, IsADirectoryError: there is no such file.
+        OSError: it may not be read, which does not pass; it names `path`.
         StorageError: it fails every time.
     """
     for attempt in range(_ATTEMPTS):
@@ -30,5 +32,8 @@ def patiently(path: Path, read: Callable[[], Result]) -> Result:
         except ABSENT:
             raise
         except OSError as error:
+            if refuses(error):
+                error.filename = error.filename or str(path)
+                raise
             why = error.strerror or str(error)
     raise StorageError(f"{path}: cannot be read for now: {why}, {_ATTEMPTS} times")

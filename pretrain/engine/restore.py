@@ -19,7 +19,7 @@ from pretrain.engine.distributed import collect, on_main, portion, together
 from pretrain.engine.fragments import AVERAGE, WEIGHT, check_names, fingerprint, held, kinds, places, refresh
 from pretrain.engine.reading import patiently
 from pretrain.engine.step import set_loss_scale
-from pretrain.errors import InputError, StorageError
+from pretrain.errors import FileSystemError, InputError, StorageError
 
 
 class Pieces:
@@ -64,7 +64,7 @@ def look(folder: Path) -> list[Path]:
     """What rank 0 sees of checkpoints under `folder`, newest first. Collective.
 
     Raises:
-        StorageError: the folder cannot be listed for now.
+        StorageError, FileSystemError: the folder cannot be listed for now, or may not be.
     """
     return on_main(lambda: patiently(folder, partial(checkpoint.candidates, folder)))
 
@@ -90,7 +90,8 @@ def newest_whole(folder: Path, upto: Path | None = None) -> tuple[Saved | None, 
     Rank 0 looks: a network file system may show the ranks different folders, and they must resume as one.
 
     Raises:
-        StorageError: one cannot be read for now. It is not passed over: it may be whole, and hours newer than the next.
+        StorageError, FileSystemError: one cannot be read for now, or may not be. It is not passed over: it may be
+            whole, and hours newer than the next.
     """
     passed_over: dict[Path, str] = {}
     found = look(folder)
@@ -99,6 +100,8 @@ def newest_whole(folder: Path, upto: Path | None = None) -> tuple[Saved | None, 
             return read_verified(path), passed_over
         except StorageError as error:
             raise StorageError(f"{error}; should that last, move {path} away to go on from the one before it") from None
+        except FileSystemError:
+            raise
         except InputError as error:
             passed_over[path] = str(error)
     return None, passed_over

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pretrain.console import say
+
 if TYPE_CHECKING:  # `listen` comes before torch is there
     from pretrain.engine.distributed import World
 
@@ -62,4 +64,7 @@ class Stop:
     def done(self) -> None:
         """The stop has been carried out: take STOP away, so that the same command goes on."""
         if self._world.main:
-            self._file.unlink(missing_ok=True)
+            try:
+                self._file.unlink(missing_ok=True)
+            except OSError as error:  # a folder; another's, where each may remove their own alone
+                say(f"{self._file}: cannot be removed: {error.strerror}; it will stop the next start, too")

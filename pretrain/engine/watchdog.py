@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch.distributed as dist
 
 from pretrain.console import printable
-from pretrain.engine.distributed import World, barrier, share
+from pretrain.engine.distributed import World, barrier, share, together
 
 Result = TypeVar("Result")
 
@@ -76,15 +76,18 @@ class Watchdog:
         self._since, self._armed, self._steps, self._number = time.monotonic(), 0.0, 0, 0
         self._main_thread = threading.get_ident()
         self._stacks = folder / "hangs"
-        self._stacks.mkdir(parents=True, exist_ok=True)
         self._path = self._stacks / f"rank_{world.rank:05d}.txt"
-        self._file = self._path.open("a")
+        self._file = together(self._open)
         self._board = _Board(world, share(os.urandom(4).hex()), patience=_PATIENCE * every) if world.size > 1 else None
         self._closed, self._ending = threading.Event(), threading.Lock()
         self._publish()
         barrier()  # all have given a first sign: from here on, none is a thing to tell
         self._arm(self._since)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _open(self) -> TextIO:
+        self._stacks.mkdir(parents=True, exist_ok=True)
+        return self._path.open("a")
 
     def beat(self, step: int, part: str) -> None:
         """This rank enters `part` of `step` (from 0) or, if it is in it already, gets on with it. Main thread only."""

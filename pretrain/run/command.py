@@ -11,10 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from pretrain import files
 from pretrain.console import say
 from pretrain.engine.guards import DivergedError
 from pretrain.engine.place import local_rank, rank
-from pretrain.errors import InputError
+from pretrain.errors import InputError, StorageError
 
 DONE, DIVERGED, INPUT_AT_FAULT, STOPPED = 0, 1, 2, 75
 _DEFECT, _INTERRUPTED = 1, 130
@@ -49,16 +50,16 @@ def main_rank() -> bool:
 def run_command(command: Callable[[], int]) -> None:
     """Run `command` and exit with its status; an `InputError` becomes one message on stderr and status 2.
 
+    So does what the file system refuses. What it refuses for now too, of ranks that have not met: of those that have,
+    a lone one must not end with the status that says that the same command would not help.
+
     A run that has diverged ends with one message too, and status 1. Both are rank 0's to tell, but for what only other
     ranks know of (`_speaks`). Whatever else is raised is a defect: a traceback, and status 1.
     """
     try:
         status = command()
     except InputError as error:
-        if _speaks(error):
-            who = "" if main_rank() else f"rank {rank(os.environ)} ({socket.gethostname()}): "
-            say(f"error: {who}{error}", to=sys.stderr)
-        status = INPUT_AT_FAULT
+        status = _refused(error)
     except DivergedError as error:  # the ranks agree on it
         if main_rank():
             say(f"error: {error}", to=sys.stderr)
@@ -66,14 +67,27 @@ def run_command(command: Callable[[], int]) -> None:
     except SystemExit:
         raise
     except BaseException as error:
-        say(traceback.format_exc(), to=sys.stderr, end="")
-        status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _DEFECT
+        refusal = files.refusal(error) if isinstance(error, OSError) else None
+        if refusal is None or (isinstance(refusal, StorageError) and _have_met()):
+            say(traceback.format_exc(), to=sys.stderr, end="")
+            status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _DEFECT
+        else:
+            refusal.only_this_rank = _have_met()
+            status = _refused(refusal)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # the command was started without it (>&-)
             with suppress(OSError, ValueError):  # ValueError: it has been closed
                 stream.flush()
     # Reader threads and process groups must not keep a rank alive that is finished or has failed.
     os._exit(status)
+
+
+def _refused(error: InputError) -> int:
+    """Say it, where it is this rank's to say; the status for it."""
+    if _speaks(error):
+        who = "" if main_rank() else f"rank {rank(os.environ)} ({socket.gethostname()}): "
+        say(f"error: {who}{error}", to=sys.stderr)
+    return INPUT_AT_FAULT
 
 
 def _speaks(error: InputError) -> bool:

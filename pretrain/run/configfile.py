@@ -7,7 +7,6 @@ the key, the value found and what would be right.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from pretrain import files
 from pretrain.errors import InputError, nearest
 
 CONFIG_FOLDER = Path("configs")
@@ -112,8 +112,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def _find(path: Path) -> Path:
     for candidate in (path, CONFIG_FOLDER / path):
-        if os.path.isfile(candidate):  # Path.is_file raises for a name that is too long
+        if files.is_file(candidate):
             return candidate
+    if files.exists(path):
+        raise InputError(f"config {path}: not a file; a JSON file would be right, as a run folder's config.json")
     known = sorted(str(file.relative_to(CONFIG_FOLDER)) for file in CONFIG_FOLDER.rglob("*.json"))
     near = nearest(str(path), known)
     hint = f"did you mean {near}?" if near else f"known: {', '.join(known) or 'none'}"
@@ -131,7 +133,7 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
         raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except _RepeatedKeyError as error:
         raise InputError(f"config {path}: the key {error} stands twice in one object; keep one of them") from None
-    except (OSError, ValueError) as error:  # not UTF-8, or an integer of more digits than Python converts
+    except ValueError as error:  # not UTF-8, or an integer of more digits than Python converts
         raise InputError(f"config {path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: expected a JSON object, found {type(tree).__name__}")
@@ -141,7 +143,7 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     if base is None:
         return tree
     base_path = path.parent / str(base)
-    if not os.path.isfile(base_path):
+    if not files.is_file(base_path):
         raise InputError(f"config {path}: extends {base!r}, but {base_path} is no file")
     return _merge(_read_tree(base_path, (*chain, path.resolve())), tree)
 

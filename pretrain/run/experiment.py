@@ -160,7 +160,7 @@ def _begun(folder: RunFolder) -> bool:
 
 def missed(setup: Setup, step: int) -> bool:
     """Whether an evaluation is due after `step` steps of which `metrics.jsonl` does not tell. Collective."""
-    told = distributed.share(setup.folder.evaluated(step) if setup.world.main else None)
+    told = distributed.on_main(lambda: setup.folder.evaluated(step))
     return not told and bool(due(setup.evaluators, step, last=step == setup.schedule.steps))
 
 
@@ -169,16 +169,13 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
     config, folder, world = setup.config, setup.folder, setup.world
 
     def record() -> None:
-        try:
-            if world.main:
-                said = {**setup.recipe.model_dump(mode="json"), "train": setup.resolved["train"]}
-                folder.write_config({**said, "network": asdict(config.model.spec()), "origin": setup.origin})
-                checkpoint.set_aside(passed_over)
-                checkpoint.point(folder.checkpoints)
-                checkpoint.clear_partial(folder.checkpoints)
-            folder.rewind(start, world.rank, world.size)
-        except OSError as error:
-            raise InputError(f"{folder.path}: cannot be written: {error.strerror}") from error
+        if world.main:
+            said = {**setup.recipe.model_dump(mode="json"), "train": setup.resolved["train"]}
+            folder.write_config({**said, "network": asdict(config.model.spec()), "origin": setup.origin})
+            checkpoint.set_aside(passed_over)
+            checkpoint.point(folder.checkpoints)
+            checkpoint.clear_partial(folder.checkpoints)
+        folder.rewind(start, world.rank, world.size)
 
     distributed.together(record)
     for fault in passed_over.values():
@@ -265,7 +262,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
                 decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
         )
-        audit = Audit(folder, world.rank, data.audit)
+        audit = distributed.together(lambda: Audit(folder, world.rank, data.audit))
         stack.callback(audit.close)
         quarantine = Quarantine(
             folder,

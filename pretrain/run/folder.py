@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pretrain.engine.checkpoint import flush
+from pretrain import files
 from pretrain.errors import InputError
 from pretrain.stream.location import local_path
 
@@ -34,16 +36,11 @@ class RunFolder:
         """Make the folder, if it is not there.
 
         Raises:
-            InputError: it cannot be made or written to.
+            OSError: it cannot be made or written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"--out {self.path}: cannot be made: {error.strerror}; give a folder to write to"
-            ) from None
-        if not os.access(self.path, os.W_OK):
-            raise InputError(f"--out {self.path}: cannot be written to; give a folder to write to")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with files.naming(self.path):
+            tempfile.TemporaryFile(dir=self.path).close()
 
     def write_config(self, config: dict[str, Any]) -> None:
         """`config.json`: the resolved config, with the versions and the commit it runs under."""
@@ -58,16 +55,17 @@ class RunFolder:
         if rank == 0:
             _rewind(self.metrics, lambda line: line["step"] <= step)
             _rewind(self.quarantine, lambda line: line["step"] < step)
-        audits = sorted(file for file in (self.path / AUDIT).glob("rank_*.jsonl") if file.name.count(".") == 1)
-        for file in audits[rank::ranks]:
-            _rewind(file, lambda line: line["step"] < step)
+        names = sorted(os.listdir(self.path / AUDIT)) if files.exists(self.path / AUDIT) else []
+        audits = [name for name in names if re.fullmatch(r"rank_\d+\.jsonl", name)]
+        for name in audits[rank::ranks]:
+            _rewind(self.path / AUDIT / name, lambda line: line["step"] < step)
 
     def sync(self, rank: int) -> None:
         """Put on the disk what the files say up to now, rank 0 the common ones."""
-        files = [self.metrics, self.quarantine] if rank == 0 else []
-        for file in (*files, self.audit(rank)):
-            if file.is_file():
-                flush(file)
+        common = [self.metrics, self.quarantine] if rank == 0 else []
+        for file in (*common, self.audit(rank)):
+            if files.exists(file):
+                files.flush(file)
 
     def audit(self, rank: int) -> Path:
         """A rank's audit of the samples it trained on."""
@@ -75,7 +73,7 @@ class RunFolder:
 
     def evaluated(self, step: int) -> bool:
         """Whether `metrics.jsonl` tells of an evaluation after `step` steps: its only lines without a step's loss."""
-        if not self.metrics.is_file():
+        if not files.exists(self.metrics):
             return False
         with self.metrics.open(encoding="utf-8") as file:
             # The last line may be torn; of the others only those of the step are worth the parsing.
@@ -105,7 +103,7 @@ def git_commit() -> str | None:
 
 
 def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
-    if not path.is_file():
+    if not files.exists(path):
         return
     kept: list[str] = []
     discarded: list[str] = []
@@ -123,7 +121,8 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
         except (KeyError, TypeError):
             raise InputError(f"{path}: line {number} tells no step; mend or remove that line") from None
     if discarded:
-        with path.with_name(f"{path.stem}.discarded.jsonl").open("a", encoding="utf-8") as file:
+        aside = path.with_name(f"{path.stem}.discarded.jsonl")
+        with files.naming(aside), aside.open("a", encoding="utf-8") as file:
             file.writelines(discarded)
             file.flush()
             os.fsync(file.fileno())
@@ -131,13 +130,5 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:
-    """Write the file aside, flush it, rename it into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with files.whole(path) as file:
+        file.writelines(line.encode() for line in lines)

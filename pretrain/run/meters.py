@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pretrain.console import say
-from pretrain.engine.distributed import World, collect, gather_rows
+from pretrain.engine.distributed import World, collect, gather_rows, together
 from pretrain.run.folder import RunFolder
 from pretrain.run.lines import Lines
 from pretrain.run.stragglers import TELLING, Stopwatch, slowest
@@ -53,10 +53,8 @@ class Meters:
         self._flops, self._peak = flops_per_image, sum(peaks) if len(peaks) == world.size else None
         self._lines = Lines(folder.metrics)  # rank 0's
         self._writer: Any = None
-        if tensorboard and world.main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
+        if tensorboard:
+            self._writer = together(lambda: _writer(folder, start) if world.main else None)
         self._hosts = collect([socket.gethostname()])
         self._forward, self._skipped = Stopwatch(world.device), skipped
         self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
@@ -218,6 +216,12 @@ class Meters:
 def figure(value: float) -> str:
     """A number as a person says it: three digits, however small; whole from a hundred on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _writer(folder: RunFolder, start: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
 
 
 def clock(seconds: float) -> str:

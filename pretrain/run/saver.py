@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain import files
 from pretrain.console import say
 from pretrain.engine import checkpoint
 from pretrain.engine.checkpoint import Record
@@ -214,9 +215,14 @@ class Saver:
     def _missing(self) -> str | None:
         """What the disk lacks for a checkpoint, if it does."""
         place = self._folder
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
+        try:
+            while not files.exists(place):
+                place = place.parent
+            free = shutil.disk_usage(place).free
+        except InputError as error:
+            return str(error)
+        except OSError as error:
+            return str(files.failure(place, error))
         if free >= self._bytes:
             return None
         return f"{place} has {free / 2**30:.1f} GiB free, a checkpoint takes {self._bytes / 2**30:.1f}; make room"

@@ -14,6 +14,7 @@ import numpy as np
 
 from pretrain.console import say
 from pretrain.errors import InputError
+from pretrain.files import failure
 from pretrain.shards.dataset import Dataset, UnreadableFile, as_stored, fingerprint
 
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -45,7 +46,7 @@ def file_dataset(
         except OSError as error:
             if path.is_symlink() and not path.exists():
                 raise UnreadableFile(f"{path}: a link to {os.readlink(path)}, which is not there") from error
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+            raise failure(path, error) from error
         return as_stored(data, str(path))
 
     names = (os.fsencode(file) + b"\0" for file in [*files, *(classes or ())])
@@ -165,7 +166,7 @@ def _passed_over(name: str) -> bool:
 
 
 def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+    raise failure(error.filename, error) from error
 
 
 def read_text(path: Path) -> str:
@@ -173,7 +174,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise failure(path, error) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 from byte {error.start} on; save it as UTF-8") from error
 

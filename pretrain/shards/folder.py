@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import InputError
+from pretrain.files import exists, is_folder
 from pretrain.shards.dataset import Dataset
 from pretrain.shards.files import (
     IMAGE_NAMES,
@@ -60,7 +61,7 @@ def open_folder(folder: Path, split: str | None = None) -> Dataset:
     chosen = choose(folder, split, splits)
     base = splits[chosen]
     for place in (base, root):
-        if (place / LABELS_NAME).exists():
+        if exists(place / LABELS_NAME):
             return _with_lists(folder.resolve().name, chosen, base, place / LABELS_NAME)
     found = {name: classes_of(place, every_folder=split == "all") for name, place in splits.items()}
     return class_folders(folder.resolve().name, chosen, base, number_classes(splits, found, chosen))
@@ -112,7 +113,7 @@ def class_folders(name: str, split: str, base: Path, classes: Mapping[str, Path]
     others: list[str] = []
     inner: set[str] = set()  # folders in the class folders
     for label, (called, below) in enumerate(classes.items()):
-        found = list(images(base / below, base, others)) if (base / below).is_dir() else []
+        found = list(images(base / below, base, others)) if is_folder(base / below) else []
         files += [os.path.join(below, file) for file in found]
         labels += [label] * len(found)
         inner.update(os.path.join(below, os.path.dirname(file).partition(os.sep)[0]) for file in found)
@@ -143,11 +144,11 @@ def shown(names: Any) -> str:
 
 
 def _root(folder: Path) -> Path:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"{folder}: no such folder")
     names = image_folders(folder)
     if (
-        (folder / LABELS_NAME).exists()
+        exists(folder / LABELS_NAME)
         or len(names) != 1
         or not is_holder(names[0])
         or not image_folders(folder / names[0])
@@ -168,7 +169,7 @@ def _splits(root: Path, split: str | None) -> dict[str, Path]:
     nested = any(not loose_images(root / name) for name in akin)  # bullet_train holds images, seg_train classes
     if not (plain or (akin and (nested or not others))):
         return {"all": root}
-    if (root / LABELS_NAME).exists() and (akin or others):  # folders mean nothing
+    if exists(root / LABELS_NAME) and (akin or others):  # folders mean nothing
         return {"all": root}
     splits = {name: root / name for name in akin}
     for name in plain:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pretrain import files
 from pretrain.errors import InputError
 from pretrain.shards.column import Column
 from pretrain.stream.content import content_hash
 from pretrain.stream.indexfile import ALIGN, VERSION, Pieces, place_arrays, sequence_hash
-from pretrain.stream.location import sync_folder
 
 
 @dataclass(frozen=True)
@@ -133,22 +133,15 @@ class IndexWriter:
 
     def _save(self, header: dict[str, Any], columns: dict[str, tuple[str, int, Pieces]]) -> None:
         start, _ = place_arrays(header, {name: (dtype, length) for name, (dtype, length, _) in columns.items()})
-        aside = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
         try:
-            with open(aside, "wb") as file:
+            with files.whole(self._path) as file:
                 file.write(start)
                 for dtype, _, pieces in columns.values():
                     for piece in pieces:
                         file.write(np.ascontiguousarray(piece, dtype).data)
                     file.write(bytes(-file.tell() % ALIGN))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self._path)
-            sync_folder(self._path.parent)
         except OSError as error:
-            raise InputError(f"{self._path}: the index cannot be written: {error.strerror}") from error
-        finally:
-            aside.unlink(missing_ok=True)
+            raise files.failure(self._path, error) from error
 
     def _starts(self) -> Iterator[np.ndarray]:
         total = 0

@@ -17,13 +17,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from pretrain import files
 from pretrain.console import printable
 from pretrain.errors import InputError
 from pretrain.shards.charts import GREY, Chart, bytes_text, charts, constants, name_style, shortened
 from pretrain.shards.sheet import SIDE, Tile, contact_sheet
 from pretrain.shards.survey import Survey, spread, unreadable_text
 from pretrain.stream.indexfile import INDEX_NAME
-from pretrain.stream.location import sync_folder
 
 _DPI = 120
 _WIDTH, _GAP = 12.8, 0.2  # inches of a page, and between its halves
@@ -120,9 +120,9 @@ def portray(survey: Survey) -> Portrait:
 
 def check_target(path: Path) -> None:
     """Raises InputError for a file that cannot be written, before any work is done."""
-    if path.is_dir():
+    if files.is_folder(path):
         raise InputError(f"{path}: is a folder; the name of a file to write would be right")
-    if not path.parent.is_dir():
+    if not files.is_folder(path.parent):
         raise InputError(f"{path}: cannot be written: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: cannot be written: no permission to write in {path.parent}")
@@ -329,16 +329,8 @@ def _sentence(words: str) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Aside, flushed, renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(aside, "wb") as file:
+        with files.whole(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        raise files.failure(path, error) from error

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.errors import InputError
+from pretrain.files import exists, is_folder
 from pretrain.shards.dataset import Dataset
 from pretrain.shards.files import file_dataset, folders, image_folders, images, loose_images, note, read_text
 from pretrain.shards.folder import choose, class_folders, classes_of, number_classes, shown
@@ -50,7 +51,7 @@ def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
     splits = _imagenet_splits(root)
     chosen = choose(folder, split, splits)
     base = splits[chosen]
-    if not base.is_dir():
+    if not is_folder(base):
         hint = ""
         if any(folder.glob("ILSVRC2012_img_*.tar")):
             hint = f"; unpack the archives first: torchvision.datasets.ImageNet('{folder}', '{chosen}') does"
@@ -76,7 +77,7 @@ def _stem(file: str) -> str:
 
 def _imagenet_splits(root: Path) -> dict[str, Path]:
     """Their folders: train and val, in another spelling, or as the archives are called (ILSVRC2012_img_train)."""
-    there = folders(root) if root.is_dir() else []
+    there = folders(root) if is_folder(root) else []
     found = {}
     for name in ("train", "val"):
         called = [place for place in there if split_name(place) == name or place.endswith(f"_{name}")]
@@ -87,22 +88,22 @@ def _imagenet_splits(root: Path) -> dict[str, Path]:
 
 
 def _wnids(place: Path) -> dict[str, Path]:
-    return {name: Path(name) for name in image_folders(place) if _WNID.fullmatch(name)} if place.is_dir() else {}
+    return {name: Path(name) for name in image_folders(place) if _WNID.fullmatch(name)} if is_folder(place) else {}
 
 
 def _kaggle(folder: Path) -> Path | None:
     places = (folder / "ILSVRC" / "Data" / "CLS-LOC", folder / "Data" / "CLS-LOC")
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if is_folder(place)), None)
 
 
 def _imagenet_list(folder: Path, root: Path, base: Path, files: Sequence[str]) -> tuple[dict[str, str], Path]:
     """The wnid of each file of a flat val/, and the list that says it."""
     around = list(dict.fromkeys((folder, root, base, folder.parent)))
-    solution = next((place / _SOLUTION for place in around if (place / _SOLUTION).exists()), None)
+    solution = next((place / _SOLUTION for place in around if exists(place / _SOLUTION)), None)
     if solution:
         return _solution(solution), solution
     kits = [place / kit for place in around for kit in ("ILSVRC2012_devkit_t12/data", "devkit/data", "data", ".")]
-    truth = next((kit / _TRUTH for kit in kits if (kit / _TRUTH).exists()), None)
+    truth = next((kit / _TRUTH for kit in kits if exists(kit / _TRUTH)), None)
     if truth:
         return {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(_devkit(truth), 1)}, truth
     raise InputError(
@@ -127,7 +128,7 @@ def _solution(path: Path) -> dict[str, str]:
 def _devkit(truth: Path) -> list[str]:
     """The wnids of the validation images in order: their numbers, by the devkit's own numbering of the synsets."""
     meta = truth.with_name("meta.mat")
-    if not meta.exists():
+    if not exists(meta):
         raise InputError(
             f"{truth}: has numbers whose wnids stand in {meta}, which is not there; they are not the order of the wnids"
         )
@@ -143,12 +144,12 @@ def _devkit(truth: Path) -> list[str]:
 
 
 def _open_tiny(folder: Path, split: str | None) -> Dataset:
-    splits = {name: folder / name for name in ("train", "val") if (folder / name).is_dir()}
+    splits = {name: folder / name for name in ("train", "val") if is_folder(folder / name)}
     chosen = choose(folder, split, splits)
     found = {"train": classes_of(splits["train"]) if "train" in splits else {}}
     if chosen == "train":
         return class_folders(folder.resolve().name, chosen, splits["train"], number_classes(splits, found, chosen))
-    wnids = read_text(folder / "wnids.txt").split() if (folder / "wnids.txt").exists() else []
+    wnids = read_text(folder / "wnids.txt").split() if exists(folder / "wnids.txt") else []
     classes = sorted(found["train"] or wnids)
     if not classes:
         raise InputError(f"{folder}: has neither train/<wnid>/ nor wnids.txt, by which the classes are numbered")
@@ -191,7 +192,7 @@ def read_pets(folder: Path, split: str | None) -> Dataset:
     rows: dict[str, list[tuple[str, int]]] = {}
     breeds: dict[int, str] = {}
     for name, listing in lists.items():
-        if name != chosen and not listing.exists():
+        if name != chosen and not exists(listing):
             continue
         lines = [line.split() for line in read_text(listing).splitlines() if line.strip() and not line.startswith("#")]
         try:
@@ -301,17 +302,17 @@ def _is_imagenet(folder: Path) -> bool:
 
 
 def _has_loose(place: Path) -> bool:
-    return place.is_dir() and bool(loose_images(place))
+    return is_folder(place) and bool(loose_images(place))
 
 
 def _is_places(folder: Path) -> bool:
-    return (folder / _PLACES_CLASSES).exists() and any(_PLACES["train"].match(name) for name in folders(folder))
+    return exists(folder / _PLACES_CLASSES) and any(_PLACES["train"].match(name) for name in folders(folder))
 
 
 _LAYOUTS: Sequence[tuple[Callable[[Path], bool], Callable[[Path, str | None], Dataset]]] = (
-    (lambda folder: (folder / "val" / _TINY_LIST).exists() and _has_loose(folder / "val" / "images"), _open_tiny),
-    (lambda folder: (folder / "annotations" / "trainval.txt").exists() and (folder / "images").is_dir(), read_pets),
-    (lambda folder: (folder / "setid.mat").exists() and (folder / "imagelabels.mat").exists(), read_flowers),
+    (lambda folder: exists(folder / "val" / _TINY_LIST) and _has_loose(folder / "val" / "images"), _open_tiny),
+    (lambda folder: exists(folder / "annotations" / "trainval.txt") and is_folder(folder / "images"), read_pets),
+    (lambda folder: exists(folder / "setid.mat") and exists(folder / "imagelabels.mat"), read_flowers),
     (_is_places, _open_places),
     (_is_imagenet, open_imagenet),
 )

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.shards.indexwriter import IndexWriter, ShardEntry
@@ -106,7 +107,7 @@ def _scan(job: ScanJob, stop: threading.Event) -> ShardScan:
     try:
         return scan_shard(job.url, job.num_classes, job.digest, stop=stop)
     except OSError as error:
-        raise InputError(f"{job.url}: cannot be read: {error.strerror}") from error
+        raise files.failure(job.url, error) from error
 
 
 def scan_shard(
@@ -233,11 +234,11 @@ def _class_names(sequence: str, path: Path, shards: Sequence[str]) -> tuple[str,
 def _out_path(shards: Sequence[str], out: str | Path | None) -> Path:
     if out is not None:
         path = local_path(out)
-        if path.is_dir():
+        if files.is_folder(path):
             path /= INDEX_NAME
         elif path.suffix == ".tar":
             raise InputError(f"--out {path}: that is a shard's name; an index is named like {INDEX_NAME}")
-        if not path.parent.is_dir():
+        if not files.is_folder(path.parent):
             raise InputError(f"--out {path}: no folder {path.parent}")
         return path
     if any(is_remote(shard) for shard in shards):

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain import files
 from pretrain.errors import InputError, nearest
 from pretrain.shards.dataset import Dataset, array_dataset
 from pretrain.shards.files import note
@@ -53,12 +54,12 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
         chosen = splits[0] if split is None else split
         if chosen not in splits:
             raise InputError(f"{source}: no split {chosen!r}; it has {', '.join(splits)}")
-        if Path(source).is_dir():
+        if files.is_folder(source):
             note(f"{source} is the published set; ./{source} is the folder of that name")
         return make(chosen, downloads)
     if source.startswith("imagenet:"):
         return open_imagenet(Path(source.removeprefix("imagenet:")), split)
-    if Path(source).is_dir():
+    if files.is_folder(source):
         return _folder(Path(source), split)
     names = [*_NAMED, "imagenet:DIR"]
     near = nearest(source, names)
@@ -67,7 +68,7 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
 
 
 def _folder(folder: Path, split: str | None) -> Dataset:
-    if (folder / LABELS_NAME).exists():  # which explains everything
+    if files.exists(folder / LABELS_NAME):  # which explains everything
         return open_folder(folder, split)
     for name, called in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
         for place in (folder, folder / called):
@@ -124,7 +125,7 @@ def _digits(split: str, cache: Path) -> Dataset:
 def _fashion(split: str, cache: Path) -> Dataset:
     prefix = "train" if split == "train" else "t10k"
     images, labels = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-    folder = next((place for place in _fashion_folders() if (place / images).exists()), None)
+    folder = next((place for place in _fashion_folders() if files.exists(place / images)), None)
     if folder is None:
         from torchvision.datasets import FashionMNIST
 
@@ -198,6 +199,8 @@ def _downloading(name: str, cache: Path) -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and files.refuses(error):
+            raise files.failure(error.filename or cache, error) from error
         reason = " ".join(str(error).split())
         raise InputError(
             f"{name}: neither in {cache} nor to be downloaded ({reason}); run this where there is internet "

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pretrain import files
 from pretrain.console import printable, say
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, UnreadableFile
@@ -26,7 +27,7 @@ from pretrain.stream.content import digest_text
 from pretrain.stream.hashing import SHARDS, hash_words
 from pretrain.stream.index import Index
 from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, key_hash
-from pretrain.stream.location import local_path, sync_folder
+from pretrain.stream.location import local_path
 from pretrain.stream.progress import Progress
 from pretrain.stream.tar import BLOCK
 
@@ -88,7 +89,7 @@ def write_shards(
     listing = path / UNREADABLE_NAME
     recipe = _recipe(data, layout)
     if _holds(path, recipe):
-        if listing.exists() and not skip_unreadable:
+        if files.exists(listing) and not skip_unreadable:
             raise InputError(f"{path}: holds this without the files in {listing}; --skip-unreadable takes it so")
         Index.open(path).check_files()
         return path / INDEX_NAME, False
@@ -101,10 +102,10 @@ def write_shards(
                 _write_durably(listing, "".join(f"{line}\n" for line in lines).encode())
                 if not (skip_unreadable and entries):
                     raise InputError(_unreadable_text(data, lines, listing))
-            sync_folder(path)
+            files.flush(path)
             write_index(path / INDEX_NAME, entries, data.classes)
     except OSError as error:
-        raise InputError(f"{path}: shards cannot be written: {error.strerror or error}") from error
+        raise files.failure(path, error) from error
     return path / INDEX_NAME, True
 
 
@@ -122,14 +123,14 @@ def _unfinished(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
             raise InputError(f"{folder}: another build writes here; wait for it, or choose another folder") from None
         except OSError:  # a file system without locks
             pass
-        if not (marker.exists() and os.path.samestat(os.fstat(file.fileno()), marker.stat())):
+        if not (files.exists(marker) and os.path.samestat(os.fstat(file.fileno()), marker.stat())):
             raise InputError(f"{folder}: another build has just ended here; run this again")
         try:
             file.truncate(0)
             file.write((json.dumps(recipe, indent=1) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
-            sync_folder(folder)
+            files.flush(folder)
             _clear(folder)
             yield
         except BaseException as error:
@@ -138,7 +139,7 @@ def _unfinished(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
                 marker.unlink(missing_ok=True)
             raise
         os.replace(marker, folder / RECIPE_NAME)
-        sync_folder(folder)
+        files.flush(folder)
 
 
 def _write(
@@ -254,10 +255,10 @@ class _OpenShard:
 
     def abandon(self) -> None:
         """Leave nothing behind."""
-        with contextlib.suppress(OSError):  # the reason for it, on a disk that is full
-            self._tar.close()
-        self._file.close()
-        self._aside.unlink()
+        for close in (self._tar.close, self._file.close):
+            with contextlib.suppress(OSError):  # a disk that is full has no room for what is still to be written
+                close()
+        self._aside.unlink(missing_ok=True)
 
     def finish(self) -> ShardEntry:
         data_end = self.tell()
@@ -311,11 +312,11 @@ def _recipe(data: Dataset, layout: ShardLayout) -> dict[str, Any]:
 
 def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether `folder` holds just this data set, whole. Raises InputError when it holds another."""
-    if folder.exists() and not folder.is_dir():
+    if files.exists(folder) and not files.is_folder(folder):
         raise InputError(f"{folder}: is a file; shards go into a folder")
-    if not folder.exists() or (folder / _UNFINISHED).exists():
+    if not files.exists(folder) or files.exists(folder / _UNFINISHED):
         return False
-    if not (folder / RECIPE_NAME).exists():
+    if not files.exists(folder / RECIPE_NAME):
         other = next((name for name in sorted(os.listdir(folder)) if name.endswith((".tar", ".vfi"))), None)
         if other:
             raise InputError(f"{folder}: holds shards already ({other}); choose an empty folder")
@@ -327,13 +328,13 @@ def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
             for key in recipe
             if key != "source" and found.get(key) != recipe[key]  # a folder of images may have been renamed
         ]
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise InputError(f"{folder / RECIPE_NAME}: not a build's record ({error}); choose an empty folder") from error
     if differences:
         raise InputError(
             f"{folder}: holds another data set ({', '.join(differences)}); choose another folder, or remove this one"
         )
-    return (folder / INDEX_NAME).exists()
+    return files.exists(folder / INDEX_NAME)
 
 
 def _clear(folder: Path, *kept: str) -> None:
@@ -356,4 +357,4 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(path.parent)
+    files.flush(path.parent)

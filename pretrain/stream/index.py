@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain import files
 from pretrain.errors import InputError, StorageError
 from pretrain.stream.content import count_kinds, etag_of, unhashed_text
 from pretrain.stream.effort import Patience
@@ -356,11 +357,12 @@ class ShardTable(Sequence[Shard]):
 
 def _index_path(path: str | Path) -> Path:
     place = local_path(path)
-    if not place.is_dir():
-        if not place.exists():
-            raise InputError(f"{place}: no such index; an INDEX is an index file, or a folder of shards that holds one")
+    if not files.is_folder(place):
+        if not files.is_file(place):  # a pipe would be waited for
+            what = "not a file" if files.exists(place) else "no such index"
+            raise InputError(f"{place}: {what}; an INDEX is an index file, or a folder of shards that holds one")
         return place
-    if not (place / INDEX_NAME).exists():
+    if not files.exists(place / INDEX_NAME):
         raise InputError(
             f"{place}: no {INDEX_NAME} in this folder; make it with: python launch/shards.py index {place}"
         )
@@ -383,10 +385,12 @@ def _shard_fault(shard: Shard, stop: threading.Event, patience: Patience | None)
     remote = is_remote(shard.url)
     try:
         found = stat(shard.url, patience, stop) if remote else Stat(os.stat(shard.url).st_size, "")
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         return InputError(
             f"{shard.url}: {error.strerror}, but the index lists it; restore it, or index those there are"
         )
+    except OSError as error:
+        return files.failure(shard.url, error)
     except StorageError as error:
         return error
     except InputError as error:

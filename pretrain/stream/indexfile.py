@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain import files
 from pretrain.errors import InputError
 from pretrain.stream.content import content_hash, etag_of
 from pretrain.stream.filekind import LOOKED_AT, TAR, file_kind
@@ -197,7 +198,7 @@ class IndexFile:
                 mapped.madvise(mmap.MADV_RANDOM)
                 return header, mapped, begin
         except OSError as error:
-            raise InputError(f"{self.path}: the index cannot be read: {error.strerror}") from error
+            raise files.failure(self.path, error) from error
 
     def _fault(self, what: str) -> InputError:
         return InputError(

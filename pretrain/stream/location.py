@@ -17,22 +17,13 @@ from typing import BinaryIO, cast
 
 import braceexpand
 
+from pretrain import files
 from pretrain.errors import InputError, StorageError
 from pretrain.stream import store
 from pretrain.stream.effort import Patience
 from pretrain.stream.remotefile import RemoteFile
 from pretrain.stream.store import check_url, in_bucket, is_remote, list_shards
 
-# What passes on a network file system: a server that fails over, a handle that went stale, a client that was evicted
-# (Lustre: ESHUTDOWN), a route that is gone. It is opened anew. Not every platform has every name.
-_PASSING = {
-    getattr(errno, name)
-    for name in (
-        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ESHUTDOWN"),
-        *("ECONNRESET", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH"),
-    )
-    if hasattr(errno, name)
-}
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before each further attempt; a disk that is broken stays so
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.
@@ -69,7 +60,7 @@ def open_shard(url: str | Path, *, stop: threading.Event | None = None) -> Binar
     try:
         return open(path, "rb")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise files.failure(path, error) from error
 
 
 def open_whole(url: str, *, stop: threading.Event | None = None) -> BinaryIO:
@@ -122,7 +113,7 @@ def read_range(
             at, found = _fill(path, begin, data)
             break
         except OSError as error:
-            passing = error.errno in _PASSING
+            passing = error.errno in files.PASSING
             if pause is None or not passing:
                 text = f"{path}: bytes {begin}-{end} cannot be read: {error.strerror}"
                 # EIO is also what a broken disk says, and goes on saying.
@@ -169,9 +160,9 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
         if place in seen:
             raise InputError(f"{shard}: named twice; every shard counts once")
         seen.add(place)
-        if not remote and not os.path.exists(place):
+        if not remote and not files.exists(place):
             raise InputError(f"{shard}: no such shard")
-        if not remote and not os.path.isfile(place):
+        if not remote and not files.is_file(place):
             raise InputError(f"{shard}: not a file")
     if not found:
         raise InputError("no shards given")
@@ -180,16 +171,16 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
 
 def _local_shards(pattern: str | Path) -> list[str]:
     path = local_path(pattern)
-    if path.is_dir():
+    if files.is_folder(path):
         shards = sorted(str(path / name) for name in os.listdir(path) if _is_shard_name(name))
         if not shards:
             raise InputError(f"{path}: no *.tar in this folder; give the folder that holds the shards")
         return shards
-    if path.exists():
+    if files.exists(path):
         return [str(path)]
     found: list[str] = []
     for one in _expand_braces(str(pattern)) if "{" in str(pattern) else [str(path)]:
-        found += _matched(one) if glob.has_magic(one) and not os.path.exists(one) else [one]
+        found += _matched(one) if glob.has_magic(one) and not files.exists(one) else [one]
     return found
 
 
@@ -198,8 +189,9 @@ def _matched(pattern: str) -> list[str]:
     matched = sorted(glob.glob(pattern))
     if not matched:
         folder = os.path.dirname(pattern) or "."
-        locked = os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)
-        raise InputError(f"{pattern}: {f'{folder} may not be read' if locked else 'no file matches this pattern'}")
+        if not glob.has_magic(folder) and files.is_folder(folder):
+            os.listdir(folder)  # it may not be read
+        raise InputError(f"{pattern}: no file matches this pattern")
     return matched
 
 
@@ -253,12 +245,3 @@ def stored_path(shard: str | Path, index: Path) -> str:
         return str(shard)
     path = local_path(shard)
     return os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), home(index))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from pretrain import files
 from pretrain.console import say
 from pretrain.engine import checkpoint
 from pretrain.engine.checkpoint import Saved
@@ -86,9 +86,14 @@ def find_checkpoint(path: Path) -> Saved:
 
 def _place(path: Path) -> tuple[bool, Path]:
     """Whether WEIGHTS names one checkpoint, and otherwise the folder of those it names."""
-    if not os.path.exists(path):  # Path.exists raises for a name that is too long
+    if not files.exists(path):
         raise InputError(f"weights {path}: no such file or folder; give a run folder or a checkpoint inside one")
-    one = checkpoint.is_named(path) or os.path.isfile(path / checkpoint.STATE)
+    if not files.is_folder(path):
+        raise InputError(
+            f"weights {path}: a file, and weights are read from folders only, not yet from files of any format; give a "
+            "run folder or a checkpoint inside one"
+        )
+    one = checkpoint.is_named(path) or files.is_file(path / checkpoint.STATE)
     return one, path if path.name == "checkpoints" else path / "checkpoints"
 
 

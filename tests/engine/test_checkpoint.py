@@ -145,7 +145,7 @@ STORAGE = {
 
 
 @pytest.mark.parametrize(("owner", "name", "word"), STORAGE.values(), ids=list(STORAGE))
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_what_storage_does_not_serve_is_asked_for_again_and_never_passed_over(
     owner, name, word, number, failing, tmp_path
 ):

@@ -117,6 +117,31 @@ def test_ranks_that_have_met_leave_it_to_rank_0():
     assert ended(2, 0, "-c", MET) == ""
 
 
+NO = """
+import errno, os
+from pretrain.run.command import run_command
+def main():
+    raise OSError(errno.%s, os.strerror(errno.%s), "/there/it")
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ("ENOSPC", "/there/it: No space left on device; make room there, or name a place on another disk"),
+        ("ESTALE", "/there/it: cannot be reached for now: Stale file handle"),
+    ],
+)
+def test_what_the_file_system_refuses_is_no_defect(number, said):
+    assert ended(0, 0, "-c", NO % (number, number)) == f"error: {said}\n"
+
+
+def test_a_file_that_is_gone_is_a_defect_where_nobody_asked_whether_it_is_there():
+    done = subprocess.run([sys.executable, "-c", NO % ("ENOENT", "ENOENT")], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr[:9]) == (1, "Traceback")
+
+
 FAILING = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor

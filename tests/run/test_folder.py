@@ -75,7 +75,7 @@ def test_a_disk_that_is_full_as_a_run_begins_is_told_and_nothing_stays_behind(tm
     )
     before = {*folder.path.iterdir()}
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=f"^{folder.path}: cannot be written: No space left on device$"):
+    with pytest.raises(InputError, match=f"^{folder.path}/config.json: No space left on device; make room there, or"):
         begin(setup, 0, {})
     assert {*folder.path.iterdir()} == before
 
@@ -87,13 +87,6 @@ def test_the_config_record_says_what_it_ran_under(tmp_path):
     assert record["name"] == "a"
     assert {"torch", "deepspeed", "webdataset", "python"} <= set(record["versions"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"], "nothing is left beside it"
-
-
-def test_a_place_that_cannot_hold_a_run_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(InputError, match=f"--out {place}: cannot be made"):
-            RunFolder(place).create()
 
 
 def test_time_left_reads_as_people_say_it():

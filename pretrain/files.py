@@ -1,0 +1,160 @@
+"""What the file system says: one place asks it, and what it refuses is told with path, reason and mend."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pretrain.errors import FileSystemError, InputError, StorageError
+
+# What passes on a network file system: a server that fails over, a handle that went stale, a client that was evicted
+# (Lustre: ESHUTDOWN), a route that is gone. Not every platform has every name.
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ESHUTDOWN"),
+        *("ECONNRESET", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH"),
+    )
+    if hasattr(errno, name)
+}
+_ROOM = "make room there, or name a place on another disk"
+_DENIED = (errno.EACCES, errno.EPERM)
+# What stays as it is until somebody changes it, and what to change.
+_MENDS = {
+    **dict.fromkeys(_DENIED, "have it opened, or name another place"),
+    errno.ENAMETOOLONG: "a shorter name would be right",
+    errno.ELOOP: "its links lead to one another; name what they stand for",
+    errno.ENOTDIR: "a part of it is a file; name a folder",
+    errno.EISDIR: "a file would be right",
+    errno.EEXIST: "something else has this name; name another place",
+    errno.ENOTEMPTY: "something else has this name; name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "lift the limit of a file's size (ulimit -f), or name a file system that takes larger ones",
+    errno.EMFILE: "lift the limit of open files (ulimit -n)",
+    errno.ENFILE: "this machine has too many open files: end what holds them",
+}
+
+
+def exists(path: str | Path) -> bool:
+    """Whether something is there.
+
+    Raises InputError where the file system does not tell, as in a folder that may not be searched: FileSystemError or,
+    where that passes, StorageError.
+    """
+    return _mode(path) is not None
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there. Raises as `exists`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there. Raises as `exists`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def refuses(error: OSError) -> bool:
+    """Whether the file system says no, and will go on saying it: not "nothing is there", nor what may pass."""
+    return error.errno in _MENDS
+
+
+def refusal(error: OSError) -> InputError | None:
+    """`error` in words: path, reason and mend; None where it names no path, or is not the file system's to mend.
+
+    FileSystemError for a no; StorageError for what may pass.
+    """
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    path = Path(os.fsdecode(error.filename))
+    if error.errno in PASSING:
+        return StorageError(f"{path}: cannot be reached for now: {error.strerror}")
+    if not refuses(error):
+        return None
+    whose = _whose(path) if error.errno in _DENIED else ""
+    return FileSystemError(f"{path}: {error.strerror}{whose}; {_MENDS[error.errno or 0]}")
+
+
+def failure(path: str | Path, error: OSError) -> InputError:
+    """`error`, of which `path` is known, in words."""
+    error.filename = str(path)
+    return refusal(error) or InputError(f"{path}: {error.strerror or error}")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: aside, flushed and renamed to `path` when the block ends well, else removed.
+
+    Raises OSError, which names `path`.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with naming(path):
+        try:
+            with open(aside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            flush(path.parent)
+        finally:
+            with suppress(OSError):  # renamed
+                aside.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside names `path`; of itself it may name a temporary file, or, of a full disk, nothing."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mode(path: str | Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise failure(path, error) from error
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise InputError(f"{str(path)!r}: not a path") from None
+
+
+def _whose(path: Path) -> str:
+    """Who bars the way to `path`: the first folder that may not be searched, else what is there, else its folder."""
+    searchable = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+    closed = [folder for folder in path.parents if not os.access(folder, os.X_OK, **searchable)]
+    barred = closed[-1] if closed else path if os.path.lexists(path) else path.parent
+    try:
+        found = os.stat(barred)
+    except OSError:
+        return ""
+    return f" ({barred} is {stat.filemode(found.st_mode)} of {_user(found.st_uid)}, you are {_user(os.geteuid())})"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
