@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain import files
+from pretrain.engine.meeting import announced
 from pretrain.engine.ops import compile_ops
 from pretrain.engine.place import place
 from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
@@ -42,7 +43,11 @@ class World:
 
 
 def start(timeout_minutes: float = 30.0) -> World:
-    """Join the process group that the launcher described in the environment; without a launcher, be the only rank."""
+    """Join the process group that the launcher described in the environment; without a launcher, be the only rank.
+
+    Raises:
+        InputError: ranks have not come within `timeout_minutes`, or the address where they meet is taken.
+    """
     mine = place(os.environ)
     os.environ.update(mine)
     local_rank = int(mine["LOCAL_RANK"])
@@ -51,13 +56,20 @@ def start(timeout_minutes: float = 30.0) -> World:
         accelerator.set_device(_device_number(local_rank, accelerator.device_count()))
     _allow_open_files()
     compile_ops()
-    with quiet(), _without_shared_memory():
-        deepspeed.init_distributed(
-            dist_backend=accelerator.communication_backend_name(),
-            auto_mpi_discovery=False,
-            timeout=timedelta(minutes=timeout_minutes),
-            verbose=False,
-        )
+    try:
+        with announced({**os.environ, **mine}), quiet(), _without_shared_memory():
+            deepspeed.init_distributed(
+                dist_backend=accelerator.communication_backend_name(),
+                auto_mpi_discovery=False,
+                timeout=timedelta(minutes=timeout_minutes),
+                verbose=False,
+            )
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise InputError(
+            f"{mine['MASTER_ADDR']}:{mine['MASTER_PORT']}, where {mine['WORLD_SIZE']} ranks meet: "
+            f"{str(error).splitlines()[0]}; start all of them where they reach this address, and name another "
+            "MASTER_PORT where this one is taken"
+        ) from error
     device = torch.device(accelerator.current_device_name())
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each rank would take every core: the ranks of a host share them.

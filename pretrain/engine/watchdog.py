@@ -28,6 +28,7 @@ import torch.distributed as dist
 
 from pretrain.console import printable
 from pretrain.engine.distributed import World, barrier, share, together
+from pretrain.engine.meeting import ranks_text
 
 Result = TypeVar("Result")
 
@@ -211,7 +212,7 @@ class Watchdog:
         if not late:
             return None
         waiting = [sign.rank for sign in alive if sign not in culprits]
-        text += f"; {_ranks(waiting)} wait{'s' * (len(waiting) == 1)}" if waiting else ""
+        text += f"; {ranks_text(waiting)} wait{'s' * (len(waiting) == 1)}" if waiting else ""
         first = {sign.host: sign.rank for sign in reversed(alive)}
         return self._board.decide({"speakers": list(first.values()), "text": f"{text}; {_GO_ON}"})
 
@@ -339,15 +340,4 @@ def _names(signs: Sequence[Sign]) -> str:
     """Which ranks, and on which hosts."""
     hosts = list(dict.fromkeys(sign.host for sign in signs))
     listed = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
-    return f"{_ranks([sign.rank for sign in signs])} ({listed})"
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    """Sorted ranks as a person says them: rank 3; ranks 0-2, 5."""
-    spans: list[list[int]] = []
-    for rank in ranks:
-        if spans and spans[-1][1] == rank - 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    return f"rank{'s' * (len(ranks) > 1)} " + ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+    return f"{ranks_text([sign.rank for sign in signs])} ({listed})"

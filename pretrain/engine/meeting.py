@@ -1,0 +1,79 @@
+"""Where the ranks of a run meet, and who is waited for there."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TextIO
+
+import torch.distributed as dist
+
+from pretrain.console import say
+
+_FIRST, _LONGEST = 10.0, 300.0  # seconds until the first word, and between two of them at most: each pause doubles
+_WAY = "(a firewall? another interface: NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
+
+
+@contextmanager
+def announced(place: Mapping[str, str], first: float = _FIRST) -> Iterator[None]:
+    """While the ranks meet inside, a line of each host on stderr tells now and then which have not come.
+
+    Args:
+        place: this rank's, as `place.place` gives it.
+        first: seconds until the first line.
+    """
+    over = threading.Event()
+    if int(place["WORLD_SIZE"]) > 1:
+        # sys.stderr is looked up now: what libraries print inside is held back.
+        threading.Thread(target=_attend, args=(place, first, sys.stderr, over), name="meeting", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Sorted ranks as a person says them: rank 3; ranks 0-2, 5."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    return f"rank{'s' * (len(ranks) > 1)} " + ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _attend(place: Mapping[str, str], first: float, console: TextIO, over: threading.Event) -> None:
+    """Note in the store that this rank has come; one rank of each host tells who has not."""
+    rank, size, port = int(place["RANK"]), int(place["WORLD_SIZE"]), int(place["MASTER_PORT"])
+    host, began = place["MASTER_ADDR"], time.monotonic()
+    # A store may outlive its ranks, as torchrun's does when it starts them anew.
+    keys = [f"vit-foundry/met/{place.get('TORCHELASTIC_RESTART_COUNT', 0)}/{number}" for number in range(size)]
+    store, due, pause, why = None, began + first, first, ""
+    while not over.wait(min(1.0, first)):  # a meeting that is over by then costs no connection
+        try:
+            if store is None:
+                socket.create_connection((host, port), timeout=5).close()  # says why not, as the store does not
+                store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+                store.set(keys[rank], "")
+            missing = [number for number in range(size) if not store.check([keys[number]])]
+        except (OSError, RuntimeError) as error:
+            store, missing, why = None, [0], getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        if time.monotonic() < due or int(place["LOCAL_RANK"]) or over.is_set():
+            continue
+        if store is None:
+            what = f"rank 0 to answer at {host}:{port}: {why}; is it started, and is that the way to it? {_WAY}"
+        elif missing:
+            what = f"{len(missing)} of {size} ranks to meet at {host}:{port}: {ranks_text(missing)}; are they started, "
+            what += f"and is that the way to rank 0? {_WAY}"
+        else:
+            what = f"all {size} ranks, which have met at {host}:{port}, to connect with one another {_WAY}"
+        waited = time.monotonic() - began
+        say(f"rank {rank} ({socket.gethostname()}): waiting {waited:.0f} s for {what}", to=console)
+        pause = min(2 * pause, _LONGEST)
+        due = time.monotonic() + pause
