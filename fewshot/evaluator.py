@@ -18,8 +18,11 @@ from pretrain.console import say
 from pretrain.engine.distributed import World, share, together
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
+from pretrain.run.notes import trained_on
 from pretrain.run.setup import check_index
+from pretrain.stream.classes import unnamed_text
 from pretrain.stream.fault import Fault
+from pretrain.stream.index import Index
 
 _BATCH = 64  # images a rank looks at together
 
@@ -46,6 +49,16 @@ class FewshotEvaluator:
         for split, index in (("support", self._task.support), ("query", self._task.query)):
             check_index(index, f"fewshot.{split}", world, self._patience)
         self._spec = config.model.spec()
+        for note in together(lambda: self._notes(config.data.train) if world.main else []):
+            say(f"note: {note}")
+
+    def _notes(self, train: str | tuple[str, ...] | None) -> list[str]:
+        task = self._task
+        if train is None:
+            return []
+        learned = Index.open(train)
+        unnamed = unnamed_text([*learned.files, *task.support.files, *task.query.files])
+        return [*filter(None, [unnamed]), *trained_on(learned, task.query, "fewshot.query")]
 
     def run(self, model: nn.Module, step: int) -> Iterator[tuple[str, float]]:
         """("fewshot/5shot_ridge", accuracy), a pair for each shots, mean over the seeds; on every rank.

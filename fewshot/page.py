@@ -41,7 +41,14 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     protocol, probe = report["protocol"], leading_probe(report)
     shots, seeds = protocol["shots"], protocol["seeds"]
     many = [f"{k}-shot" for k in shots]
-    lines = [f"# Few-shot: {_literal(report['name'])}", "", *_headline(report, probe), "", *_amiss(report), ""]
+    lines = [
+        f"# Few-shot: {_literal(report['name'])}",
+        "",
+        *_headline(report, probe),
+        "",
+        *map(_literal, _amiss(report)),
+        "",
+    ]
     lines += [f"## {_caption(report, probe)}", ""]
     lines += _table(
         ["weights", "features", *many],
@@ -122,8 +129,16 @@ def _amiss(report: Mapping[str, Any]) -> list[str]:
         for split, used in (("support", "learned from"), ("query", "scored"))
         if images[split].get("unlabelled")
     ]
-    if images.get("support_is_query"):
-        lines.append("The query set is the support set: images that were learned from are among those scored.")
+    if again := images["query"].get("in_support"):
+        scored = images["query"]["images"]
+        lines.append(f"{again:,} of {scored:,} query rows are support rows too: what may be learned from is scored.")
+    if images.get("note"):
+        lines.append(f"{images['note']}.")
+    lines += [
+        f"{one['id']} was trained on the images of the query set."
+        for one in report["weights"]
+        if one.get("trained_on") and one["trained_on"] == images["query"].get("index_sha256")
+    ]
     unconverged = [row for row in report["results"] if not row["converged"]]
     for probe in dict.fromkeys(row["probe"] for row in unconverged):
         fits = [row for row in report["results"] if row["probe"] == probe]

@@ -66,6 +66,7 @@ def describe_entries(entries: Sequence[Entry], features: Sequence[str]) -> list[
                 "checkpoint": str(entry.source),
                 "image_size": entry.spec.image_size,
                 "trained_image_size": entry.trained_size,
+                "trained_on": entry.trained_on or None,
                 "model": entry.spec.describe(),
                 "headline": headline(widths),
                 "preprocessing": preprocessing(entry.spec.image_size),
@@ -114,7 +115,7 @@ def describe_task(task: Task) -> dict[str, Any]:
     return {
         "support": {**describe(task.support), "images_used": len(task.support_ids)},
         "query": {**describe(task.query), "commonest_class": _commonest(task.query_labels)},
-        "support_is_query": task.support.hash == task.query.hash,
+        "note": task.note,
     }
 
 
@@ -126,9 +127,16 @@ def describe_rows(given: Given, draws: Sequence[Draw]) -> dict[str, Any]:
         "query": {
             "images": len(given.query_labels),
             "classes": len(np.unique(given.query_labels)),
+            "in_support": _rows_in(given.features.query, given.features.support),
             "commonest_class": _commonest(given.query_labels),
         },
     }
+
+
+def _rows_in(rows: NDArray[Any], others: NDArray[Any]) -> int:
+    """How many of `rows` are among `others`, bit for bit."""
+    known = {row.tobytes() for row in others.astype(rows.dtype)}
+    return sum(row.tobytes() in known for row in rows)
 
 
 def _commonest(labels: NDArray[np.int64]) -> float:

@@ -26,7 +26,9 @@ PIXEL_SIDE = 32  # pixels a side, at the most, of the pixel baseline
 
 @dataclass(frozen=True)
 class Entry:
-    """WEIGHTS to be scored. `spec`, `dtype`: the network as run here; `trained_size`: the pixels it was saved for."""
+    """WEIGHTS to be scored. `spec`, `dtype`: the network as run here; `trained_size`: the pixels it was saved for;
+    `trained_on`: the hash of the index, where that is known.
+    """
 
     id: str
     path: Path
@@ -36,6 +38,7 @@ class Entry:
     step: int | None
     spec: ViTSpec
     trained_size: int
+    trained_on: str
     dtype: torch.dtype = torch.float32
 
 
@@ -84,6 +87,7 @@ def open_entries(
             step=weights.step,
             spec=replace(weights.spec, image_size=image_size or weights.spec.image_size, dropout=0.0),
             trained_size=weights.spec.image_size,
+            trained_on=weights.trained_on,
             dtype=dtype,
         )
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from fewshot.draw import Draw, draw_support
 from pretrain.errors import InputError
-from pretrain.stream.index import Index, check_classes
+from pretrain.stream.classes import check_classes, check_names, unnamed_text
+from pretrain.stream.index import Index
+from pretrain.stream.overlap import shared_text
 
 Paths = str | Sequence[str]
 
@@ -27,6 +29,11 @@ class Task:
     query_ids: NDArray[np.int64]  # those with a label, ascending: an image without one is neither right nor wrong
     query_labels: NDArray[np.int64]  # of `query_ids`
 
+    @property
+    def note(self) -> str:
+        """What is taken on trust of the classes, in words; empty where nothing is."""
+        return unnamed_text([*self.support.files, *self.query.files])
+
 
 def open_task(
     support: Paths | None,
@@ -41,8 +48,9 @@ def open_task(
     Images without a label (an empty list) are neither learned from nor scored.
 
     `section` says in messages where the config names the indices.
-    Raises InputError: a path that is not set or holds no index, images with several labels, no image with one, classes
-    that differ, a query label that the support set lacks, a class with too few images.
+    Raises InputError: a path that is not set or holds no index, one named twice, images that are in both, images with
+    several labels, no image with one, classes that differ, a query label that the support set lacks, a class with too
+    few images.
     """
     indices = {}
     for name, paths in (("support", support), ("query", query)):
@@ -52,11 +60,21 @@ def open_task(
                 f"file): {section}.{name}=PATH"
             )
         indices[name] = Index.open(paths if isinstance(paths, str) else list(paths))
+        try:
+            indices[name].check_distinct()
+            check_names(indices[name].files)
+        except InputError as error:
+            raise InputError(f"{section}.{name}: {error}") from None
         if indices[name].longest != 1:
             what = "images with several labels" if indices[name].longest else "no image with a label"
             raise InputError(f"{section}.{name}: {paths} has {what}; few-shot needs one label an image")
     learned, scored = indices["support"], indices["query"]
     check_classes(learned.classes, scored.classes, f"{section}.support", f"{section}.query")
+    if shared := shared_text(scored.files, learned.files):
+        raise InputError(
+            f"{section}.query: {shared}, from which {section}.support is drawn: what was learned from would be scored; "
+            "other images for one of the two would be right"
+        )
     classes = learned.num_classes
     if classes < 2:
         raise InputError(f"{section}.support: {support} holds {classes} class; two or more would be right")

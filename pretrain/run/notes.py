@@ -10,6 +10,7 @@ from pretrain.engine.engine import zero_stage
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import Section
+from pretrain.stream.classes import unnamed_text
 from pretrain.stream.colour import count_coloured
 from pretrain.stream.index import Index
 from pretrain.stream.overlap import shared_shards
@@ -48,8 +49,8 @@ def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[
     return found + idle
 
 
-def trained_on(train: Index, evaluated: Index | None) -> list[str]:
-    """How many images of `data.eval` are in `data.train` too, in a sentence if there are any."""
+def trained_on(train: Index, evaluated: Index | None, key: str = "data.eval") -> list[str]:
+    """How many images of `key`, open as `evaluated`, are in `data.train` too, in a sentence if there are any."""
     if evaluated is None:
         return []
     held = [
@@ -63,9 +64,15 @@ def trained_on(train: Index, evaluated: Index | None) -> list[str]:
     known, samples, urls = zip(*held, strict=True)
     are = "are" if all(known) else "are, by keys, labels and sizes,"
     return [
-        f"data.eval: {sum(samples):,} of {evaluated.samples:,} images {are} in data.train too (shard {urls[0]}): "
+        f"{key}: {sum(samples):,} of {evaluated.samples:,} images {are} in data.train too (shard {urls[0]}): "
         "validation is on what is trained on"
     ]
+
+
+def trusted(train: Index, evaluated: Index | None) -> list[str]:
+    """Which index is taken to number the classes as another does, in a sentence if one is."""
+    unnamed = unnamed_text([*train.files, *(evaluated.files if evaluated else ())])
+    return [unnamed] if unnamed else []
 
 
 def empty_classes(train: Index, evaluated: Index | None) -> list[str]:

@@ -18,13 +18,14 @@ from pretrain.run.config import Recipe, RunConfig
 from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
-from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on
+from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on, trusted
 from pretrain.run.origin import Origin
 from pretrain.run.resume import resolved
+from pretrain.stream.classes import check_classes, check_names
 from pretrain.stream.decode import DeviceDecoder
 from pretrain.stream.effort import Patience
 from pretrain.stream.images import TrainImages
-from pretrain.stream.index import Index, check_classes
+from pretrain.stream.index import Index
 from pretrain.stream.mixup import check_pairs
 from pretrain.stream.order import Order
 from pretrain.stream.randaugment import RandAugment
@@ -79,6 +80,7 @@ def prepare(
     if world.main:
         notes += [
             *trained_on(index, evaluated),
+            *trusted(index, evaluated),
             *empty_classes(index, evaluated),
             *idle_keys(config, steps, index.samples),
         ]
@@ -174,6 +176,7 @@ def _open_index(
     index = distributed.together(lambda: Index.open(paths))
     check_index(index, key, world, patience)
     index.check_distinct()
+    check_names(index.files)
     if index.num_classes > num_classes:
         raise InputError(
             f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "

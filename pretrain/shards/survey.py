@@ -226,7 +226,8 @@ def spread_ids(samples: int, wanted: int) -> NDArray[np.int64]:
 
 
 def class_name(index: Index, label: int) -> str:
-    return index.classes[label] if index.classes else str(label)
+    names = index.classes or ()
+    return names[label] if label < len(names) else str(label)
 
 
 def read_image(index: Index, sample_id: int) -> tuple[str, bytes]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pretrain import files
 from pretrain.errors import InputError, StorageError
+from pretrain.stream.classes import check_classes
 from pretrain.stream.content import count_kinds, etag_of, unhashed_text
 from pretrain.stream.effort import Patience
 from pretrain.stream.indexfile import INDEX_NAME, IndexFile
@@ -130,9 +131,8 @@ class Index:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of the classes, where known (and the same in every file)."""
-        names = {file.classes for file in self._files}
-        return names.pop() if len(names) == 1 else None
+        """The names of the classes, where a file tells them: the same in every file that does."""
+        return next((file.classes for file in self._files if file.classes), None)
 
     @property
     def multilabel(self) -> bool:
@@ -305,21 +305,6 @@ def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         if at + 1 == len(ids) or ids[at + 1] != sample_id + 1:
             yield ids[begin], sample_id
             begin = at + 1
-
-
-def check_classes(names: tuple[str, ...] | None, others: tuple[str, ...] | None, where: str, elsewhere: str) -> None:
-    """Raise InputError where two indices that name their classes do not number them alike: a label would mean two
-    things.
-    """
-    if names is None or others is None or names == others:
-        return
-    at = next((label for label, (a, b) in enumerate(zip(names, others, strict=False)) if a != b), None)
-    label = min(len(names), len(others)) if at is None else at
-    here, there = (repr(known[label]) if label < len(known) else "absent" for known in (names, others))
-    raise InputError(
-        f"{elsewhere}: class {label} is {there} here and {here} in {where}; both must number the same classes alike: "
-        "build or index them with one list of classes"
-    )
 
 
 def _joined(hashes: Sequence[str]) -> str:

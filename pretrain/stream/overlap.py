@@ -48,20 +48,26 @@ def shared_shards(one: IndexFile, other: IndexFile) -> Iterator[SharedShard]:
 def refuse_shared(files: Sequence[IndexFile]) -> None:
     """Raise InputError where two files hold the same samples, all or some: they would come twice an epoch."""
     for number, file in enumerate(files):
-        for earlier in files[:number]:
-            shared = list(shared_shards(file, earlier))
+        if text := shared_text([file], files[:number]):
+            raise InputError(f"{text}; index each shard once")
+
+
+def shared_text(files: Sequence[IndexFile], others: Sequence[IndexFile]) -> str:
+    """The first of `files` that holds samples of one of `others`, in words; empty where none does."""
+    for file in files:
+        for other in others:
+            shared = list(shared_shards(file, other))
             if not shared:
                 continue
             first = shared[0]
-            if len(shared) == file.num_shards == earlier.num_shards:
-                what = f"holds the samples of {earlier.path} again"
+            if len(shared) == file.num_shards == other.num_shards:
+                what = f"holds the samples of {other.path} again"
             else:
-                url, there = file.shard_url(first.one), earlier.shard_url(first.other)
+                url, there = file.shard_url(first.one), other.shard_url(first.other)
                 also = "does" if url == there else f"has them in {there}"
-                what = f"holds the samples of the shard {url}, as {earlier.path} {also}"
-            unknown = next((one for one in shared if not one.known), None)
-            doubt = f"; {UNKNOWN}" if unknown else "; index each shard once"
-            raise InputError(f"{file.path}: {what}{doubt}")
+                what = f"holds the samples of the shard {url}, as {other.path} {also}"
+            return f"{file.path}: {what}{'' if all(one.known for one in shared) else f'; {UNKNOWN}'}"
+    return ""
 
 
 # What to do where keys, labels and sizes agree and the images are not known.

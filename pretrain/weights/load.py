@@ -29,6 +29,7 @@ class Weights:
     source: Path  # the checkpoint they were read from
     sha256: str  # of names, shapes and values: the same however many ranks wrote them
     averaged: bool = False  # the Polyak average
+    trained_on: str = ""  # the hash of the index; empty where the checkpoint does not say
 
 
 def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
@@ -46,7 +47,8 @@ def read_weights(saved: Saved, *, averaged: bool = False) -> Weights:
     """The weights of a checkpoint, which must hold what it did when it was opened. Raises as `load_weights`."""
     spec = ViTSpec(**saved.state["model"])
     tensors = read_whole(saved, tensor_shapes(spec), averaged=averaged)
-    return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged)
+    trained_on = saved.state.get("stream", {}).get("index_hash", "")
+    return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged, trained_on)
 
 
 def choose(path: str | Path) -> Saved:

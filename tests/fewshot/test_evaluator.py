@@ -155,6 +155,23 @@ def test_faults_are_found_before_training_and_named_as_the_run_has_them(config, 
         FewshotEvaluator(short, alone)
 
 
+def test_indices_are_checked_as_those_of_training_are(config, alone, digit_shards):
+    support, query = digit_shards
+    with pytest.raises(InputError, match=r"fewshot\.query: .* holds the samples of .* would be scored"):
+        FewshotEvaluator(config(query=(query, support)), alone)
+    with pytest.raises(InputError, match=r"fewshot\.support: .* holds the samples of .* again; index each shard once"):
+        FewshotEvaluator(config(support=(support, support)), alone)
+
+
+def test_a_query_set_that_is_trained_on_is_told(config, alone, digit_shards, capsys):
+    support, query = digit_shards
+    FewshotEvaluator(config(data=DataSection(train=support)), alone)
+    assert capsys.readouterr().out == ""
+    FewshotEvaluator(config(data=DataSection(train=(support, query))), alone)
+    told = "note: fewshot.query: 150 of 150 images are in data.train too (shard "
+    assert capsys.readouterr().out.startswith(told)
+
+
 def test_a_shard_that_is_not_there_is_found_before_training(config, shards, alone):
     query = shards("gone", IMAGES, LABELS)
     (shard,) = Index.open(query).shards.urls()
@@ -174,7 +191,7 @@ def test_a_damaged_index_is_found_before_training(config, shards, alone):
 
 
 def test_images_that_do_not_decode_are_counted_and_told(config, shards, damage, drawn, alone, capsys):
-    support, query = shards("support", IMAGES, LABELS), shards("query", IMAGES, LABELS)
+    support, query = shards("support", IMAGES, LABELS), shards("query", 255 - IMAGES, LABELS)
     evaluator = FewshotEvaluator(config(support=support, query=query), alone)
     model = drawn(config().model.spec())
     assert "fewshot/unreadable" not in dict(evaluator.run(model, 50))

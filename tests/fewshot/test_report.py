@@ -10,8 +10,9 @@ from fewshot import chart
 from fewshot.config import ProtocolSection
 from fewshot.draw import draw_support
 from fewshot.page import markdown, table
-from fewshot.report import build_report, set_aside, write_report
+from fewshot.report import build_report, describe_rows, set_aside, write_report
 from fewshot.score import Result, Scores, Sweep
+from fewshot.store import read_given
 
 DRAWS = draw_support(np.arange(60) % 3, classes=3, shots=(1, 5), seeds=(0, 1, 2))
 ACCURACY = {"tanh": 0.6, "pixels": 0.4, "untrained": 0.3}
@@ -202,12 +203,25 @@ def test_the_console_table_is_the_headline(report):
     assert lines[2].split() == ["w", "tanh", "62.00", "±", "1.00", "66.00", "±", "1.00"]
 
 
-def test_scoring_what_was_learned_from_is_said(report):
+def test_scoring_what_was_learned_from_or_trained_on_is_said(report):
     found = report()
-    assert "learned from" not in markdown(found) + table(found)
-    found["protocol"]["images"]["support_is_query"] = True
+    found["protocol"]["images"]["query"] |= {"in_support": 5, "index_sha256": "cd"}
+    found["protocol"]["images"]["note"] = "a.vfi: without names"
+    found["weights"][0]["trained_on"] = "cd"
     for text in (markdown(found), table(found)):
-        assert "images that were learned from are among those scored" in text
+        assert "5 of 30 query rows are support rows too" in text
+        assert "w was trained on the images of the query set." in text
+        assert "a.vfi: without names." in text
+    found["weights"][0]["trained_on"] = "ef"
+    assert "was trained on" not in markdown(found)
+
+
+def test_rows_that_are_in_both_are_counted(tmp_path):
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    np.savez(tmp_path / "f.npz", support_x=x[:6], support_y=[0, 1] * 3, query_x=x[4:], query_y=[0, 1, 0, 1, 0])
+    given = read_given(tmp_path / "f.npz")
+    draws = draw_support(given.support_labels, classes=2, shots=(1,), seeds=(0,))
+    assert describe_rows(given, draws)["query"]["in_support"] == 2
 
 
 def test_the_first_probe_that_is_named_leads(report):

@@ -7,9 +7,12 @@ from fewshot.report import describe_task
 from fewshot.task import open_task
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, png
+from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
+from pretrain.stream.index import Index
 
 IMAGES = np.zeros((12, 8, 8), np.uint8)
+OTHERS = IMAGES + 1
 FOUR = np.arange(12) % 4
 PROTOCOL = {"shots": (1, 2), "seeds": (0, 1)}
 
@@ -62,13 +65,13 @@ def test_a_class_more_on_one_side_is_refused(shards):
 def test_too_few_images_name_the_index_and_the_classes(shards):
     support = shards("few", IMAGES, FOUR)
     with pytest.raises(InputError, match=r"data\.support .*few.*: 5 shots.*class 0 has 3"):
-        open_task(support, support, shots=(1, 5), seeds=(0,))
+        open_task(support, shards("other", OTHERS, FOUR), shots=(1, 5), seeds=(0,))
 
 
-def with_lists(folder, starts):
-    """Four images whose label lists begin at `starts`."""
+def with_lists(folder, starts, tone=0):
+    """Four images of one tone whose label lists begin at `starts`."""
     labels = np.arange(starts[-1], dtype=np.int32) % 2
-    data = Dataset("lists", "all", labels, np.array(starts), None, "x", lambda row: ("png", png(IMAGES[row])))
+    data = Dataset("lists", "all", labels, np.array(starts), None, "x", lambda row: ("png", png(IMAGES[row] + tone)))
     return str(write_shards(data, folder)[0])
 
 
@@ -83,13 +86,15 @@ def test_lists_of_several_labels_or_of_none_are_refused(starts, what, tmp_path, 
 def test_images_without_a_label_are_neither_learned_from_nor_scored(tmp_path, digit_shards):
     labels = np.repeat([0, 1], 30).astype(np.int32)
     starts = np.concatenate([[0], np.cumsum(np.arange(90) % 3 != 1)])
-    data = Dataset("gaps", "all", labels, starts, None, "x", lambda row: ("png", png(IMAGES[0])))
-    gaps = str(write_shards(data, tmp_path)[0])
-    task = open_task(gaps, gaps, shots=(30,), seeds=(0, 1))
+    gaps = []
+    for images in (IMAGES, OTHERS):
+        data = Dataset("gaps", "all", labels, starts, None, "x", lambda row, image=images[0]: ("png", png(image)))
+        gaps.append(str(write_shards(data, tmp_path / str(len(gaps)))[0]))
+    task = open_task(*gaps, shots=(30,), seeds=(0, 1))
     without = np.flatnonzero(task.support.labels(np.arange(90))[:, 0] < 0)
     assert len(without) == 30
     assert not set(without) & set(task.support_ids)
-    assert not set(without) & set(task.query_ids)
+    assert (task.query.labels(task.query_ids)[:, 0] >= 0).all()
     assert (len(task.support_ids), len(task.query_ids), len(task.query_labels)) == (60, 60, 60)
     assert np.array_equal(task.query_labels, task.query.labels(task.query_ids)[:, 0])
     for draw in task.draws:
@@ -97,10 +102,42 @@ def test_images_without_a_label_are_neither_learned_from_nor_scored(tmp_path, di
     images = describe_task(task)
     assert [(images[split]["images"], images[split]["unlabelled"]) for split in ("support", "query")] == [(60, 30)] * 2
     with pytest.raises(InputError, match=r"31 shots need 31 images .* class 0 has 30"):
-        open_task(gaps, gaps, shots=(31,), seeds=(0,))
+        open_task(*gaps, shots=(31,), seeds=(0,))
 
 
 def test_lists_of_one_label_each_are_single_labels(tmp_path):
-    lists = with_lists(tmp_path, [0, 1, 2, 3, 4])
-    task = open_task(lists, lists, **PROTOCOL)
+    lists = [with_lists(tmp_path / str(tone), [0, 1, 2, 3, 4], tone) for tone in (0, 1)]
+    task = open_task(*lists, **PROTOCOL)
     assert (task.classes, sorted(task.query_labels.tolist())) == (2, [0, 0, 1, 1])
+
+
+def test_an_index_named_twice_is_refused(digit_shards):
+    support, query = digit_shards
+    for paths in (((support, support), query), (support, (query, query))):
+        with pytest.raises(InputError, match=r"data\.(support|query): .* holds the samples of .* again; index each"):
+            open_task(*paths, **PROTOCOL)
+
+
+def test_images_that_are_learned_from_are_not_scored(digit_shards, shards, tmp_path):
+    support, query = digit_shards
+    learned = Index.open(support)
+    some = tmp_path / "some.vfi"
+    index_shards([next(learned.shards.urls())], some, workers=1)
+    for scored in (support, (query, support), str(some), (query, str(some))):
+        with pytest.raises(InputError, match=r"data\.query: .* holds the samples of .* would be scored; other images"):
+            open_task(support, scored, **PROTOCOL)
+
+
+def test_names_are_compared_beside_indices_without(shards):
+    named = shards("named", IMAGES, FOUR, ["ant", "bee", "cat", "dog"])
+    unnamed = shards("unnamed", OTHERS, FOUR)
+    shifted = shards("shifted", IMAGES + 2, FOUR, ["ant", "cat", "bee", "dog"])
+    with pytest.raises(InputError, match=r"data\.query: class 1 is 'cat' here and 'bee' in data\.support"):
+        open_task((unnamed, named), shifted, **PROTOCOL)
+    note = f"{unnamed}: without names of its classes, taken to number them as {named} does"
+    assert open_task(named, unnamed, **PROTOCOL).note == note
+    assert open_task((named, unnamed), shards("also", IMAGES + 3, FOUR), **PROTOCOL).note.startswith(f"{unnamed}, ")
+    assert open_task(unnamed, shards("neither", IMAGES + 4, FOUR), **PROTOCOL).note == ""
+    more = shards("more", IMAGES + 5, np.arange(12) % 6)
+    with pytest.raises(InputError, match=r"more.*: has labels up to 5, and .*named.* names 4 classes"):
+        open_task((named, more), unnamed, **PROTOCOL)

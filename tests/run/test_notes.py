@@ -68,6 +68,22 @@ def test_outputs_that_no_image_has_are_told(shards, config):
     assert check_fit(config(num_classes=3), index, None) == []
 
 
+def test_a_numbering_that_is_taken_on_trust_is_told(shards, config):
+    train, other = shards([0, 1, 2, 1], classes=("ant", "bee", "cat")), shards([0, 1, 2, 1], GREY)
+    sizes = {"num_classes": 3, "channels": 3}
+
+    def notes(**data):
+        given = config(*(f"data.{key}={json.dumps(value)}" for key, value in data.items()), **sizes)
+        return list(prepare(given, None, RunFolder("out"), ALONE, ()).notes)
+
+    assert not [note for note in notes(train=train) if "names" in note]
+    found = notes(train=train, eval=other)
+    assert f"{other}/index.vfi: without names of its classes, taken to number them as {train}/index.vfi does" in found
+    assert "taken to number them" in "".join(notes(train=[train, other]))
+    with pytest.raises(InputError, match=r"has labels up to 3, and .* names 3 classes"):
+        notes(train=[train, shards([0, 3], GREY)])
+
+
 def test_named_classes_count_though_they_hold_no_image(shards, config):
     index = Index.open(shards([0, 1, 1], classes=("ant", "bee", "cat", "dog")))
     assert check_fit(config(num_classes=4), index, None) == []
