@@ -93,12 +93,12 @@ def images(folder: Path, base: Path, others: list[str] | None = None) -> Iterato
         if Path(place) != base:
             _go_down(way, Path(place))
         below[:] = sorted(name for name in below if not _passed_over(name))
+        inside = "" if Path(place) == folder else os.path.relpath(place, folder)
         for file in sorted(files):
-            path = os.path.join(place, file)
             if is_image_name(file):
-                yield os.path.relpath(path, folder)
+                yield os.path.join(inside, file)
             elif others is not None and not _passed_over(file):
-                others.append(os.path.relpath(path, base))
+                others.append(os.path.relpath(os.path.join(place, file), base))
 
 
 def _go_down(way: list[tuple[Path, os.stat_result]], folder: Path) -> None:
