@@ -248,7 +248,10 @@ def _without_classes(base: Path, root: Path) -> str:
         found = list(images(place, base)) if holder else []
     right = f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right, or a {LABELS_NAME} that lists labels"
     if not found:
-        return f"{base}: no images: no class folders that hold any; {right}"
+        others: list[str] = []
+        list(images(base, base, others))
+        kinds = f", but {len(others):,} other files ({shown(others)}; images are called {', '.join(IMAGE_NAMES)})"
+        return f"{base}: no images{kinds if others else ''}: no class folders that hold any; {right}"
     lists = [listing for where in {base: 0, root: 0} for listing in sorted(where.glob("*.csv"))]
     may = "".join(f"; {listing} may ({_columns(listing)})" for listing in lists[:_SHOWN])
     return (

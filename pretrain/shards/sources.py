@@ -61,6 +61,8 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
         return open_imagenet(Path(source.removeprefix("imagenet:")), split)
     if files.is_folder(source):
         return _folder(Path(source), split)
+    if Path(source).exists():
+        raise InputError(f"{source}: is a file; a SOURCE is a folder of images: unpack an archive first")
     names = [*_NAMED, "imagenet:DIR"]
     near = nearest(source, names)
     hint = f"; did you mean {near}?" if near else f"; a SOURCE is a folder of images or one of {', '.join(names)}"

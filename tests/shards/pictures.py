@@ -1,5 +1,6 @@
 """Small image files, and the rows of the data sets made of them."""
 
+import os
 import zlib
 
 import numpy as np
@@ -22,7 +23,7 @@ def tree(root, *names):
     """Files below `root`: pictures of their own pixels, and empty files under other names."""
     for name in names:
         if name.lower().endswith((".jpg", ".jpeg", ".png")):
-            picture(root / name, zlib.crc32(name.encode()))
+            picture(root / name, zlib.crc32(os.fsencode(name)))
         else:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).touch()

@@ -169,6 +169,14 @@ def test_a_folder_that_only_holds_the_images_is_no_class(tmp_path, names):
     assert re.match(r"/\w+: \d images \(1\.jpg.*\) and no class folders", refused(tmp_path))
 
 
+def test_what_is_there_instead_of_images_is_told(tmp_path):
+    tree(tmp_path, "train/cat/1.heic", "train/dog/2.heic", "a.tar")
+    assert refused(tmp_path).startswith(
+        ": no images, but 3 other files (a.tar, train/cat/1.heic, train/dog/2.heic; imag"
+    )
+    assert refused(tmp_path / "a.tar") == ": is a file; a SOURCE is a folder of images: unpack an archive first"
+
+
 def test_a_folder_of_images_beside_another_is_no_class(tmp_path):
     tree(tmp_path, "images/cat/1.jpg", "images/dog/2.jpg", "masks/1.png")
     assert refused(tmp_path).startswith(": holds images/, which is called like no class, and masks beside, with images")
