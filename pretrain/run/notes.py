@@ -20,8 +20,10 @@ def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[
     """Where the network does not fit `data.train` and `data.eval`, a sentence each. Looks at some of their images.
 
     Raises:
-        InputError: it does not, and `data.mismatch` says to refuse that.
+        InputError: it does not, and `data.mismatch` says to refuse that; or no image has a label.
     """
+    if not train.num_classes:
+        raise InputError("data.train: no image has a label, so there is nothing to learn; index the shards with labels")
     model, found, idle = config.model, [], []
     classes = max(train.num_classes, len(train.classes or ()))
     if model.num_classes > classes:
@@ -76,10 +78,16 @@ def trusted(train: Index, evaluated: Index | None) -> list[str]:
 
 
 def empty_classes(train: Index, evaluated: Index | None) -> list[str]:
-    """Classes without an image in `data.train`, and those of them that `data.eval` asks for, a sentence each."""
+    """Classes without an image in `data.train`, those of them that `data.eval` asks for, and where there is one class
+    alone, a sentence each.
+    """
     held, found = train.histogram(), []
     held = np.pad(held, (0, max(0, len(train.classes or ()) - len(held))))
     empty = np.flatnonzero(held == 0)
+    if len(empty) == len(held) - 1:
+        found.append(
+            f"data.train: all images are of class {_named(np.flatnonzero(held), train)}: nothing to tell apart"
+        )
     if len(empty):
         found.append(f"data.train: {len(empty):,} of {len(held):,} classes hold no image: {_named(empty, train)}")
     if evaluated is not None:

@@ -94,6 +94,19 @@ def test_a_numbering_from_one_shows_as_an_empty_class(shards):
     assert empty_classes(Index.open(shards([1, 2, 3])), None) == ["data.train: 1 of 4 classes hold no image: 0"]
 
 
+def test_data_without_any_label_are_refused(tmp_path, config):
+    data = Dataset("none", "all", np.int32([]), np.zeros(3, int), None, "none", lambda row: ("png", png(COLOUR)))
+    index = Index.open(write_shards(data, tmp_path / "none")[0])
+    with pytest.raises(InputError, match="data.train: no image has a label"):
+        check_fit(config(num_classes=2), index, None)
+
+
+def test_images_that_are_all_of_one_class_are_told(shards):
+    assert empty_classes(Index.open(shards([0, 0])), None) == [
+        "data.train: all images are of class 0: nothing to tell apart"
+    ]
+
+
 def test_what_is_validated_and_never_trained_is_told(shards):
     train, evaluated = Index.open(shards([0, 1, 3])), Index.open(shards([0, 2, 2, 4]))
     assert empty_classes(train, evaluated)[1] == (
