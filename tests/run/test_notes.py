@@ -97,7 +97,7 @@ def test_a_numbering_from_one_shows_as_an_empty_class(shards):
 def test_data_without_any_label_are_refused(tmp_path, config):
     data = Dataset("none", "all", np.int32([]), np.zeros(3, int), None, "none", lambda row: ("png", png(COLOUR)))
     index = Index.open(write_shards(data, tmp_path / "none")[0])
-    with pytest.raises(InputError, match="data.train: no image has a label"):
+    with pytest.raises(InputError, match=r"data\.train: no image has a label"):
         check_fit(config(num_classes=2), index, None)
 
 
