@@ -98,7 +98,7 @@ def write_shards(
         with _unfinished(path, recipe):
             entries, unreadable = _write(data, path, layout, readers, skip_unreadable)
             if unreadable:
-                lines = [printable(str(unreadable[row])) for row in sorted(unreadable)]
+                lines = [unreadable[row] for row in sorted(unreadable)]
                 _write_durably(listing, "".join(f"{line}\n" for line in lines).encode())
                 if not (skip_unreadable and entries):
                     raise InputError(_unreadable_text(data, lines, listing))
@@ -144,23 +144,23 @@ def _unfinished(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
 
 def _write(
     data: Dataset, folder: Path, layout: ShardLayout, readers: int, skip_unreadable: bool
-) -> tuple[list[ShardEntry], dict[int, UnreadableFile]]:
+) -> tuple[list[ShardEntry], dict[int, str]]:
     """The shards' entries, and what is wrong with which rows; without `skip_unreadable` only these count once there
     is one.
     """
 
-    def read(row: int) -> tuple[str, bytes] | UnreadableFile:
+    def read(row: int) -> tuple[str, bytes] | str:
         try:
             return data.read(row)
         except UnreadableFile as error:
-            return error
+            return printable(str(error))  # the error itself would keep the file's bytes
 
-    unreadable: dict[int, UnreadableFile] = {}
+    unreadable: dict[int, str] = {}
     width = max(8, len(str(len(data) - 1)))
     rows = shuffled_rows(len(data), layout.seed)
     with _ShardSequence(folder, layout) as writer, Progress("writing", "samples", len(data)) as progress:
         for row, found in zip(rows, _ahead(read, rows, readers), strict=True):
-            if isinstance(found, UnreadableFile):
+            if isinstance(found, str):
                 if not unreadable and not skip_unreadable:
                     say(f"note: {found}; looking for others, nothing is written", to=sys.stderr)
                 unreadable[row] = found

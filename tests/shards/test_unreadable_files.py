@@ -2,7 +2,7 @@
 
 import io
 import os
-import socket
+import stat
 import struct
 import subprocess
 from pathlib import Path
@@ -102,9 +102,7 @@ def hostile(folder):
     (folder / "cat" / "link.jpg").symlink_to("gone.jpg")
     for number in range(12):
         (folder / "dog" / f"x{number:02d}.gif").write_bytes(b"no image" * number)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.path.relpath(folder / "cat" / "socket.jpg"))
-    listener.close()
+    os.mknod(folder / "cat" / "socket.jpg", stat.S_IFSOCK | 0o644)
     return good
 
 
