@@ -54,11 +54,12 @@ class FewshotEvaluator:
 
     def _notes(self, train: str | tuple[str, ...] | None) -> list[str]:
         task = self._task
+        colours = task.colour_notes(self._spec.channels, self._patience, "fewshot")
         if train is None:
-            return []
+            return colours
         learned = Index.open(train)
         unnamed = unnamed_text([*learned.files, *task.support.files, *task.query.files])
-        return [*filter(None, [unnamed]), *trained_on(learned, task.query, "fewshot.query")]
+        return [*colours, *filter(None, [unnamed]), *trained_on(learned, task.query, "fewshot.query")]
 
     def run(self, model: nn.Module, step: int) -> Iterator[tuple[str, float]]:
         """("fewshot/5shot_ridge", accuracy), a pair for each shots, mean over the seeds; on every rank.

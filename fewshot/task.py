@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fewshot.draw import Draw, draw_support
 from pretrain.errors import InputError
 from pretrain.stream.classes import check_classes, check_names, unnamed_text
+from pretrain.stream.effort import Patience
 from pretrain.stream.index import Index
 from pretrain.stream.overlap import shared_text
 
@@ -28,6 +29,14 @@ class Task:
     support_ids: NDArray[np.int64]  # what any of the draws needs, ascending
     query_ids: NDArray[np.int64]  # those with a label, ascending: an image without one is neither right nor wrong
     query_labels: NDArray[np.int64]  # of `query_ids`
+
+    def colour_notes(self, channels: int, patience: Patience, section: str = "data") -> list[str]:
+        """Where a network of `channels` and the images of either index do not fit, a sentence each. Looks at some."""
+        from pretrain.stream.colour import colour_text  # here, because it brings torch
+
+        indices = {"support": self.support, "query": self.query}
+        texts = [colour_text(channels, index, f"{section}.{name}", patience) for name, index in indices.items()]
+        return [text for text in texts if text]
 
     @property
     def note(self) -> str:

@@ -59,6 +59,10 @@ def probe_weights(args: argparse.Namespace) -> int:
     distributed.together(lambda: check_out(out) if world.main else None)  # one rank writes all
     dtype = getattr(torch, protocol.dtype)
     entries = open_entries(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
+    if world.main:
+        for channels in {entry.spec.channels for entry in entries}:
+            for note in task.colour_notes(channels, config.data.patience()):
+                say(f"note: {note}")
     began = time.monotonic()
     taken = study.take_features(config, entries, task, out, world)
     extracted = time.monotonic()

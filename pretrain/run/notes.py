@@ -11,7 +11,7 @@ from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import Section
 from pretrain.stream.classes import unnamed_text
-from pretrain.stream.colour import count_coloured
+from pretrain.stream.colour import colour_text
 from pretrain.stream.index import Index
 from pretrain.stream.overlap import shared_shards
 
@@ -24,7 +24,9 @@ def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[
     """
     if not train.num_classes:
         raise InputError("data.train: no image has a label, so there is nothing to learn; index the shards with labels")
-    model, found, idle = config.model, [], []
+    model = config.model
+    found: list[str] = []
+    idle: list[str] = []
     classes = max(train.num_classes, len(train.classes or ()))
     if model.num_classes > classes:
         found.append(
@@ -33,19 +35,9 @@ def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[
             f"model.num_classes={classes} would be right for these data"
         )
     for key, index in (("data.train", train), ("data.eval", evaluated)):
-        if index is None:
-            continue
-        coloured, seen = count_coloured(index, config.data.patience())
-        if model.channels == 1 and coloured:
-            found.append(
-                f"model.channels: the network takes grey images, and {coloured} of {seen} images looked at in {key} "
-                "are in colour, which is dropped; a network of 3 channels would be right for these data"
-            )
-        if model.channels == 3 and seen and not coloured:
-            idle.append(
-                f"model.channels: the network takes RGB images, and none of {seen} images looked at in {key} is in "
-                "colour: all three channels are the same; one would do"
-            )
+        text = colour_text(model.channels, index, key, config.data.patience()) if index else ""
+        if text:  # colour that is dropped is lost, grey that is repeated is not
+            (found if model.channels == 1 else idle).append(text)
     if found and config.data.mismatch == "refuse":
         raise InputError("\n".join(f"{one}, or data.mismatch=note to train all the same" for one in found))
     return found + idle

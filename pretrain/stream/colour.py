@@ -20,6 +20,24 @@ _SECONDS = 10.0  # that storage is waited for: a start is not held up for a note
 _TINT = 8  # levels between the channels of one pixel that a lossy grey image may have
 
 
+def colour_text(channels: int, index: Index, key: str, patience: Patience | None = None) -> str:
+    """Where a network of `channels` and the images that the config key `key` names, open as `index`, do not fit, in
+    words; else empty.
+    """
+    coloured, seen = count_coloured(index, patience)
+    if channels == 1 and coloured:
+        return (
+            f"model.channels: the network takes grey images, and {coloured} of {seen} images looked at in {key} are in "
+            "colour, which is dropped; a network of 3 channels would be right for these data"
+        )
+    if channels == 3 and seen and not coloured:
+        return (
+            f"model.channels: the network takes RGB images, and none of {seen} images looked at in {key} is in colour: "
+            "all three channels are the same; one would do"
+        )
+    return ""
+
+
 def count_coloured(index: Index, patience: Patience | None = None) -> tuple[int, int]:
     """How many of some images, spread over the index, are in colour, and how many of them could be read.
 

@@ -9,6 +9,7 @@ from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset, png
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
+from pretrain.stream.effort import PATIENCE
 from pretrain.stream.index import Index
 
 IMAGES = np.zeros((12, 8, 8), np.uint8)
@@ -141,3 +142,13 @@ def test_names_are_compared_beside_indices_without(shards):
     more = shards("more", IMAGES + 5, np.arange(12) % 6)
     with pytest.raises(InputError, match=r"more.*: has labels up to 5, and .*named.* names 4 classes"):
         open_task((named, more), unnamed, **PROTOCOL)
+
+
+def test_colour_that_a_grey_network_drops_is_told(tmp_path, digit_shards):
+    colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    data = Dataset("colour", "all", FOUR.astype(np.int32), None, None, "x", lambda row: ("png", png(colour)))
+    task = open_task(digit_shards[0], str(write_shards(data, tmp_path)[0]), **PROTOCOL)
+    (note,) = task.colour_notes(1, PATIENCE)
+    assert "takes grey images, and 12 of 12 images looked at in data.query are in colour" in note
+    (note,) = task.colour_notes(3, PATIENCE, "fewshot")
+    assert "takes RGB images, and none of 16 images looked at in fewshot.support is in colour" in note
