@@ -52,4 +52,6 @@ def content_hash(sequence: str, digests: Iterable[str]) -> str:
     known = [sha256_of(digest) for digest in digests]
     if not any(known):
         return sequence
-    return hashlib.sha256("\n".join([f"vit-foundry index 2: {sequence}", *known]).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join([f"vit-foundry index 2: {sequence}", *known]).encode(errors="surrogateescape")
+    ).hexdigest()

@@ -20,7 +20,7 @@ def test_one_flipped_bit_is_found(single, name):
         raw.seek(file._places[name] + 8)
         (byte,) = raw.read(1)
         raw.seek(-1, os.SEEK_CUR)
-        raw.write(bytes([byte ^ 1]))
+        raw.write(bytes([byte ^ 0x80]))
     with pytest.raises(InputError, match=f"{file.path}: damaged: its (arrays|digests) hash to"):
         Index.open(single).check_content()
 
