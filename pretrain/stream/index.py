@@ -18,8 +18,7 @@ from pretrain.errors import InputError, StorageError
 from pretrain.stream.classes import check_classes
 from pretrain.stream.content import count_kinds, etag_of, unhashed_text
 from pretrain.stream.effort import Patience
-from pretrain.stream.indexfile import INDEX_NAME, IndexFile
-from pretrain.stream.location import local_path
+from pretrain.stream.indexfile import IndexFile, index_path
 from pretrain.stream.overlap import refuse_shared
 from pretrain.stream.store import Stat, is_remote, stat
 from pretrain.stream.tar import BLOCK
@@ -81,7 +80,7 @@ class Index:
         several = [paths] if isinstance(paths, str | Path) else list(paths)
         if not several:
             raise InputError("no index given; an INDEX is an index file, or a folder of shards that holds one")
-        files = [IndexFile(_index_path(path)) for path in several]
+        files = [IndexFile(index_path(path)) for path in several]
         named = [file for file in files if file.classes]
         for file in named[1:]:
             check_classes(named[0].classes, file.classes, str(named[0].path), str(file.path))
@@ -338,20 +337,6 @@ class ShardTable(Sequence[Shard]):
             first_id=int(self._first[part]) + first,
             digest=file.digest(number),
         )
-
-
-def _index_path(path: str | Path) -> Path:
-    place = local_path(path)
-    if not files.is_folder(place):
-        if not files.is_file(place):  # a pipe would be waited for
-            what = "not a file" if files.exists(place) else "no such index"
-            raise InputError(f"{place}: {what}; an INDEX is an index file, or a folder of shards that holds one")
-        return place
-    if not files.exists(place / INDEX_NAME):
-        raise InputError(
-            f"{place}: no {INDEX_NAME} in this folder; make it with: python launch/shards.py index {place}"
-        )
-    return place / INDEX_NAME
 
 
 def _spread(rows: Sequence[int], most: int | None) -> Sequence[int]:

@@ -37,7 +37,7 @@ from pretrain import files
 from pretrain.errors import InputError
 from pretrain.stream.content import content_hash, etag_of
 from pretrain.stream.filekind import LOOKED_AT, TAR, file_kind
-from pretrain.stream.location import home, local_path
+from pretrain.stream.location import home, local_path, meant
 from pretrain.stream.store import is_remote
 from pretrain.stream.tar import BLOCK
 
@@ -58,6 +58,24 @@ _DTYPES = {
 }
 
 Pieces = Iterable[np.ndarray]
+
+
+def index_path(path: str | Path) -> Path:
+    """The file that INDEX names: it, or that of a folder of shards. Raises InputError for neither."""
+    place = local_path(path)
+    if not files.is_folder(place):
+        if not files.is_file(place):  # a pipe would be waited for
+            what = "not a file" if files.exists(place) else "no such index"
+            pattern = place.suffix == ".tar" or not {"*", "{"}.isdisjoint(str(place))
+            hint = f" (made of shards by: python launch/shards.py index '{place}' --out FILE)" if pattern else ""
+            raise InputError(f"{place}: {what}; an INDEX is an index file, or a folder of shards that holds one{hint}")
+        return place
+    if not files.exists(place / INDEX_NAME):
+        raise InputError(
+            f"{place}: no {INDEX_NAME} in this folder; make it with: python launch/shards.py index {place}"
+            f"{meant(place)}"
+        )
+    return place / INDEX_NAME
 
 
 def key_bytes(key: str) -> bytes:

@@ -24,6 +24,8 @@ from pretrain.stream.effort import Patience
 from pretrain.stream.remotefile import RemoteFile
 from pretrain.stream.store import check_url, in_bucket, is_remote, list_shards
 
+_COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".zip")
+_IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before each further attempt; a disk that is broken stays so
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.
@@ -174,7 +176,7 @@ def _local_shards(pattern: str | Path) -> list[str]:
     if files.is_folder(path):
         shards = sorted(str(path / name) for name in os.listdir(path) if _is_shard_name(name))
         if not shards:
-            raise InputError(f"{path}: no *.tar in this folder; give the folder that holds the shards")
+            raise InputError(f"{path}: no *.tar in this folder; give the folder that holds the shards{meant(path)}")
         return shards
     if files.exists(path):
         return [str(path)]
@@ -193,6 +195,33 @@ def _matched(pattern: str) -> list[str]:
             os.listdir(folder)  # it may not be read
         raise InputError(f"{pattern}: no file matches this pattern")
     return matched
+
+
+def meant(folder: Path) -> str:
+    """What stands in a folder that was perhaps meant, and what to do with it; empty where it holds shards, or nothing.
+
+    Raises OSError where it may not be read.
+    """
+    names = sorted(os.listdir(folder))
+    if any(map(_is_shard_name, names)):
+        return ""
+    build = f"shards are made by: python launch/shards.py build {folder} DIR"
+    for name in names:
+        if name.endswith(".vfi"):
+            return f" (the index {folder / name}?)"
+        if name.lower().endswith(_COMPRESSED_NAMES):
+            return f" ({name} is compressed: shards are plain tars)"
+        if name.lower().endswith(_IMAGE_NAMES):
+            return f" (of images, as {name}, {build})"
+    for name in names:
+        inner = folder / name
+        if not name.startswith(".") and files.is_folder(inner) and os.access(inner, os.R_OK | os.X_OK):
+            for found in sorted(os.listdir(inner)):
+                if _is_shard_name(found):
+                    return f" ({inner} holds some)"
+                if found.lower().endswith(_IMAGE_NAMES):
+                    return f" (of images, as {name}/{found}, {build})"
+    return ""
 
 
 def _remote_shards(pattern: str) -> list[str]:

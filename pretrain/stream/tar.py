@@ -18,6 +18,7 @@ BLOCK = 512
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "json")
 _LONGEST_HEADER = 1 << 20  # bytes of one extended header; the longest path a kernel takes is 4,096
+_LONGEST_END = 1 << 20  # bytes of zeros behind the samples: what tar writes at the most, of records as large as usual
 # PAX records that leave names and sizes as they are. Global ones reach every later member, also those of a byte range
 # that starts after them.
 _HARMLESS = ("comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname")
@@ -180,7 +181,10 @@ class ShardTar:
                 "refused"
             )
         if not info.isreg():
-            raise self._fault(f"member {name!r} at byte {info.offset} is a link or device; samples are plain files")
+            what = (
+                "a link, of which tar -h --hard-dereference makes a file" if info.issym() or info.islnk() else "no file"
+            )
+            raise self._fault(f"member {name!r} at byte {info.offset} is {what}; samples are plain files")
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
         self.file.seek(0)
@@ -242,6 +246,12 @@ class ShardTar:
                     f"data after the end-of-archive marker at byte {end}, which readers never see; write one "
                     "archive (tar -A joins two)"
                 )
+        if self.size - end > _LONGEST_END:
+            raise self._fault(
+                f"nothing but zeros from byte {end} to {self.size}, as where a copy was cut off whose room was taken "
+                f"beforehand; copy or write the shard again, or, if it is whole, cut off the zeros: truncate -s "
+                f"{end + 2 * BLOCK} FILE"
+            )
 
     def _unreadable(self, tar: tarfile.TarFile | None, error: Exception) -> InputError:
         if tar is not None:

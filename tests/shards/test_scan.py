@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -175,6 +176,31 @@ def test_brace_patterns_files_and_folders_name_shards(tmp_path, make_tar, plain)
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=found):
             expand(patterns)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a.tar.gz", r"\(a\.tar\.gz is compressed: shards are plain tars\)"),
+        ("1.JPG", r"\(of images, as 1\.JPG, shards are made by: python launch/shards\.py build {folder} DIR\)"),
+        ("cat/1.jpg", r"\(of images, as cat/1\.jpg, shards are made by: python launch/shards\.py build {folder} DIR\)"),
+        ("train/a.tar", r"\({folder}/train holds some\)"),
+        ("train.vfi", r"\(the index {folder}/train\.vfi\?\)"),
+        ("README", r"(index {folder}|the shards)"),
+    ],
+)
+def test_a_folder_without_shards_is_told_with_what_it_holds_instead(tmp_path, name, found):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    for take in (index_shards, Index.open):
+        with pytest.raises(InputError, match=f"{tmp_path}: no .* in this folder; .*{found.format(folder=tmp_path)}$"):
+            take([tmp_path])
+
+
+def test_shards_in_the_place_of_an_index_are_told_with_the_command(tmp_path):
+    for given in ("*.tar", "{0..3}.tar", "a.tar"):
+        with pytest.raises(InputError, match=f"no such index; .*index '{re.escape(str(tmp_path / given))}' --out FILE"):
+            Index.open(tmp_path / given)
 
 
 @pytest.mark.parametrize("url", ["pipe:cat a.tar", "hf://datasets/a.tar", "az://c/{0..9}.tar", "file:///a.tar"])

@@ -42,6 +42,9 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path, make_tar, plain):
             cut.write_bytes(data[:length])
             found = fault(cut)
             assert members is long_names or "truncated" in found, (length, found)
+    # Room that was taken for a copy which was cut off: zeros, as at the end of a tar.
+    cut.write_bytes(data[:data_end] + bytes(5 << 20))
+    assert f"nothing but zeros from byte {data_end} to {data_end + (5 << 20)}" in fault(cut)
     # A whole end marker is enough: nothing of a sample is in the padding behind it.
     cut.write_bytes(data[: data_end + 512])
     assert scan_shard(str(cut)).entry.samples == 3
@@ -160,11 +163,11 @@ def test_a_sample_that_lacks_a_member_is_refused(tmp_path, members, found, make_
         ("a/../../b.jpg", {}, "'..'"),
         ("a\\b.jpg", {}, "backslashes"),
         ("a\nb.jpg", {}, "control characters"),
-        ("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link or device"),
-        ("a.jpg", {"type": tarfile.LNKTYPE, "linkname": "b.jpg"}, "is a link or device"),
-        ("a.jpg", {"type": tarfile.CHRTYPE}, "is a link or device"),
-        ("a.jpg", {"type": tarfile.FIFOTYPE}, "is a link or device"),
-        ("a.jpg", {"type": b"Z"}, "is a link or device"),
+        ("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link, of which tar -h"),
+        ("a.jpg", {"type": tarfile.LNKTYPE, "linkname": "b.jpg"}, "is a link, of which tar -h"),
+        ("a.jpg", {"type": tarfile.CHRTYPE}, "is no file; samples are plain"),
+        ("a.jpg", {"type": tarfile.FIFOTYPE}, "is no file; samples are plain"),
+        ("a.jpg", {"type": b"Z"}, "is no file; samples are plain"),
     ],
 )
 def test_a_member_that_is_no_plain_file_of_a_sample_is_refused(tmp_path, name, fields, found, make_tar, plain):
