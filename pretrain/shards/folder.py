@@ -24,6 +24,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,25 @@ def number_classes(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, 
                 f"and classes are numbered over all splits: call them alike, or give {splits[name]} by itself"
             )
     names = sorted({name for classes in found.values() for name in classes})
+    _refuse_spellings(splits, found)
     if found.get("train") and (more := set(names) - set(found["train"])):
         note(f"{splits['train']}: {len(more)} of {len(names)} classes are in other splits only: {shown(more)}")
     return {name: found[chosen].get(name, Path(name)) for name in names}
+
+
+def _refuse_spellings(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]]) -> None:
+    """Raise InputError where two splits spell one class in two ways: in case, in spaces, or as Unicode."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFKC", name).casefold().strip()
+
+    spelt: dict[str, tuple[str, Path]] = {}
+    for split, classes in found.items():
+        for name in classes:
+            other, there = spelt.get(plain(name), (name, splits[split]))
+            if other not in classes and not any(name in its for its in found.values() if other in its):
+                raise InputError(f"{splits[split]}: class {name!a} is called {other!a} in {there}; call it alike")
+        spelt.update({plain(name): (name, splits[split]) for name in classes})
 
 
 def class_folders(name: str, split: str, base: Path, classes: Mapping[str, Path]) -> Dataset:

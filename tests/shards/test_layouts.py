@@ -137,6 +137,14 @@ def test_a_split_that_shares_no_class_with_the_others_is_refused(tmp_path):
     assert classes(tmp_path / "val")[1] == ("Cats", "Dogs")
 
 
+@pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301")])
+def test_a_class_that_splits_spell_in_two_ways_is_refused(tmp_path, one, other):
+    tree(tmp_path, f"train/{one}/1.jpg", "train/dog/2.jpg", f"val/{other}/3.jpg", "val/dog/4.jpg")
+    assert refused(tmp_path) == (f"/val: class {other!a} is called {one!a} in {tmp_path}/train; call it alike")
+    tree(tmp_path, f"train/{other}/5.jpg", f"val/{one}/6.jpg")  # as letters are, small and capital
+    assert classes(tmp_path)[1] == tuple(sorted((one, other, "dog")))
+
+
 def test_a_split_without_labels_numbers_no_classes(tmp_path):
     tree(tmp_path, "train/images/1.jpg", "train/labels/1.txt", "val/cat/2.jpg", "val/dog/3.jpg")
     assert refused(tmp_path).startswith("/train/images: 1 images (1.jpg) and no class folders: nothing here says")
