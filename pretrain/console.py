@@ -31,6 +31,16 @@ def say(text: str, *, to: TextIO | None = None, end: str = "\n") -> None:
         _print(text, to, end)
 
 
+def open_streams() -> None:
+    """Make the standard streams that the command was started without (`>&-`) lead nowhere.
+
+    The next file to be opened would have the number of one of them, and hold what libraries write to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the process ends)
+
+
 def deliver(lines: Iterable[str]) -> None:
     """What a command was asked for, on stdout. Ends early where the reader has seen enough (`| head`).
 

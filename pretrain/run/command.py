@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from pretrain import files
-from pretrain.console import say
+from pretrain.console import open_streams, say
 from pretrain.engine.guards import DivergedError
 from pretrain.engine.place import local_rank, rank
 from pretrain.errors import InputError, StorageError
@@ -56,6 +56,7 @@ def run_command(command: Callable[[], int]) -> None:
     A run that has diverged ends with one message too, and status 1. Both are rank 0's to tell, but for what only other
     ranks know of (`_speaks`). Whatever else is raised is a defect: a traceback, and status 1.
     """
+    open_streams()
     try:
         status = command()
     except InputError as error:
@@ -75,9 +76,8 @@ def run_command(command: Callable[[], int]) -> None:
             refusal.only_this_rank = _have_met()
             status = _refused(refusal)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # the command was started without it (>&-)
-            with suppress(OSError, ValueError):  # ValueError: it has been closed
-                stream.flush()
+        with suppress(OSError, ValueError):  # ValueError: it has been closed
+            stream.flush()
     # Reader threads and process groups must not keep a rank alive that is finished or has failed.
     os._exit(status)
 

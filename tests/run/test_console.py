@@ -66,6 +66,26 @@ def test_what_is_said_to_a_closed_stream_is_lost():
     say("lost", to=closed)
 
 
+def test_streams_that_are_closed_from_the_beginning_lead_nowhere(tmp_path):
+    script = """
+import os, sys
+from pretrain.console import say
+from pretrain.run.command import run_command
+
+def command():
+    with open(sys.argv[1], "w") as file:
+        say("told", to=sys.stderr)
+        os.write(2, b"of a library")
+        file.write(f"terminal: {sys.stderr.isatty()}")
+    return 0
+
+run_command(command)
+"""
+    line = f'"{sys.executable}" -c "$0" "$1" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, script, tmp_path / "file"], cwd=ROOT, timeout=60)
+    assert (done.returncode, (tmp_path / "file").read_text()) == (0, "terminal: False")
+
+
 def test_a_run_trains_evaluates_and_saves_to_its_end(digits, tmp_path):
     tree = {
         "name": "mute",

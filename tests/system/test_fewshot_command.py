@@ -240,6 +240,19 @@ def test_an_out_that_cannot_be_made_is_found_before_anything_is_computed(
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_report_is_written_though_nobody_reads_it_and_another_one_kept(digit_features, tmp_path):
+    words = [sys.executable, *COMMAND, "--features", str(digit_features), "--seeds", "0", "--out", str(tmp_path)]
+    for shots in ("1", "2"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*words, "--shots", shots], cwd=ROOT, stdout=full, stderr=full, timeout=100)
+        assert done.returncode == 0
+    kept = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("report-1", "report")]
+    assert [report["protocol"]["shots"] for report in kept] == [[1], [2]]
+    again = run("--features", digit_features, "--seeds", "0", "--shots", "2", "--out", tmp_path)
+    assert "another report" not in again.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"report", "report-1"}
+
+
 def test_a_table_is_shown_on_a_console_that_is_not_utf_8(digit_features, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = run("--features", digit_features, "--shots", "1", "--seeds", "0", "--out", tmp_path)
