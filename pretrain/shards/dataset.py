@@ -126,7 +126,7 @@ def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
         raise UnreadableFile(f"{where}: {error}") from error
     except UnidentifiedImageError as error:
         found = f"{len(data)} bytes that begin {data[:8].hex(' ')!r}"
-        raise UnreadableFile(f"{where}: no image that is read here ({_READ}): {found}") from error
+        raise UnreadableFile(f"{where}: not an image of a format that is read ({_READ}): {found}") from error
     except Exception as error:  # of a dozen kinds, none of them documented
         raise UnreadableFile(f"{where}: {kind}: {error}") from error
 

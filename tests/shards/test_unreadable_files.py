@@ -22,7 +22,7 @@ from pretrain.stream.decode import MAX_PIXELS
 from pretrain.stream.index import Index
 from tests.shards.pictures import picture
 
-NO_IMAGE = r"^1\.jpg: no image that is read here \(JPEG, PNG, WebP, BMP, GIF, PPM \(PGM, PBM\) and TIFF\): "
+NO_IMAGE = r"^1\.jpg: not an image of a format that is read \(JPEG, PNG, WebP, BMP, GIF, PPM \(PGM, PBM\) and TIFF\): "
 
 
 def encoded(kind, side=64):
