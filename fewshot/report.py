@@ -135,8 +135,8 @@ def describe_rows(given: Given, draws: Sequence[Draw]) -> dict[str, Any]:
 
 def _rows_in(rows: NDArray[Any], others: NDArray[Any]) -> int:
     """How many of `rows` are among `others`, bit for bit."""
-    known = {row.tobytes() for row in others.astype(rows.dtype)}
-    return sum(row.tobytes() in known for row in rows)
+    known = {hash(row.tobytes()) for row in others.astype(rows.dtype, copy=False)}
+    return sum(hash(row.tobytes()) in known for row in rows)
 
 
 def _commonest(labels: NDArray[np.int64]) -> float:

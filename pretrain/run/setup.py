@@ -139,6 +139,11 @@ def open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
         return None
     index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience())
     check_classes(trained.classes, index.classes, "data.train", "data.eval")
+    if config.train.loss == "softmax" and index.longest > 1:
+        raise InputError(
+            "data.eval: has images with several labels, and train.loss softmax is defined for one; an index of at most "
+            "one label an image would be right"
+        )
     return index
 
 
