@@ -1,13 +1,21 @@
 """Where a run comes from is part of what it is: it is kept, a resume needs it no more, and another one is refused."""
 
+import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pretrain.engine import checkpoint
+from pretrain.shards.dataset import png
+from pretrain.shards.scan import index_shards
+from pretrain.shards.sources import open_source
+from pretrain.shards.write import write_shards
 from pretrain.weights.load import load_weights
 
 PRETRAIN, FINETUNE = "launch/pretrain.py", "launch/finetune.py"
@@ -45,7 +53,7 @@ def told(digits, ranks, tmp_path_factory) -> SimpleNamespace:
 
     def give(name, script, out, *words, **first):
         config = ["--config", str(folder / ("before.json" if script == PRETRAIN else "after.json"))]
-        words = [str(folder / word) if "/" in word or word.startswith("runs") else word for word in words]
+        words = [str(folder / word) if re.match(r"\w*/|runs", word) else word for word in words]
         if "--config" in words:
             config = []
         first = {key: [str(folder / v) for v in value] if key == "move" else str(folder / value)
@@ -89,9 +97,26 @@ def told(digits, ranks, tmp_path_factory) -> SimpleNamespace:
     give("moved on", PRETRAIN, "runs_b", "seed=1", "--extend", "train.steps=6")
     give("from b", FINETUNE, "runs_k", "--init", "runs_b/checkpoints/step_00000004")
     give("from b, moved on", FINETUNE, "runs_k", "--init", "runs_b")
+    other = f"data.train={inverted(folder / 'inverted')}"
+    blind = f"data.train={index_shards([digits / 'train'], folder / 'headers.vfi', content=False, workers=1)}"
+    give("other pixels", PRETRAIN, "runs_h", "seed=1", other)
+    give("on unknown pixels", PRETRAIN, "runs_u", blind, stop="runs_u")
+    give("on unknown pixels, now known", PRETRAIN, "runs_u")
+    give("on known pixels, now unknown", PRETRAIN, "runs_u", blind)
     ranks(1, Path(__file__).with_name("origins.py"), json.dumps(commands), folder / "told.json")
     told = json.loads((folder / "told.json").read_text())
     return SimpleNamespace(folder=folder, **{key: {name: one[key] for name, one in told.items()} for key in told["a"]})
+
+
+def inverted(folder: Path) -> Path:
+    """The digits with other pixels under the same keys, labels and sizes."""
+    digits = open_source("digits", "train", None)
+
+    def read(row: int) -> tuple[str, bytes]:
+        return "png", png(255 - np.asarray(Image.open(io.BytesIO(digits.read(row)[1]))))
+
+    write_shards(replace(digits, read=read), folder)
+    return folder
 
 
 def record(run: Path) -> dict:
@@ -146,6 +171,20 @@ def test_a_resume_needs_no_weights_and_takes_the_same_ones_wherever_they_are(tol
         assert told.status[name] == 0
         assert "finished at step 3" in told.said[name]
         assert "note" not in told.said[name]
+
+
+def test_other_pixels_under_the_same_keys_are_refused_and_unknown_ones_said(told):
+    assert told.status["other pixels"] == 2
+    assert "index_hash was '" in told.error["other pixels"]
+    assert told.status["on unknown pixels"] == 75
+    assert (
+        "note: content of the shards: unknown of 1 shards; not all of it is in the hash"
+        in told.said["on unknown pixels"]
+    )
+    assert told.status["on unknown pixels, now known"] == 0
+    assert "note: the run's index recorded no content" in told.said["on unknown pixels, now known"]
+    assert told.status["on known pixels, now unknown"] == 2
+    assert "(this index does not hold all shards' sha256: index" in told.error["on known pixels, now unknown"]
 
 
 def test_a_run_that_cannot_begin_without_weights_says_so(told):
