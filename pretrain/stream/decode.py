@@ -22,6 +22,7 @@ from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import functional as F
 
 from pretrain.errors import InputError
+from pretrain.stream.filekind import LOOKED_AT, file_kind
 
 Encoded = bytes | memoryview
 
@@ -233,7 +234,9 @@ def read_header(data: Encoded) -> tuple[str, int, int]:
             return kind, *(_jpeg_size if kind == "jpeg" else _webp_size)(data)
     except (struct.error, IndexError) as error:
         raise UnreadableImage(f"cut off in the header, {len(data)} bytes") from error
-    raise UnreadableImage(f"not JPEG, PNG or WebP: {len(data)} bytes that begin {data[:8].hex(' ')!r}")
+    other = file_kind(bytes(data[:LOOKED_AT]))
+    instead = f" but {other}" if other else ""
+    raise UnreadableImage(f"not JPEG, PNG or WebP{instead}: {len(data)} bytes that begin {data[:8].hex(' ')!r}")
 
 
 def _jpeg_size(data: Encoded) -> tuple[int, int]:

@@ -110,7 +110,7 @@ def test_images_that_do_not_decode_are_counted_and_the_first_is_named(lists):
     assert {name: first[name] for name in ("id", "key", "shard", "offset")} == {
         name: place[name] for name in ("id", "key", "shard", "offset")
     }
-    assert "not JPEG, PNG or WebP: 8 bytes" in first["error"]
+    assert "not JPEG, PNG or WebP but a text: 8 bytes" in first["error"]
     assert f"unreadable 3 of 60; the first is id {bad[0]}, key {place['key']!r}" in survey_text(found.figures())
     json.dumps(found.figures())
 

@@ -246,7 +246,9 @@ def test_damaged_bytes_are_unreadable_and_never_the_end_of_the_process(encoded, 
 
 
 def test_what_is_no_image_is_unreadable_with_its_first_bytes():
-    with pytest.raises(UnreadableImage, match=r"not JPEG, PNG or WebP: 9 bytes that begin '47 49 46 38"):
+    with pytest.raises(
+        UnreadableImage, match=r"not JPEG, PNG or WebP but a GIF image: 9 bytes that begin '47 49 46 38"
+    ):
         decode(b"GIF89a___", 3)
 
 

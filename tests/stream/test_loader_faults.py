@@ -84,7 +84,7 @@ def test_faults_come_with_the_batch_they_are_in_and_are_counted(write_shards, en
         "key": shards.keys[20],
         "url": str(shards.shard(0)),
         "offset": place.begin,
-        "error": "not JPEG, PNG or WebP: 12 bytes that begin '6e 6f 74 20 61 6e 20 69'",
+        "error": "not JPEG, PNG or WebP but a text: 12 bytes that begin '6e 6f 74 20 61 6e 20 69'",
     }
     assert found[17].reason.startswith("cut off in the header")
     assert not found[17].of_chunk
