@@ -64,7 +64,7 @@ def _summary(path: Path, what: str) -> None:
     say(f"{what} {counts}; shards: {len(found.shards):,}")
     say(f"{path}  {found.hash}")
     if unhashed := found.unhashed():
-        say(f"note: content of the shards: {unhashed}")
+        say(f"note: content of the shards: {unhashed}", to=sys.stderr)
 
 
 def verify(args: argparse.Namespace) -> int:

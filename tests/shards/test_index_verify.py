@@ -221,3 +221,8 @@ def test_stats_sum_up_samples_classes_and_image_sizes(folder):
     assert "samples   30" in text
     assert "classes   4, 1 of them empty" in text
     assert figures["hash"] in text
+    assert figures["content"] == {"sha256": 3, "etag": 0, "unknown": 0, "in_hash": True}
+    assert "content   sha256 of 3 shards\n" in text
+    index_shards([folder], content=False)
+    text = survey_text(survey(Index.open(folder), images=1).figures())
+    assert "content   unknown of 3 shards; not all of it is in the hash: other images" in text

@@ -272,7 +272,7 @@ def test_the_commands_take_urls(server, built, tmp_path, run):
     done = run(*shards, "index", f"{server.http}/train/{NAMES}", "--out", tmp_path / "i.vfi")
     assert done.returncode == 0, done.stderr
     assert Index.open(built).sequence in done.stdout
-    assert "note: content of the shards: etag of 5 shards; not all of it is in the hash" in done.stdout
+    assert "note: content of the shards: etag of 5 shards; not all of it is in the hash" in done.stderr
     done = run(*shards, "verify", tmp_path / "i.vfi")
     assert (done.returncode, done.stdout.splitlines()[0][:22]) == (0, "in order: 60 samples, ")
     done = run(*shards, "index", built, "--base", f"{server.http}/train", "--out", tmp_path / "u.vfi")
