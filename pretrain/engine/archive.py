@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -72,12 +72,13 @@ class Archive:
         return values
 
 
-def sha256(path: Path) -> str:
-    """The hex digest of a file."""
+def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The hex digest of a file. `advance` is told how many more bytes have been read."""
     digest, block = hashlib.sha256(), bytearray(_BLOCK)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
             digest.update(memoryview(block)[:size])
+            advance(size)
     return digest.hexdigest()
 
 

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial as bound
@@ -213,8 +213,12 @@ def read(path: Path) -> Saved:
     return Saved(path, state["step"], state)
 
 
-def verify(saved: Saved, names: Iterable[str] | None = None) -> None:
+def verify(
+    saved: Saved, names: Iterable[str] | None = None, advance: Callable[[int], None] = lambda count: None
+) -> None:
     """Compare the files (all, or those of `names`) with the hashes taken when they were written.
+
+    `advance` is told how many more bytes have been read.
 
     Raises:
         InputError: naming the first file that differs.
@@ -224,7 +228,7 @@ def verify(saved: Saved, names: Iterable[str] | None = None) -> None:
     for name in saved.state["files"] if names is None else names:
         written = saved.state["files"][name]["sha256"]
         try:
-            found = patiently(saved.path / name, bound(archive.sha256, saved.path / name))
+            found = patiently(saved.path / name, bound(archive.sha256, saved.path / name, advance))
         except ABSENT:
             raise InputError(f"checkpoint {saved.path}: damaged: {name} is missing") from None
         if found != written:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
+from typing import TextIO
 
 from pretrain.console import say
+from pretrain.engine.place import local_rank
 from pretrain.engine.quiet import get_accelerator, get_default_build_root, quiet
 from pretrain.errors import InputError
 
+_WORTH_A_WORD = 10.0  # seconds: the ranks of a host that find the ops compiled have had their turns by then
 # The op that DeepSpeed's communication layer builds as it starts on a CPU host; none is needed elsewhere.
 _BUILDER, _NAME = "ShareMemCommBuilder", "deepspeed_shm_comm"
 
@@ -32,7 +37,7 @@ def compile_ops() -> None:
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "vit_foundry.lock", "w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+        _take(turn)
         if not any(root.glob(f"**/{_NAME}/{_NAME}.so")):
             _need_tools()
             say("DeepSpeed compiles its CPU ops once for this machine; about a minute …", to=sys.stderr)
@@ -40,6 +45,22 @@ def compile_ops() -> None:
             stale.unlink()
         with quiet():
             get_accelerator().create_op_builder(_BUILDER).load()
+
+
+def _take(turn: TextIO) -> None:
+    """Wait for this rank's turn, and say so where it takes long: another host may have it."""
+    told = time.monotonic() + _WORTH_A_WORD
+    while True:
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:  # a file system without locks: ranks that build at once wait for one another's plain file
+            return
+        if time.monotonic() > told and local_rank(os.environ) == 0:
+            say(f"waiting for another process to compile DeepSpeed's CPU ops ({turn.name} is locked) …", to=sys.stderr)
+            told = math.inf
 
 
 def _need_tools() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from torch import Tensor
 from pretrain.engine import checkpoint
 from pretrain.engine.archive import Archive
 from pretrain.engine.checkpoint import Saved, file_name, tensor_name
-from pretrain.engine.distributed import collect, on_main, portion, together
+from pretrain.engine.distributed import collect, is_main, on_main, portion, together
 from pretrain.engine.fragments import AVERAGE, WEIGHT, check_names, fingerprint, held, kinds, places, refresh
 from pretrain.engine.reading import patiently
 from pretrain.engine.step import set_loss_scale
 from pretrain.errors import FileSystemError, InputError, StorageError
+from pretrain.stream.progress import Progress
 
 
 class Pieces:
@@ -78,8 +79,15 @@ def read_verified(path: Path) -> Saved:
         InputError: it is not whole. StorageError: it cannot be read for now.
     """
     saved = on_main(lambda: checkpoint.read(path))
-    together(lambda: checkpoint.verify(saved, portion(sorted(saved.state["files"]))))
+    together(lambda: _verify(saved, portion(sorted(saved.state["files"]))))
     return saved
+
+
+def _verify(saved: Saved, names: Sequence[str]) -> None:
+    """`checkpoint.verify`, on rank 0 with its progress: it reads gigabytes."""
+    size = sum(saved.state["files"][name]["bytes"] for name in names)
+    with Progress(f"checking {saved.path.name}", "bytes", size) as progress:
+        checkpoint.verify(saved, names, progress.advance if is_main() else lambda count: None)
 
 
 def newest_whole(folder: Path, upto: Path | None = None) -> tuple[Saved | None, dict[Path, str]]:
@@ -173,7 +181,7 @@ def read_whole(saved: Saved, shapes: Mapping[str, tuple[int, ...]], *, averaged:
         raise InputError(
             f"checkpoint {saved.path}: keeps no averaged weights (optimizer.averaging was not set); take the raw ones"
         )
-    checkpoint.verify(saved, [checkpoint.LAYOUT, *(file_name(kind, rank) for rank in range(saved.state["ranks"]))])
+    _verify(saved, [checkpoint.LAYOUT, *(file_name(kind, rank) for rank in range(saved.state["ranks"]))])
     return dict(_whole(Pieces(saved), kind, shapes))
 
 

@@ -178,6 +178,12 @@ def test_hashes_and_values_are_read_again_where_storage_does_not_serve_them(fail
         checkpoint.verify(saved)
 
 
+def test_a_check_counts_every_byte(tmp_path):
+    saved, read = checkpoint.read(place(tmp_path, 10)), []
+    checkpoint.verify(saved, None, read.append)
+    assert sum(read) == saved.bytes
+
+
 @pytest.mark.parametrize(
     ("saved", "kept"),
     [((10, 20, 30, 40, 50), [20, 40, 50]), ((3, 13, 27, 33, 41, 55, 58), [27, 41, 55, 58])],
