@@ -95,20 +95,23 @@ def failure(path: str | Path, error: OSError) -> InputError:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write: aside, flushed and renamed to `path` when the block ends well, else removed.
 
-    Raises OSError, which names `path`.
+    Raises OSError, which names `path`; its folder where that may not be written to.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with naming(path):
-        try:
+    try:
+        with naming(path):
             with open(aside, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
             flush(path.parent)
-        finally:
-            with suppress(OSError):  # renamed
-                aside.unlink()
+    except PermissionError as error:
+        error.filename = str(path.parent)
+        raise
+    finally:
+        with suppress(OSError):  # renamed
+            aside.unlink()
 
 
 @contextmanager

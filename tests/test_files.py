@@ -203,6 +203,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, small_disk):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_another_may_not_replace_names_the_folder(place, as_another):
+    (place / "it").touch()
+    as_another()
+    with pytest.raises(PermissionError) as ended, files.whole(place / "it"):
+        pass
+    assert str(files.refusal(ended.value)).startswith(f"{place}: Permission denied ({place} is drwxr-xr-x of ")
+
+
 def test_a_build_on_a_full_disk_leaves_no_partial_shard(tmp_path, small_disk):
     small_disk(30_000)
     with pytest.raises(FileSystemError, match=f"^{tmp_path}/set: File too large"):
