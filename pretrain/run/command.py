@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +21,7 @@ from pretrain.errors import InputError, StorageError
 
 DONE, DIVERGED, INPUT_AT_FAULT, STOPPED = 0, 1, 2, 75
 _DEFECT, _INTERRUPTED = 1, 130
+_OTHERS_FIRST = 5.0  # seconds
 
 
 class CommandLineError(InputError):
@@ -60,11 +63,9 @@ def run_command(command: Callable[[], int]) -> None:
     try:
         status = command()
     except InputError as error:
-        status = _refused(error)
+        status = _ended(error, INPUT_AT_FAULT, speaks=_speaks(error))
     except DivergedError as error:  # the ranks agree on it
-        if main_rank():
-            say(f"error: {error}", to=sys.stderr)
-        status = DIVERGED
+        status = _ended(error, DIVERGED, speaks=main_rank())
     except SystemExit:
         raise
     except BaseException as error:
@@ -74,7 +75,7 @@ def run_command(command: Callable[[], int]) -> None:
             status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _DEFECT
         else:
             refusal.only_this_rank = _have_met()
-            status = _refused(refusal)
+            status = _ended(refusal, INPUT_AT_FAULT, speaks=_speaks(refusal))
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # ValueError: it has been closed
             stream.flush()
@@ -82,12 +83,18 @@ def run_command(command: Callable[[], int]) -> None:
     os._exit(status)
 
 
-def _refused(error: InputError) -> int:
-    """Say it, where it is this rank's to say; the status for it."""
-    if _speaks(error):
+def _ended(error: Exception, status: int, *, speaks: bool) -> int:
+    """`status`, once the error is said, where it is this rank's to say.
+
+    One that does not speak lets those that do go first: a launcher ends all ranks once the first has ended.
+    """
+    if speaks:
         who = "" if main_rank() else f"rank {rank(os.environ)} ({socket.gethostname()}): "
         say(f"error: {who}{error}", to=sys.stderr)
-    return INPUT_AT_FAULT
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
+        time.sleep(_OTHERS_FIRST)
+    return status
 
 
 def _speaks(error: InputError) -> bool:

@@ -14,8 +14,20 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = socket.gethostname()
 
 
+HASTY = """
+from pretrain.run import command
+command._OTHERS_FIRST = 0
+"""
+SCRIPT = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def ended(rank: int, local_rank: int, *words: object) -> str:
     """What a rank of four says, whose words end it with status 2."""
+    words = ("-c", HASTY + words[1]) if words[0] == "-c" else ("-c", HASTY + SCRIPT, *words)
     place = {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(local_rank), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *map(str, words)],
@@ -95,6 +107,31 @@ run_command(main)
 @pytest.mark.parametrize("alone", [True, False])
 def test_what_only_one_rank_can_know_it_tells_itself(alone):
     assert ended(3, 1, "-c", ALONE % alone) == alone * f"error: rank 3 ({HOST}): only here\n"
+
+
+SLOW = """
+from pretrain.run import command
+from pretrain.errors import InputError
+command._OTHERS_FIRST = 60
+def main():
+    print(flush=True)
+    raise InputError("all know this")
+command.run_command(main)
+"""
+
+
+def test_a_rank_that_does_not_speak_waits_for_those_that_do_and_is_ended_with_their_status():
+    silent = subprocess.Popen(
+        [sys.executable, "-c", SLOW],
+        cwd=ROOT,
+        env={**os.environ, "RANK": "1", "LOCAL_RANK": "1"},
+        stdout=subprocess.PIPE,
+    )
+    silent.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        silent.wait(1)
+    silent.terminate()
+    assert silent.wait(10) == 2
 
 
 MET = """
