@@ -25,7 +25,7 @@ from pretrain.stream.index import Index, Shard
 from pretrain.stream.store import is_remote, stat
 from pretrain.stream.workers import in_threads
 
-FORMAT = 1  # also to be raised when features of the same weights and images come out differently
+FORMAT = 2  # also to be raised when features of the same weights and images come out differently
 _ASKED_AT_ONCE = 32
 _GIVEN = ("support_x", "support_y", "query_x", "query_y")
 # What numpy raises for a file that is no .npz, is cut off, damaged, encrypted, or holds pickles: zipfile's RuntimeError
@@ -85,14 +85,34 @@ def content(index: Index, ids: NDArray[np.int64] | None = None, patience: Patien
     """sha256 (hex) of what fixes the images of `ids` (default: all), as far as is known unread.
 
     The index's hash says what was indexed. Whether a shard is still that: readers compare its etag where one is
-    recorded; else what its server calls its content tells, and of a local one the time it was written. Raises
-    InputError where that is asked for and not to be had, of a server after `patience`.
+    recorded; else what its server calls its content tells, and of a local one `write_times`. Raises InputError where a
+    server is asked and has no answer, after `patience`.
     """
     digest = hashlib.sha256(index.hash.encode())
     for version in in_threads(lambda shard, _: _version(shard, patience), list(index.shards), _ASKED_AT_ONCE):
         digest.update(version.encode())
     digest.update(b"all" if ids is None else ids.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def write_times(index: Index) -> NDArray[np.int64]:
+    """When each shard was written to last, in ns, int64 [shards]; 0 for one at a URL, or not in place."""
+    times = in_threads(lambda shard, _: _write_time(shard), list(index.shards), _ASKED_AT_ONCE)
+    return np.fromiter(times, np.int64)
+
+
+def kept(path: Path, times: Mapping[str, NDArray[np.int64]]) -> bool:
+    """Whether features are in `path` of the shards as they are now, by split and `write_times`.
+
+    A shard that is not in place any more is taken for what it was: it may be gone once the features are taken.
+    """
+    if not files.is_file(path):
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return all(bool(((now == file[f"{split}_times"]) | (now == 0)).all()) for split, now in times.items())
+    except _UNREADABLE:
+        return True  # `read_layer` tells of it
 
 
 def write_features(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -211,12 +231,16 @@ def _native(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _version(shard: Shard, patience: Patience | None) -> str:
-    if etag_of(shard.digest):
+    if etag_of(shard.digest) or not is_remote(shard.url):
         return shard.digest
+    found = stat(shard.url, patience)
+    return f"{found.size} {found.etag or found.modified}"
+
+
+def _write_time(shard: Shard) -> int:
     if is_remote(shard.url):
-        found = stat(shard.url, patience)
-        return f"{found.size} {found.etag or found.modified}"
+        return 0
     try:
-        return f"{shard.bytes} {os.stat(shard.url).st_mtime_ns}"
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{shard.url}: {error.strerror}, but the index lists it; restore it") from error
+        return os.stat(shard.url).st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,11 @@ from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.draw import Draw, draw_support
 from fewshot.features import extract
 from fewshot.score import Result, Scores, Sweep, score
-from fewshot.store import Given, content, feature_file, read_layer, write_features
+from fewshot.store import Given, content, feature_file, kept, read_layer, write_features, write_times
 from fewshot.subject import Entry, Subject, headline, subjects
 from fewshot.task import Task
 from pretrain.console import say
 from pretrain.engine.distributed import World, on_main, together
-from pretrain.files import is_file
 from pretrain.run.setup import check_index
 from pretrain.stream.effort import Patience
 from pretrain.stream.progress import Progress
@@ -41,31 +40,33 @@ class Taken:
 def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, out: Path, world: World) -> list[Taken]:
     """Compute what features are not yet in `out`, one network at a time. Collective.
 
-    A feature file is named by what fixes it: weights, image size, images. It holds the union of the support
+    A feature file is named by what fixes it: weights, image size, images, arithmetic. It holds the union of the support
     sets and the whole query set, so that neither ImageNet's other million images nor a second run cost time.
 
     Raises InputError where an index is damaged or differs among nodes, and, if there is something to compute, where a
     shard is not in place or an image cannot be read (StorageError: not for now); the same on every rank.
     """
     images = on_main(lambda: _images(task, config.data.patience()))
+    times = on_main(lambda: {"support": write_times(task.support), "query": write_times(task.query)})
+    arithmetic = {"batch": config.fewshot.batch, "device": world.device.type}
     plan = []
     for entry in entries:
         for subject in subjects(entry, config.fewshot.features, config.seed):
             layers = list(subject.features.values())
-            what = {"subject": subject.identity, "layers": layers, "images": images}
+            what = {"subject": subject.identity, "layers": layers, "images": images, **arithmetic}
             plan.append((entry, subject, feature_file(out / FEATURES, what)))
     # The shards may be gone once all features are taken.
-    lacking = on_main(lambda: not all(is_file(file) for *_, file in plan))
+    lacking = on_main(lambda: not all(kept(file, times) for *_, file in plan))
     for split, index in (("support", task.support), ("query", task.query)):
         check_index(index, f"data.{split}", world, config.data.patience(), files=lacking)
     taken = []
     for entry, subject, file in plan:
         name = f"{entry.id}: {' '.join(subject.features)}"
-        if on_main(partial(is_file, file)):
+        if on_main(partial(kept, file, times)):
             _say(world, f"{name}: already in {out / FEATURES}")
         else:
             began = time.monotonic()
-            _compute(config, entry, subject, task, file, world)
+            _compute(config, entry, subject, task, file, times, world)
             _say(world, f"{name}: {_count(task)}, {time.monotonic() - began:.1f} s")
         taken += [Taken(entry, feature, file, layer) for feature, layer in subject.features.items()]
     return taken
@@ -141,9 +142,17 @@ def _images(task: Task, patience: Patience) -> dict[str, str]:
     }
 
 
-def _compute(config: FewshotConfig, entry: Entry, subject: Subject, task: Task, file: Path, world: World) -> None:
+def _compute(
+    config: FewshotConfig,
+    entry: Entry,
+    subject: Subject,
+    task: Task,
+    file: Path,
+    times: Mapping[str, np.ndarray],
+    world: World,
+) -> None:
     model = together(subject.build).to(world.device)
-    arrays: dict[str, np.ndarray] = {"support_ids": task.support_ids}
+    arrays = {"support_ids": task.support_ids, **{f"{split}_times": at for split, at in times.items()}}
     for split, index, ids in (
         ("support", task.support, task.support_ids),
         ("query", task.query, task.query_ids),

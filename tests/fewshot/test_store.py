@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewshot.store import content, feature_file, read_given, read_layer, whole, write_features
+from fewshot.store import content, feature_file, kept, read_given, read_layer, whole, write_features, write_times
 from pretrain.errors import InputError
 from pretrain.shards.scan import index_shards
 from pretrain.stream.index import Index
@@ -177,20 +177,26 @@ def test_shards_without_an_etag_are_told_apart_by_their_server_or_their_time(dig
     for shard in shards:
         shutil.copy(shard, tmp_path)
     server = serve(tmp_path)
-    local = index_shards([tmp_path], workers=1)
-    remote = index_shards([tmp_path], tmp_path / "far.vfi", base=f"{server.http}/", workers=1)
-    before = [content(Index.open(path)) for path in (local, remote)]
-    assert before == [content(Index.open(path)) for path in (local, remote)]
+    local = Index.open(index_shards([tmp_path], workers=1))
+    remote = Index.open(index_shards([tmp_path], tmp_path / "far.vfi", base=f"{server.http}/", workers=1))
+    there, features = content(remote), tmp_path / "features.npz"
+    assert not kept(features, {"query": write_times(local)})
+    write_features(features, {"query_times": write_times(local), "query_cls": np.zeros(3)})
+    assert kept(features, {"query": write_times(local)})
+    assert content(remote) == there
+    assert not write_times(remote).any()
     changed = tmp_path / shards[0].name
     data = bytearray(changed.read_bytes())
     data[-1500] ^= 1
     changed.write_bytes(data)
-    assert not set(before) & {content(Index.open(path)) for path in (local, remote)}
+    assert not kept(features, {"query": write_times(local)})
+    assert content(remote) != there
     changed.unlink()
-    with pytest.raises(InputError, match=f"^{changed}: No such file or directory, but the index lists it"):
-        content(Index.open(local))
+    assert kept(features, {"query": write_times(local)}), "of a shard that is gone nothing else is known"
     with pytest.raises(InputError, match=f"{changed.name}: 404 Not Found"):
-        content(Index.open(remote))
+        content(remote)
+    features.write_bytes(features.read_bytes()[:100])
+    assert kept(features, {"query": write_times(local)}), "told when it is read"
 
 
 def test_other_pixels_under_the_same_keys_are_other_content(shards):
