@@ -98,6 +98,7 @@ class Validation:
     whole: the whole images, squashed to the size, rather than their centres.
     With label lists a prediction is right if the class is one of the sample's labels, and top-5 if one of the five is.
     Samples without a label (an empty list) are in neither accuracy nor loss, as in ReaL's evaluator; they are counted.
+    loss_of: None where the loss is not defined for the set's labels; then the accuracies stand alone.
 
     Raises InputError where no sample has a label.
     """
@@ -105,7 +106,7 @@ class Validation:
     def __init__(
         self,
         index: Index,
-        loss_of: Loss,
+        loss_of: Loss | None,
         world: World,
         *,
         image_size: int,
@@ -134,7 +135,7 @@ class Validation:
             )
 
     def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
-        """("eval/loss", …), ("eval/top1", …), ("eval/top5", …), accuracies in [0, 1].
+        """("eval/loss", …) where it is defined, ("eval/top1", …), ("eval/top5", …), accuracies in [0, 1].
 
         Where there are any, ("eval/unreadable", …) and ("eval/unlabelled", …) follow: how many images.
         """
@@ -164,7 +165,7 @@ class Validation:
                 right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & scored[:, None]
                 sums += torch.stack(
                     [
-                        self._loss_of(logits, labels, scored) * len(logits),
+                        self._loss_of(logits, labels, scored) * len(logits) if self._loss_of else scored.new_zeros(()),
                         right[:, 0].sum(),
                         right.any(dim=1).sum(),
                         scored.sum(),
@@ -176,7 +177,8 @@ class Validation:
             self._report(faults)
         # An unreadable image counts as a miss: the set's size does not depend on its faults.
         labelled = self._index.samples - self._unlabelled
-        yield "eval/loss", loss / max(images, 1)
+        if self._loss_of:
+            yield "eval/loss", loss / max(images, 1)
         yield "eval/top1", top1 / labelled
         yield "eval/top5", top5 / labelled
         if unreadable:

@@ -139,11 +139,6 @@ def open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
         return None
     index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience())
     check_classes(trained.classes, index.classes, "data.train", "data.eval")
-    if config.train.loss == "softmax" and index.longest > 1:
-        raise InputError(
-            "data.eval: has images with several labels, and train.loss softmax is defined for one; an index of at most "
-            "one label an image would be right"
-        )
     return index
 
 
@@ -151,10 +146,12 @@ def validation(config: RunConfig, world: World, layout: Layout, index: Index | N
     """Validation on `data.eval`, open as `index`, if there is one."""
     if index is None:
         return []
+    # Softmax has no loss for several labels an image, as ReaL's are; images without a label are left out anyway.
+    several = config.train.loss == "softmax" and index.longest > 1
     return [
         Validation(
             index,
-            choose_loss(config.train.loss, index.longest <= 1),  # images without a label are left out
+            None if several else choose_loss(config.train.loss, one_label=True),
             world,
             image_size=config.model.image_size,
             channels=config.model.channels,

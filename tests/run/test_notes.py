@@ -184,14 +184,18 @@ def test_softmax_trains_on_lists_of_one_label(tmp_path, config):
     assert note.startswith("data.eval: 4 of 4 images are in data.train too (shard ")
 
 
-def test_an_evaluation_of_several_labels_is_refused_under_softmax_by_its_key(tmp_path, config, shards):
+def test_an_evaluation_of_several_labels_under_softmax_has_accuracies_and_no_loss(tmp_path, config, shards):
     data = Dataset(
         "two", "all", np.int32([0, 1, 1]), np.array([0, 2, 3]), None, "two", lambda row: ("png", png(COLOUR))
     )
     index, _ = write_shards(data, tmp_path / "two")
     setting = config(f"data.train={shards([0, 1, 1])}", f"data.eval={index}", num_classes=2)
-    with pytest.raises(InputError, match=r"data\.eval: has images with several labels, and train\.loss softmax"):
-        prepare(setting, None, RunFolder(tmp_path / "run"), ALONE, ())
+    (validation,) = prepare(setting, None, RunFolder(tmp_path / "run"), ALONE, ()).evaluators
+
+    def network(images):
+        return torch.tensor([[1.0, 0.0]]).repeat(len(images), 1)
+
+    assert dict(validation.run(network, 1)) == {"eval/top1": 0.5, "eval/top5": 1.0}
 
 
 @pytest.mark.parametrize(
