@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Init:
     def origin(self, chosen: Saved) -> Origin:
         """Of a run that begins from the checkpoint `chosen`. Its hash says what it holds, wherever it stands."""
         return {
-            "source": str(chosen.path),
+            "source": os.path.abspath(chosen.path),  # as a resume from elsewhere names it
             "sha256": chosen.sha256,
             "step": chosen.step,
             "weights": self.kind,
@@ -125,8 +126,8 @@ def check_origin(saved: Saved, init: Init | None) -> None:
         if not _same(given, began):
             given = init.origin(choose(init.path))
     except InputError as error:
-        source = Path(began["source"])
-        told_alike = init.path in (source, source.parent, source.parent.parent) and init.kind == began["weights"]
+        source, given_path = (Path(os.path.abspath(path)) for path in (began["source"], init.path))
+        told_alike = given_path in (source, source.parent, source.parent.parent) and init.kind == began["weights"]
         if not told_alike:
             raise type(error)(f"{error}; {mend}") from None
         _note(f"{error}; not needed to resume")

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,15 @@ import pytest
 from PIL import Image
 
 from pretrain.engine import checkpoint
+from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
+from pretrain.run.origin import Init, check_origin
 from pretrain.shards.dataset import png
 from pretrain.shards.scan import index_shards
 from pretrain.shards.sources import open_source
 from pretrain.shards.write import write_shards
-from pretrain.weights.load import load_weights
+from pretrain.weights.load import find_checkpoint, load_weights
 
 PRETRAIN, FINETUNE = "launch/pretrain.py", "launch/finetune.py"
 BEFORE = {
@@ -236,3 +241,19 @@ def test_weights_that_have_been_trained_further_are_others(told):
     assert told.status["from b, moved on"] == 2
     assert "step_00000006 (step 6, " in told.error["from b, moved on"]
     assert "step_00000004 (step 4, " in told.error["from b, moved on"]
+
+
+def test_a_start_that_is_gone_is_told_by_its_path_however_that_is_typed(tmp_path, run_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = VisionTransformer(ViTSpec(**BEFORE["model"]))
+    path = run_folder(tmp_path / "a", model).relative_to(tmp_path)
+    origin = Init(path).origin(find_checkpoint(path))
+    assert origin["source"] == str(tmp_path / "a/checkpoints/step_00000003")
+    shutil.rmtree(path)
+    typed_then = {**origin, "source": "a/checkpoints/step_00000003"}  # as an earlier version recorded it
+    for began in (origin, typed_then):
+        saved = checkpoint.Saved(tmp_path / "b/checkpoints/step_00000001", 1, {"origin": began})
+        for same in ("a", "a/checkpoints/step_00000003", "./b/../a/", tmp_path / "a"):
+            check_origin(saved, Init(Path(same)))
+        with pytest.raises(InputError, match=f"b: no such file or folder.* began from weights of {began['source']}"):
+            check_origin(saved, Init(Path("b")))
