@@ -120,7 +120,7 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
         stream, index = saved.state["stream"], setup.index
         start = setup.order.check(stream, index.hash, index.sequence)  # the same on every rank, as indices are
         if stream["index_hash"] != index.hash:
-            notes += ["note: the run's index recorded no content; whether these are the same images is not known"]
+            notes += ["note: the run recorded no content of its shards; whether these are the same images is not known"]
         resumed = [f"resumed from {saved.path}", f"began from {describe(setup.origin)}", *notes]
     if start > steps or (start == steps and not missed(setup, start)):
         _say(

@@ -29,18 +29,14 @@ def count_kinds(digests: Iterable[str]) -> dict[str, int]:
     return {kind: counts[kind] for kind in ("sha256", "etag", "unknown")}
 
 
-def unhashed_text(kinds: Mapping[str, int], *, old: bool) -> str:
-    """What a hash does not know of shards of these kinds, in words; empty where it holds the sha256 of each.
-
-    old: in an index by an earlier version, whose hash holds none.
-    """
+def unhashed_text(kinds: Mapping[str, int]) -> str:
+    """What a hash does not know of shards of these kinds, in words; empty where it holds the sha256 of each."""
     listed = ", ".join(f"{kind} of {count:,}" for kind, count in kinds.items() if count)
-    if not old and not kinds["etag"] and not kinds["unknown"]:
+    if not kinds["etag"] and not kinds["unknown"]:
         return ""
     return (
-        f"{listed} shards{', in an index by an earlier version' if old else ''}; not all of it is in the hash, so "
-        "other images under the same keys, labels and sizes may have the same one. To have it there, index the "
-        "shards again, remote ones with --sha256"
+        f"{listed} shards; not all of it is in the hash, so other images under the same keys, labels and sizes may "
+        "have the same one. To have it there, index the shards again, remote ones with --sha256"
     )
 
 

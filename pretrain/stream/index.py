@@ -121,7 +121,7 @@ class Index:
 
     def unhashed(self) -> str:
         """What the hash does not know of the shards' content, in words; empty where it holds the sha256 of each."""
-        return unhashed_text(self.content, old=any(file.version == 1 for file in self._files))
+        return unhashed_text(self.content)
 
     @property
     def num_classes(self) -> int:

@@ -16,8 +16,8 @@ key_hashes   uint32 [N]    crc32 of the key's bytes
 labels       int32  [N]    or, with lists, [all labels] and label_starts uint32 or int64 [N+1]
 
 The header's `sequence` is the hash of the samples' sequence (keys, labels, places); `hash` stands for the same data: it
-also holds the sha256 of every shard that has one, and is `sequence` where none has. Files of version 1 have no
-`sequence`: their hash is that. They are read as ever, since runs under way rest on them.
+also holds the sha256 of every shard that has one, and is `sequence` where none has. In files of version 1, which are
+read as ever, `hash` is `sequence`; the other is computed from their digests.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,9 @@ class IndexFile:
             self.num_classes = _count(header["num_classes"])
             self.multilabel = bool(header["multilabel"])
             self.longest = _count(header["longest"])
-            self.hash = str(header["hash"])
-            self.version: int = header["version"]
-            self.sequence = str(header["sequence"]) if self.version > 1 else self.hash
+            first_version = header["version"] == 1
+            self.sequence = str(header["hash" if first_version else "sequence"])
+            self._hash = "" if first_version else str(header["hash"])
             self.classes: tuple[str, ...] | None = tuple(map(str, header["classes"])) if header["classes"] else None
             self.first: np.ndarray = arrays["first"]
             self.shard_bytes: np.ndarray = arrays["shard_bytes"]
@@ -228,6 +229,11 @@ class IndexFile:
         url = self._string(self._urls, shard)
         return url if is_remote(url) else os.path.normpath(os.path.join(self._home, url))
 
+    @cached_property
+    def hash(self) -> str:
+        """What stands for the same data: sequence and content. Reads all digests of a file of version 1."""
+        return self._hash or content_hash(self.sequence, self.digests())
+
     @property
     def remote(self) -> bool:
         """Whether some shard is at a URL."""
@@ -271,7 +277,7 @@ class IndexFile:
         found = self.rehash()
         if found != self.sequence:
             raise self._fault(f"damaged: its arrays hash to {found[:12]}…, its header says {self.sequence[:12]}…")
-        found = content_hash(found, self.digests()) if self.hash != self.sequence else found
+        found = content_hash(found, self.digests())
         if found != self.hash:
             raise self._fault(f"damaged: its digests hash to {found[:12]}…, its header says {self.hash[:12]}…")
         # What the hash leaves out, since it says nothing of the samples' sequence.

@@ -187,7 +187,7 @@ def test_other_pixels_under_the_same_keys_are_refused_and_unknown_ones_said(told
         in told.said["on unknown pixels"]
     )
     assert told.status["on unknown pixels, now known"] == 0
-    assert "note: the run's index recorded no content" in told.said["on unknown pixels, now known"]
+    assert "note: the run recorded no content of its shards" in told.said["on unknown pixels, now known"]
     assert told.status["on known pixels, now unknown"] == 2
     assert "(this index does not hold all shards' sha256: index" in told.error["on known pixels, now unknown"]
 

@@ -16,6 +16,7 @@ from pretrain.errors import InputError
 from pretrain.shards.indexwriter import write_index
 from pretrain.stream.index import Extent, Index
 from pretrain.stream.indexfile import INDEX_NAME, place_arrays
+from pretrain.stream.order import Order
 from tests.stream.entries import SINGLE, as_first_version, entry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,17 +205,20 @@ def test_the_hash_holds_the_content_of_every_shard_whose_sha256_is_recorded(tmp_
     assert nothing.unhashed().startswith("unknown of 2 shards; ")
 
 
-def test_an_index_of_the_first_version_keeps_its_hash(single, lists):
-    """Runs under way hold it in their checkpoints."""
+def test_an_index_of_the_first_version_has_the_hash_of_now_by_its_digests(single, lists):
+    """Its own is that of the sequence, which checkpoints of runs under way hold: `Order.check` takes that too."""
     now = [Index.open(folder) for folder in (single, lists)]
     for folder in (single, lists):
         as_first_version(folder / INDEX_NAME)
     old = [Index.open(folder) for folder in (single, lists)]
-    assert [index.hash for index in old] == [index.sequence for index in now] == [index.sequence for index in old]
-    assert Index.open([single, lists]).hash == Index.open([single, lists]).sequence
+    assert [(index.hash, index.sequence) for index in old] == [(index.hash, index.sequence) for index in now]
+    assert all(index.hash != index.sequence for index in old)
+    both, order = Index.open([single, lists]), Order(1000, 10, seed=1)
+    for began in (both.hash, both.sequence):
+        assert order.check(order.state(began, 5), both.hash, both.sequence) == 5
     for index in old:
         index.check_content()
-        assert "in an index by an earlier version; not all of it is in the hash" in index.unhashed()
+        assert not index.unhashed()
 
 
 def test_a_moved_folder_still_opens(single, tmp_path):
