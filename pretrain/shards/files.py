@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from pretrain.files import failure
 from pretrain.shards.dataset import Dataset, UnreadableFile, as_stored, fingerprint
 
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+_SHOWN = 3  # names in a message
 _HEADS, _HEAD = 1000, 64 << 10  # files, bytes
 # Left behind by archive tools, file systems and disk stations, which keep thumbnails in theirs.
 _LEFTOVERS = {"__MACOSX", "@eaDir", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
@@ -181,3 +183,9 @@ def read_text(path: Path) -> str:
 
 def note(text: str) -> None:
     say(f"note: {text}", to=sys.stderr)
+
+
+def shown(names: Any) -> str:
+    """The first few names, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

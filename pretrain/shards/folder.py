@@ -6,28 +6,23 @@
     DIR/images/…                    either of them, one folder down
 
 The classes are the sorted names of the class folders of all splits together, so that a label means the same in each.
-Images lie at any depth below their class folder; where the class folders are sorted into letters (a/abbey/…, as
-Places365's and SUN's are), they are what the letters hold. A folder without images is no class. Whatever else is
-found is refused: what is a class and what is not is not guessed.
+Images lie at any depth below their class folder; where the class folders are sorted into letters (a/abbey/…) and a
+list of classes says so, as Places365's and SUN's do, they are what the letters hold. A folder without images is no
+class. Whatever else is found is refused: what is a class and what is not is not guessed. `--split all` says it: then
+each folder of DIR is a class, whatever it is called and holds.
 
-With a file `labels.json` in DIR or in the split's folder, images have lists of labels and folders mean nothing:
-
-    {"classes": ["beach", "dog", "sea"],
-     "labels": {"2019/1.jpg": ["dog", "beach"], "2019/2.jpg": []}}
-
-Paths start from the folder of that file; labels are names out of "classes", or, without "classes", numbers from 0.
-Every image has to be listed and every listed file of the split has to exist.
+With a file `labels.json` in DIR or in the split's folder, images have lists of labels and folders mean nothing: see
+labelsfile.py.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,11 +38,12 @@ from pretrain.shards.files import (
     loose_images,
     note,
     read_text,
+    shown,
 )
+from pretrain.shards.labelsfile import LABELS_NAME, with_lists
 from pretrain.shards.splits import bears_split_name, is_holder, split_name
 
-LABELS_NAME = "labels.json"
-_SHOWN = 3  # names in a message
+_LETTER_LISTS = ("ClassName.txt", "categories_places365.txt")  # SUN's, Places365's: "/a/abbey", and more, a line
 _LONGEST_LINE = 10_000
 
 
@@ -63,9 +59,13 @@ def open_folder(folder: Path, split: str | None = None) -> Dataset:
     base = splits[chosen]
     for place in (base, root):
         if exists(place / LABELS_NAME):
-            return _with_lists(folder.resolve().name, chosen, base, place / LABELS_NAME)
-    found = {name: classes_of(place, every_folder=split == "all") for name, place in splits.items()}
-    return class_folders(folder.resolve().name, chosen, base, number_classes(splits, found, chosen))
+            return with_lists(folder.resolve().name, chosen, base, place / LABELS_NAME)
+    every_folder = split == "all"
+    found = {name: classes_of(place, every_folder=every_folder) for name, place in splits.items()}
+    if not every_folder:
+        _refuse_splits(splits, found)
+    classes = number_classes(splits, found, chosen)
+    return class_folders(folder.resolve().name, chosen, base, classes, whatever_inside=every_folder)
 
 
 def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
@@ -98,7 +98,7 @@ def number_classes(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, 
         if classes and others and not others & set(classes):
             raise InputError(
                 f"{splits[name]}: shares no class with the other splits ({shown(classes)}; there {shown(others)}), "
-                f"and classes are numbered over all splits: call them alike, or give {splits[name]} by itself"
+                f"and classes are numbered over all splits: call them alike, or give {base} by itself"
             )
     names = sorted({name for classes in found.values() for name in classes})
     _refuse_spellings(splits, found)
@@ -122,20 +122,46 @@ def _refuse_spellings(splits: Mapping[str, Path], found: Mapping[str, Mapping[st
         spelt.update({plain(name): (name, splits[split]) for name in classes})
 
 
-def class_folders(name: str, split: str, base: Path, classes: Mapping[str, Path]) -> Dataset:
-    """One folder a class, images at any depth below; rows sorted by class, then by path."""
+def _refuse_splits(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]]) -> None:
+    """Raise InputError where a folder among the classes is called like a split, unless it holds images itself and is a
+    class in other splits, too, or in its namesake (train/train/1.jpg).
+    """
+    for split, classes in found.items():
+        for name in filter(bears_split_name, classes):
+            place = splits[split] / classes[name]
+            held = bool(loose_images(place))
+            alike = split_name(name) in (None, split) or sum(name in its for its in found.values()) > 1
+            if not (held and alike):
+                raise InputError(
+                    f"{place}: a folder called like a split, among class folders ({shown(classes)}); "
+                    "DIR/<split>/<class>/*.jpg would be right (a class of such a name holds images itself, in every "
+                    "split)"
+                )
+
+
+def class_folders(
+    name: str, split: str, base: Path, classes: Mapping[str, Path], *, whatever_inside: bool = False
+) -> Dataset:
+    """One folder a class, images at any depth below; rows sorted by class, then by path.
+
+    Raises InputError where class folders hold what may be splits or classes itself, unless `whatever_inside`.
+    """
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
     others: list[str] = []
-    inner: set[str] = set()  # folders in the class folders
+    inside: dict[str, set[str]] = {}  # of each class: which of its folders hold images; "" is its own
     for label, (called, below) in enumerate(classes.items()):
         found = list(images(base / below, base, others)) if is_folder(base / below) else []
         files += [os.path.join(below, file) for file in found]
         labels += [label] * len(found)
-        inner.update(os.path.join(below, os.path.dirname(file).partition(os.sep)[0]) for file in found)
-        if not found:
+        if found:
+            inside[called] = {os.path.dirname(file) for file in found}
+        else:
             empty.append(called)
+    if not whatever_inside:
+        _refuse_inside(base, classes, inside)
+    inner = {os.path.join(classes[called], _first(path)) for called, paths in inside.items() for path in paths}
     if beside := set(folders(base)) - {below.parts[0] for below in classes.values()}:
         note(f"{base}: passed over {len(beside)} folders, without images or no classes: {shown(beside)}")
     if len(inner) > len(classes) - len(empty) and not inner & {os.path.join(below, "") for below in classes.values()}:
@@ -154,10 +180,37 @@ def class_folders(name: str, split: str, base: Path, classes: Mapping[str, Path]
     return file_dataset(name, split, base, files, np.array(labels, np.int32), None, list(classes))
 
 
-def shown(names: Any) -> str:
-    """The first few names, for a message."""
-    names = sorted(names)
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+def _first(path: str) -> str:
+    return path.partition(os.sep)[0]
+
+
+def _refuse_inside(base: Path, classes: Mapping[str, Path], inside: Mapping[str, Set[str]]) -> None:
+    """Raise InputError where folders in class folders are called like splits, or like a holder of images beside others,
+    or alike in most classes: these may be the classes, or further pictures of one kind (masks).
+    """
+    mend = (
+        f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right; {base} given with --split all takes its own "
+        "folders as classes, with all they hold"
+    )
+    counts: Counter[str] = Counter()
+    for called, paths in inside.items():
+        place = base / classes[called]
+        if odd := sorted(path for path in paths if any(map(split_name, path.split(os.sep)))):
+            raise InputError(f"{place / odd[0]}: a split's name inside the class folder {place}; {mend}")
+        first = {_first(path) for path in paths}
+        if len(first) == 1 and first <= paths:  # its own images, or one folder that holds them
+            continue
+        if odd := sorted(filter(is_holder, first)):
+            beside = shown(f"{name}/" if name else "images" for name in first - {odd[0]}) or "folders in it"
+            raise InputError(
+                f"{place / odd[0]}: called like no class, with {beside}, in the class folder {place}; {mend}"
+            )
+        counts.update(first - {""})
+    if len(inside) > 1 and (same := [name for name, count in counts.items() if 2 * count > len(inside)]):
+        raise InputError(
+            f"{base}: {shown(f'{called}/' for called in inside)} hold folders of the same names ({shown(same)}): these "
+            f"may be the classes, or one of several kinds of pictures; {mend}"
+        )
 
 
 def _root(folder: Path) -> Path:
@@ -191,9 +244,13 @@ def _splits(root: Path, split: str | None) -> dict[str, Path]:
     splits = {name: root / name for name in akin}
     for name in plain:
         said = str(split_name(name))
-        if said in splits:
-            raise InputError(f"{root}: {splits[said].name}/ and {name}/ would both be the split {said}; keep one here")
-        splits[said] = root / name
+        same = [other for other in plain if split_name(other) == said]
+        if len(same) > 1 and split not in plain:
+            raise InputError(
+                f"{root}: {same[0]}/ and {same[1]}/ would both be the split {said}; keep one here, or take one of "
+                f"them by its folder's name: --split {same[0]}"
+            )
+        splits[said if len(same) == 1 else name] = root / name
     if plain and not others:
         if beside := set(folders(root)) - set(names):
             note(f"{root}: passed over folders without images: {shown(beside)}")
@@ -214,9 +271,11 @@ def _splits(root: Path, split: str | None) -> dict[str, Path]:
 def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
     """Class names and their folders, relative to `place`; none where it holds images without labels."""
     names = image_folders(place)
+    if every_folder:
+        return {name: Path(name) for name in names}
     if letters := _letters(place, names):
         return letters
-    holders = [] if every_folder else [name for name in names if is_holder(name)]
+    holders = [name for name in names if is_holder(name)]
     if holders and len(holders) < len(names):
         raise InputError(
             f"{place}: holds {holders[0]}/, which is called like no class, and {shown(set(names) - set(holders))} "
@@ -224,21 +283,22 @@ def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
         )
     if len(names) == 1 and not loose_images(place / names[0]):
         inner = place / names[0]
-        if holders or inner.name == place.name:  # an archive's folder in a folder of that name
-            return {name: Path(inner.name, below) for name, below in classes_of(inner).items()}
         below = image_folders(inner)
-        if any(not is_holder(name) for name in below):
-            raise InputError(
-                f"{place}: holds one folder, {inner.name}/, with folders in it ({shown(below)}): if these are the "
-                f"classes or splits, give {inner}"
-            )
-    if holders:
-        return {}
-    return {name: Path(name) for name in names}
+        # An archive's folder in a folder of that name.
+        if (holders or inner.name == place.name) and not any(map(split_name, below)):
+            return {name: Path(inner.name, path) for name, path in classes_of(inner).items()}
+        raise InputError(
+            f"{place}: holds one folder, {inner.name}/, with folders in it ({shown(below)}): if these are the "
+            f"classes or splits, give {inner}"
+        )
+    return {} if holders else {name: Path(name) for name in names}
 
 
 def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Classes in folders by their first letter: a/abbey, a/apartment_building/outdoor, b/bakery/shop."""
+    """Classes in folders by their first letter: a/abbey, a/apartment_building/outdoor, b/bakery/shop.
+
+    Raises InputError where no list says that they are, and for one that is not listed.
+    """
     if not names or any(len(name) > 1 or loose_images(place / name) for name in names):
         return {}
     found: dict[str, Path] = {}
@@ -252,6 +312,17 @@ def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
                 found[name] = inner
             else:
                 found.update({f"{name}/{kind}": inner / kind for kind in image_folders(place / inner)})
+    lists = (where / name for where in (place, place.parent) for name in _LETTER_LISTS)
+    listing = next((path for path in lists if exists(path)), None)
+    if listing is None:
+        raise InputError(
+            f"{place}: holds folders of one letter ({shown(names)}) with folders in them ({shown(found)}), and either "
+            f"may be the classes; {place} given with --split all takes the letters, a list of classes {place}/"
+            f"{_LETTER_LISTS[0]} (/{next(iter(found.values()))}, one a line) what they hold"
+        )
+    listed = {line.split()[0].strip("/") for line in read_text(listing).splitlines() if line.strip()}
+    if missing := [name for name, inner in found.items() if inner.as_posix() not in listed]:
+        raise InputError(f"{listing}: does not have {shown(missing)}, which {place} has")
     return found
 
 
@@ -270,7 +341,7 @@ def _without_classes(base: Path, root: Path) -> str:
         kinds = f", but {len(others):,} other files ({shown(others)}; images are called {', '.join(IMAGE_NAMES)})"
         return f"{base}: no images{kinds if others else ''}: no class folders that hold any; {right}"
     lists = [listing for where in {base: 0, root: 0} for listing in sorted(where.glob("*.csv"))]
-    may = "".join(f"; {listing} may ({_columns(listing)})" for listing in lists[:_SHOWN])
+    may = "".join(f"; {listing} may ({_columns(listing)})" for listing in lists[:3])
     return (
         f"{place}: {len(found):,} images ({shown(found)}) and no class folders: nothing here says what they show{may}; "
         f"{right}"
@@ -284,68 +355,3 @@ def _columns(listing: Path) -> str:
     except (OSError, ValueError, csv.Error):
         return "not read"
     return "columns " + ", ".join(first[:5]) + (", …" if len(first) > 5 else "")
-
-
-def _with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
-    try:
-        content = json.loads(read_text(listing), object_pairs_hook=lambda pairs: _no_key_twice(pairs, listing))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{listing}: cannot be read as JSON: {error}") from error
-    classes = content.get("classes") if isinstance(content, dict) else None
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if classes is not None and named and len(set(classes)) < len(classes):
-        raise InputError(f'{listing}: "classes" has a name twice; each class is one label')
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("labels"), dict)
-        or set(content) - {"classes", "labels"}
-        or not (classes is None or named)
-    ):
-        raise InputError(
-            f'{listing}: is {{"classes": […], "labels": {{path: [labels], …}}}}; "classes" may be left out'
-        )
-    numbers = None if classes is None else {name: number for number, name in enumerate(classes)}
-    below = os.path.relpath(base, listing.parent)
-    files = list(images(base, base))
-    listed = _no_key_twice(((os.path.normpath(path), value) for path, value in content["labels"].items()), listing)
-    places = [os.path.normpath(os.path.join(below, file)) for file in files]
-    if unlisted := [place for place in places if place not in listed]:
-        raise InputError(
-            f"{listing}: {len(unlisted):,} of {len(places):,} images are not listed ({shown(unlisted)}); an image "
-            "without labels is listed with []"
-        )
-    labels: list[int] = []
-    starts = [0]
-    for place in places:
-        labels += _numbered(listed.pop(place), numbers, f"{listing}: {place!r}")
-        starts.append(len(labels))
-    if left := [path for path in listed if below == "." or path.startswith(below + os.sep)]:
-        raise InputError(
-            f"{listing}: {len(left):,} files are listed that are no images below {listing.parent} ({shown(left)}); "
-            f"images are called {', '.join(IMAGE_NAMES)}"
-        )
-    return file_dataset(name, split, base, files, np.array(labels, np.int32), np.array(starts), classes)
-
-
-def _no_key_twice(pairs: Iterable[tuple[str, Any]], listing: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise InputError(f"{listing}: has {key!r} twice")
-        found[key] = value
-    return found
-
-
-def _numbered(value: Any, numbers: dict[str, int] | None, where: str) -> list[int]:
-    right = "a list of names out of classes" if numbers is not None else "a list of numbers from 0"
-    if not isinstance(value, list):
-        raise InputError(f"{where}: found {value!r}; labels are {right}")
-    found = []
-    for label in value:
-        known = label if numbers is None else numbers.get(label) if isinstance(label, str) else None
-        if type(known) is not int or not 0 <= known < 1 << 31:
-            raise InputError(f"{where}: label {label!r}; labels are {right}")
-        found.append(known)
-    if len(set(found)) < len(found):
-        raise InputError(f"{where}: found {value!r}; a class is listed once")
-    return found

@@ -34,7 +34,8 @@ from pretrain import files
 from pretrain.errors import InputError, nearest
 from pretrain.shards.dataset import Dataset, array_dataset
 from pretrain.shards.files import note
-from pretrain.shards.folder import LABELS_NAME, choose, open_folder
+from pretrain.shards.folder import choose, open_folder
+from pretrain.shards.labelsfile import LABELS_NAME
 from pretrain.shards.published import open_imagenet, open_published, read_flowers, read_pets
 
 FASHION_CLASSES = (

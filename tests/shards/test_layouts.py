@@ -47,7 +47,20 @@ def test_splits_are_known_in_any_spelling(tmp_path, spelt):
 
 def test_two_spellings_of_one_split_are_refused(tmp_path):
     tree(tmp_path, "val/cat/1.jpg", "validation/cat/2.jpg", "train/cat/3.jpg")
-    assert refused(tmp_path) == ": val/ and validation/ would both be the split val; keep one here"
+    assert refused(tmp_path) == (
+        ": val/ and validation/ would both be the split val; keep one here, or take one of them by its folder's name: "
+        "--split val"
+    )
+    assert refused(tmp_path, "evaluation") == refused(tmp_path)
+    assert classes(tmp_path, "validation") == ("validation", ("cat",), {"validation/cat/2.jpg": "cat"})
+    assert classes(tmp_path, "val") == ("val", ("cat",), {"val/cat/1.jpg": "cat"})
+    assert classes(tmp_path, "train") == ("train", ("cat",), {"train/cat/3.jpg": "cat"})
+
+
+def test_numbered_parts_of_a_split_are_taken_by_name(tmp_path):
+    tree(tmp_path, "train_1/cat/1.jpg", "train_1/dog/2.jpg", "train_2/dog/3.jpg", "val/cat/4.jpg")
+    assert refused(tmp_path).endswith("take one of them by its folder's name: --split train_1")
+    assert classes(tmp_path, "train_2") == ("train_2", ("cat", "dog"), {"train_2/dog/3.jpg": "dog"})
 
 
 def test_without_a_training_split_it_has_to_be_said_which(tmp_path):
@@ -97,6 +110,34 @@ def test_a_class_called_train_is_taken_as_one_if_that_is_said(tmp_path):
     )  # fmt: skip
     tree(tmp_path / "better", "train/train/1.jpg", "train/aquarium_fish/2.jpg")
     assert classes(tmp_path / "better")[1] == ("aquarium_fish", "train")
+    tree(tmp_path / "better", "test/train/3.jpg", "test/aquarium_fish/4.jpg")
+    assert classes(tmp_path / "better", "test")[2] == {
+        "test/train/3.jpg": "train", "test/aquarium_fish/4.jpg": "aquarium_fish",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("inner", "named"),
+    [
+        (("train/val/cat/3.jpg", "train/val/dog/4.jpg"), "train/val"),
+        (("train/val/3.jpg",), "train/val"),
+        (("train/valid/3.jpg", "test/valid/cat/4.jpg"), "test/valid"),
+        (("test/seg_train/cat/3.jpg",), "test/seg_train"),
+    ],
+)
+def test_a_split_in_a_split_is_no_class(tmp_path, inner, named):
+    tree(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/5.jpg", "test/dog/6.jpg", *inner)
+    for split in (None, "test"):
+        assert refused(tmp_path, split).startswith(f"/{named}: a folder called like a split, among class folders (cat,")
+    assert refused(tmp_path / named.partition("/")[0])
+
+
+def test_splits_in_an_archives_folder_are_no_classes(tmp_path):
+    tree(tmp_path, "pets/pets/train/cat/1.jpg", "pets/pets/train/dog/2.jpg", "pets/pets/val/dog/3.jpg")
+    assert refused(tmp_path / "pets").endswith(
+        f"(train, val): if these are the classes or splits, give {tmp_path}/pets/pets"
+    )
+    assert classes(tmp_path / "pets" / "pets")[1] == ("cat", "dog")
 
 
 def test_classes_whose_names_only_contain_a_splits_are_classes(tmp_path):
@@ -133,7 +174,9 @@ def test_further_splits_keep_their_names_and_the_numbers_of_all(tmp_path):
 def test_a_split_that_shares_no_class_with_the_others_is_refused(tmp_path):
     tree(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/Cats/3.jpg", "val/Dogs/4.jpg")
     for split in ("train", "val"):
-        assert "/train: shares no class with the other splits (cat, dog; there Cats, Dogs)" in refused(tmp_path, split)
+        told = refused(tmp_path, split)
+        assert told.startswith("/train: shares no class with the other splits (cat, dog; there Cats, Dogs)")
+        assert told.endswith(f"call them alike, or give {tmp_path / split} by itself")
     assert classes(tmp_path / "val")[1] == ("Cats", "Dogs")
 
 
@@ -216,6 +259,81 @@ def test_an_archives_own_top_folder_is_named(tmp_path, inner):
         f"{tmp_path / inner}"
     )
     assert classes(tmp_path / inner)[1] == ("daisy", "rose")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("food-101/images/pie/1.jpg", "food-101/images/soup/2.jpg"),
+        ("flowers-102/jpg/1.jpg", "flowers-102/jpg/2.jpg"),
+        ("oxford-iiit-pet/images/pug_1.jpg", "oxford-iiit-pet/annotations/trimaps/pug_1.png"),
+    ],
+    ids=lambda names: names[0].partition("/")[0],
+)
+def test_a_set_in_a_folder_is_no_class(tmp_path, names):
+    tree(tmp_path, *names)
+    inner = tmp_path / names[0].partition("/")[0]
+    assert refused(tmp_path).endswith(f": if these are the classes or splits, give {inner}")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg"), "/cat/test: a split's name inside the class"),
+        (
+            ("bottle/train/good/1.png", "bottle/test/broken/2.png", "bottle/ground_truth/broken/2.png", "nut/x/3.png"),
+            "/bottle/test/broken: a split's name inside the class folder ",
+        ),
+        (("cat/a/val/1.jpg", "dog/2.jpg"), "/cat/a/val: a split's name inside the class folder "),
+        (
+            ("cat/images/1.jpg", "cat/masks/1.png", "dog/2.jpg"),
+            "/cat/images: called like no class, with masks/, in the",
+        ),
+        (
+            ("cat/1.jpg", "cat/annotations/1.png", "dog/2.jpg"),
+            "/cat/annotations: called like no class, with images, in",
+        ),
+        (
+            ("food-101/images/pie/1.jpg", "CUB/images/wren/2.jpg"),
+            "/CUB/images: called like no class, with folders in it, in the class folder ",
+        ),
+        (("fold1/cat/1.jpg", "fold1/dog/2.jpg", "fold2/cat/3.jpg", "fold2/dog/4.jpg"), "(cat, dog)"),
+        (("fold1/cat/1.jpg", "fold1/dog/2.jpg", "fold2/dog/3.jpg", "fold2/cow/4.jpg", "fold3/cow/5.jpg"), "(dog)"),
+        (("amazon/bike/1.jpg", "amazon/mug/2.jpg", "dslr/bike/3.jpg", "dslr/mug/4.jpg"), "(bike, mug)"),
+        (("raw/cat/1.jpg", "raw/dog/2.jpg", "resized/cat/1.jpg", "resized/dog/2.jpg"), "(cat, dog)"),
+        (("cat/1.jpg", "cat/depth/1.png", "dog/2.jpg", "dog/depth/2.png"), "(depth)"),
+    ],
+)
+def test_what_class_folders_hold_is_not_guessed(tmp_path, names, told):
+    tree(tmp_path, *names)
+    found = refused(tmp_path)
+    if told.startswith("("):
+        told = f"hold folders of the same names {told}: these may be the classes, or one of several kinds of pictures"
+    assert told in found
+    assert f"{tmp_path} given with --split all takes its own folders as classes" in found
+    outer = sorted({name.partition("/")[0] for name in names})
+    assert set(classes(tmp_path, "all")[2].items()) == {(name, name.partition("/")[0]) for name in names}
+    assert classes(tmp_path, "all")[1] == tuple(outer)
+
+
+def test_folders_in_class_folders_that_tell_nothing_else_are_the_classes(tmp_path):
+    tree(
+        tmp_path,
+        "cat/images/1.jpg",
+        "cat/images/old/2.jpg",
+        "cow/images/3.jpg",
+        "dog/photos/4.jpg",
+        "dog/photos2/5.jpg",
+    )
+    tree(tmp_path, "hen/6.jpg", "hen/photos/7.jpg")
+    assert set(classes(tmp_path)[2].values()) == {"cat", "cow", "dog", "hen"}
+
+
+@pytest.mark.parametrize("names", [("A/A_01/1.jpg", "A/A_02/2.jpg", "B/B_01/3.jpg"), ("0/0a/1.jpg", "0/0b/2.jpg")])
+def test_folders_of_one_letter_are_not_guessed(tmp_path, names):
+    tree(tmp_path, *names)
+    assert ", and either may be the classes; " in refused(tmp_path)
+    assert classes(tmp_path, "all")[2] == {name: name[0] for name in names}
 
 
 def test_classes_that_are_less_than_meets_the_eye_are_noted(tmp_path, capsys):

@@ -271,6 +271,15 @@ def test_flowers_are_known_by_their_lists(tmp_path):
 
 def test_places_in_folders_by_letter_are_classes_without_the_letter(tmp_path):
     tree(tmp_path, "a/abbey/1.jpg", "a/apartment_building/outdoor/1.jpg", "b/bakery/shop/1.jpg", "b/bar/1.jpg")
+    with pytest.raises(
+        InputError, match=r"a list of classes .*/ClassName\.txt \(/a/abbey, one a line\) what they hold"
+    ):
+        open_source(str(tmp_path))
+    listing = "/a/abbey\n/a/apartment_building/outdoor\n/b/bakery/shop\n"
+    (tmp_path / "ClassName.txt").write_text(listing)
+    with pytest.raises(InputError, match=r"ClassName\.txt: does not have bar, which "):
+        open_source(str(tmp_path))
+    (tmp_path / "ClassName.txt").write_text(f"{listing}/b/bar\n\n")
     assert labelled(open_source(str(tmp_path)), tmp_path) == {
         "a/abbey/1.jpg": "abbey",
         "a/apartment_building/outdoor/1.jpg": "apartment_building/outdoor",
