@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewshot.features import dtype_name, extract
+from fewshot.features import IMAGES, again, dtype_name, extract
 from fewshot.score import fp64_device, score, summarise
 from fewshot.store import FeatureSet
 from fewshot.subject import representation
@@ -71,7 +71,8 @@ class FewshotEvaluator:
         Collective, and done when it returns: a rank that does not iterate keeps no other waiting. NaN where
         the features are not finite. Under ZeRO `model` may be the partitioned network. An image that does not decode
         is seen as grey; ("fewshot/unreadable", how many) follows where there are any, of both sets, and
-        ("fewshot/unlabelled", how many) where query images have no label and are not scored.
+        ("fewshot/unlabelled", how many) where query images have no label and are not scored, and
+        ("fewshot/in_support", how many) where query images are support images too.
 
         Raises InputError where a chunk cannot be read (StorageError: for now); the same on every rank.
         """
@@ -114,6 +115,8 @@ class FewshotEvaluator:
         besides = {"fewshot/unreadable": float(grey)} if grey else {}
         if unlabelled := task.query.samples - len(task.query_ids):
             besides["fewshot/unlabelled"] = float(unlabelled)
+        if learned := again(query[IMAGES], support[IMAGES]):
+            besides["fewshot/in_support"] = float(learned)
         if not (np.isfinite(support[layer]).all() and np.isfinite(query[layer]).all()):
             return dict.fromkeys(names.values(), math.nan) | besides
         results, _ = score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.engine.distributed import World, any_rank, collect, gather_rows, refuse_unlike
 from pretrain.stream.effort import Patience
 from pretrain.stream.fault import Cause, Fault, first_cause
 from pretrain.stream.images import SquashImages, to_float
 from pretrain.stream.index import Index
-from pretrain.stream.loader import evaluation_batches
+from pretrain.stream.loader import Batch, evaluation_batches
 from pretrain.stream.progress import Progress
+
+IMAGES = "images"  # beside the layers: digests of the images
 
 
 def extract(
@@ -34,8 +37,11 @@ def extract(
     patience: Patience | None = None,
     doing: str = "features",
     unreadable: list[Fault] | None = None,
-) -> dict[str, NDArray[np.float32]] | None:
+) -> dict[str, NDArray[Any]] | None:
     """Features of canonical `ids` [n] by layer, fp32 [n, ·] in that order; None but on rank 0. Collective.
+
+    Under IMAGES it also returns a digest of each image's pixels, int64 [n]: equal images are known by it in whatever
+    shards they lie. It is −1 for an image that does not decode.
 
     `model(images, features=True)` must return the layers; images are squashed and centre-cropped to
     `image_size` (`SquashImages`), fp32 in [-1, 1]. The network computes in the type of its weights; fp32 is fp32, with
@@ -48,7 +54,7 @@ def extract(
     `patience` where it is remote); the same on every rank.
     """
     refuse_unlike(index.hash, f"{doing}: the index")
-    found: dict[str, NDArray[np.float32]] = {}
+    found: dict[str, NDArray[Any]] = {IMAGES: np.empty(len(ids), np.int64)}
     done = 0
     batches = evaluation_batches(
         index,
@@ -82,9 +88,10 @@ def extract(
             images = to_float(part.images.to(world.device, non_blocking=True), torch.float32)
             features = model(images, features=True)
             rows = gather_rows(torch.cat([features[layer].float() for layer in layers], dim=1))
-            owners = gather_rows(torch.from_numpy(part.ids).to(world.device))
-            if rows is None or owners is None:
+            told = gather_rows(torch.stack([torch.from_numpy(part.ids), _digests(part)], dim=1).to(world.device))
+            if rows is None or told is None:
                 continue
+            owners, digests = told.unbind(dim=1)
             real = owners >= 0
             taken = ids[done : done + int(real.sum())]
             if not np.array_equal(owners[real].cpu().numpy(), taken):
@@ -94,12 +101,25 @@ def extract(
                 if layer not in found:
                     found[layer] = np.empty((len(ids), values.shape[1]), np.float32)
                 found[layer][done : done + len(taken)] = values.numpy()
+            found[IMAGES][done : done + len(taken)] = digests[real].cpu().numpy()
             done += len(taken)
             progress.advance(len(taken))
     model.train(training)
     if unreadable is not None:
         unreadable += collect(grey)
     return found if world.main else None
+
+
+def again(query: NDArray[np.int64], support: NDArray[np.int64]) -> int:
+    """How many query images are support images, given the digests of both."""
+    return int((np.isin(query, support) & (query >= 0)).sum())
+
+
+def _digests(batch: Batch) -> Tensor:
+    """int64 [b] of uint8 images [b, c, h, w]: 63 bits, so that equal ones are no accident among any number."""
+    rows = batch.images.contiguous().numpy()
+    digests = [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") >> 1 for row in rows]
+    return torch.tensor(digests).where(batch.valid, -1)
 
 
 @contextmanager

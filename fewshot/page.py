@@ -131,7 +131,9 @@ def _amiss(report: Mapping[str, Any]) -> list[str]:
     ]
     if again := images["query"].get("in_support"):
         scored = images["query"]["images"]
-        lines.append(f"{again:,} of {scored:,} query rows are support rows too: what may be learned from is scored.")
+        lines.append(
+            f"{again:,} of {scored:,} query images are support images too: what may be learned from is scored."
+        )
     if images.get("note"):
         lines.append(f"{images['note']}.")
     lines += [

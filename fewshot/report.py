@@ -99,8 +99,8 @@ def describe_given(given: Given, id: str) -> list[dict[str, Any]]:
     ]
 
 
-def describe_task(task: Task) -> dict[str, Any]:
-    """The report's `protocol.images` for indices."""
+def describe_task(task: Task, again: int) -> dict[str, Any]:
+    """The report's `protocol.images` for indices. again: query images that are support images too."""
 
     def describe(index: Index) -> dict[str, Any]:
         unlabelled = index.unlabelled
@@ -114,7 +114,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
     return {
         "support": {**describe(task.support), "images_used": len(task.support_ids)},
-        "query": {**describe(task.query), "commonest_class": _commonest(task.query_labels)},
+        "query": {**describe(task.query), "in_support": again, "commonest_class": _commonest(task.query_labels)},
         "note": task.note,
     }
 

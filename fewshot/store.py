@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshot.features import IMAGES, again
 from pretrain import files
 from pretrain.errors import InputError
 from pretrain.stream.content import etag_of
@@ -25,7 +26,7 @@ from pretrain.stream.index import Index, Shard
 from pretrain.stream.store import is_remote, stat
 from pretrain.stream.workers import in_threads
 
-FORMAT = 2  # also to be raised when features of the same weights and images come out differently
+FORMAT = 3  # also to be raised when features of the same weights and images come out differently
 _ASKED_AT_ONCE = 32
 _GIVEN = ("support_x", "support_y", "query_x", "query_y")
 # What numpy raises for a file that is no .npz, is cut off, damaged, encrypted, or holds pickles: zipfile's RuntimeError
@@ -139,6 +140,18 @@ def read_layer(path: Path, layer: str, where: str) -> FeatureSet:
                 "have diverged, give those of an earlier step"
             )
     return found
+
+
+def scored_again(path: Path) -> int:
+    """How many of the query images that `write_features` kept features of are among the support images.
+
+    Raises InputError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return again(file[f"query_{IMAGES}"], file[f"support_{IMAGES}"])
+    except _UNREADABLE as error:
+        raise _unreadable(path, "cannot be read", error, "; remove the file to compute them anew") from None
 
 
 def read_given(path: Path) -> Given:

@@ -50,7 +50,7 @@ def probe_weights(args: argparse.Namespace) -> int:
 
     import torch
 
-    from fewshot import report, study
+    from fewshot import report, store, study
     from fewshot.score import fp64_device
     from fewshot.subject import open_entries
     from pretrain.engine import distributed
@@ -81,7 +81,7 @@ def probe_weights(args: argparse.Namespace) -> int:
         scores,
         draws=task.draws,
         weights=report.describe_entries(entries, names),
-        images=report.describe_task(task),
+        images=report.describe_task(task, store.scored_again(taken[0].file)),
         arithmetic=report.describe_arithmetic(dtype),
         run={
             "ranks": world.size,

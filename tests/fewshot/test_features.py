@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from fewshot.features import extract, preprocessing
+from fewshot.features import IMAGES, again, extract, preprocessing
 from pretrain.engine.distributed import World
 from pretrain.errors import InputError, StorageError
 from pretrain.stream.chunk import Chunk
@@ -53,6 +53,15 @@ def model(tiny, drawn):
 def ids():
     """53 of 150, ascending: neither a multiple of the batch nor of the ranks."""
     return np.sort(np.random.default_rng(0).choice(150, 53, replace=False))
+
+
+def test_equal_images_are_known_in_whatever_shards_they_lie(model, digits, shards, alone):
+    pixels, labels = (digits[0][:60].reshape(-1, 8, 8) * 15).astype(np.uint8), digits[1][:60]
+    other = np.r_[7:12, 50:60]  # of another set: five of the first forty images, and ten that are not among them
+    first, second = shards("first", pixels[:40], labels[:40]), shards("second", pixels[other], labels[other])
+    support = run(model, first, np.arange(40), alone)[IMAGES]
+    query = run(model, second, np.arange(15), alone)[IMAGES]
+    assert again(query, support) == 5
 
 
 def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alone):

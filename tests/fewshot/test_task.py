@@ -100,7 +100,7 @@ def test_images_without_a_label_are_neither_learned_from_nor_scored(tmp_path, di
     assert np.array_equal(task.query_labels, task.query.labels(task.query_ids)[:, 0])
     for draw in task.draws:
         assert np.array_equal(task.support.labels(draw.ids)[:, 0], draw.labels)
-    images = describe_task(task)
+    images = describe_task(task, 0)
     assert [(images[split]["images"], images[split]["unlabelled"]) for split in ("support", "query")] == [(60, 30)] * 2
     with pytest.raises(InputError, match=r"31 shots need 31 images .* class 0 has 30"):
         open_task(*gaps, shots=(31,), seeds=(0,))
