@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.run.command import DONE, Parser, main_rank, run_command
@@ -134,10 +135,10 @@ def probe_file(args: argparse.Namespace) -> int:
 
 def check_out(out: Path) -> None:
     """Refuse a folder that cannot be made or written to, before what would be lost with it is computed."""
-    from pretrain.run.folder import RunFolder
+    from pretrain.stream.location import local_path
 
     new = not os.path.lexists(out)
-    RunFolder(out).create()
+    files.make_folder(local_path(out))
     if new:
         out.rmdir()  # a fault found later leaves none behind
 

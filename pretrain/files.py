@@ -6,6 +6,7 @@ import errno
 import os
 import pwd
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -122,6 +123,13 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, if it is not there. Raises OSError, which names it: it cannot be made or written to."""
+    path.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def flush(path: Path) -> None:

@@ -142,6 +142,18 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_anything_is_compu
     assert said.startswith(f"{place}/run: Permission denied ({place}/run is drwxr-xr-x of "), said
 
 
+def test_a_run_that_could_not_save_is_refused_before_it_trains(place, as_another, tmp_path):
+    (place / "run").mkdir(mode=0o777)
+    (place / "run").chmod(0o777)
+    (place / "run/checkpoints").mkdir(mode=0o755)
+    (tmp_path / "checkpoints").touch()
+    assert told(RunFolder(tmp_path).create).startswith(f"{tmp_path}/checkpoints: File exists; ")
+    as_another()
+    said = told(RunFolder(place / "run").create)
+    where = f"{place}/run/checkpoints"
+    assert said.startswith(f"{where}: Permission denied ({where} is drwxr-xr-x of "), said
+
+
 def test_a_claim_that_another_user_holds_the_file_of_is_refused(place, as_another):
     place.chmod(0o777)
     (place / ".claim").touch(mode=0o644)

@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -33,14 +32,13 @@ class RunFolder:
         self.inspection = path / INSPECTION
 
     def create(self) -> None:
-        """Make the folder, if it is not there.
+        """Make the folder and that of its checkpoints, if they are not there.
 
         Raises:
-            OSError: it cannot be made or written to.
+            OSError: one cannot be made or written to. A run that cannot save would say so at its end, when all is lost.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with files.naming(self.path):
-            tempfile.TemporaryFile(dir=self.path).close()
+        files.make_folder(self.path)
+        files.make_folder(self.checkpoints)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """`config.json`: the resolved config, with the versions and the commit it runs under."""
