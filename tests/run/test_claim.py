@@ -8,6 +8,7 @@ import threading
 from multiprocessing.context import ForkProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,15 +119,16 @@ def test_a_run_elsewhere_whose_metrics_grow_is_under_way(hold, tmp_path, monkeyp
 def test_a_lock_that_is_not_given_up_is_a_reason_to_try_again_where_there_is_a_checkpoint(
     begun, hold, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(experiment, "beginning", lambda *_, needed: (None, None))
     monkeypatch.setattr(experiment, "prepare", lambda *_: None)
     hold(LOST)
     if begun:
         (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
-        assert experiment.run(None, tmp_path, ALONE, fill=None) == STOPPED
+        assert experiment.run(SimpleNamespace(needs_weights=False), tmp_path, ALONE, fill=None) == STOPPED
         assert f"if it is gone for good, remove {tmp_path}/.claim" in capsys.readouterr().out
     else:
         with pytest.raises(StorageError, match=r"a run that is not heard of holds its lock \(rank 0 is process"):
-            experiment.run(None, tmp_path, ALONE, fill=None)
+            experiment.run(SimpleNamespace(needs_weights=False), tmp_path, ALONE, fill=None)
 
 
 def test_where_files_cannot_be_locked_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
