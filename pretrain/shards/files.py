@@ -17,8 +17,8 @@ from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.files import failure
 from pretrain.shards.dataset import Dataset, UnreadableFile, as_stored, fingerprint
+from pretrain.stream.filekind import IMAGE_NAMES
 
-IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 _SHOWN = 3  # names in a message
 _HEADS, _HEAD = 1000, 64 << 10  # files, bytes
 # Left behind by archive tools, file systems and disk stations, which keep thumbnails in theirs.

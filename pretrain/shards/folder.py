@@ -30,7 +30,6 @@ from pretrain.errors import InputError
 from pretrain.files import exists, is_folder
 from pretrain.shards.dataset import Dataset
 from pretrain.shards.files import (
-    IMAGE_NAMES,
     file_dataset,
     folders,
     image_folders,
@@ -42,6 +41,7 @@ from pretrain.shards.files import (
 )
 from pretrain.shards.labelsfile import LABELS_NAME, with_lists
 from pretrain.shards.splits import bears_split_name, is_holder, split_name
+from pretrain.stream.filekind import IMAGE_NAMES
 
 _LETTER_LISTS = ("ClassName.txt", "categories_places365.txt")  # SUN's, Places365's: "/a/abbey", and more, a line
 _LONGEST_LINE = 10_000

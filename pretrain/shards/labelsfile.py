@@ -19,7 +19,8 @@ import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.shards.dataset import Dataset
-from pretrain.shards.files import IMAGE_NAMES, file_dataset, images, read_text, shown
+from pretrain.shards.files import file_dataset, images, read_text, shown
+from pretrain.stream.filekind import IMAGE_NAMES
 
 LABELS_NAME = "labels.json"
 

@@ -6,6 +6,11 @@ import struct
 
 LOOKED_AT = 512  # bytes
 TAR = "a tar archive"
+# Of images, also in formats that are not read here: they must not go unnoticed in a folder or a shard.
+IMAGE_NAMES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff",
+    ".avif", ".heic", ".heif", ".jp2", ".jxl",
+)  # fmt: skip
 
 COMPRESSED = {
     b"\x1f\x8b": "gzip",

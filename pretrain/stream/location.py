@@ -21,11 +21,11 @@ from pretrain import files
 from pretrain.errors import InputError, StorageError
 from pretrain.stream import store
 from pretrain.stream.effort import Patience
+from pretrain.stream.filekind import IMAGE_NAMES
 from pretrain.stream.remotefile import RemoteFile
 from pretrain.stream.store import check_url, in_bucket, is_remote, list_shards
 
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".zip")
-_IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before each further attempt; a disk that is broken stays so
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.
@@ -211,7 +211,7 @@ def meant(folder: Path) -> str:
             return f" (the index {folder / name}?)"
         if name.lower().endswith(_COMPRESSED_NAMES):
             return f" ({name} is compressed: shards are plain tars)"
-        if name.lower().endswith(_IMAGE_NAMES):
+        if name.lower().endswith(IMAGE_NAMES):
             return f" (of images, as {name}, {build})"
     for name in names:
         inner = folder / name
@@ -219,7 +219,7 @@ def meant(folder: Path) -> str:
             for found in sorted(os.listdir(inner)):
                 if _is_shard_name(found):
                     return f" ({inner} holds some)"
-                if found.lower().endswith(_IMAGE_NAMES):
+                if found.lower().endswith(IMAGE_NAMES):
                     return f" (of images, as {name}/{found}, {build})"
     return ""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pretrain.errors import InputError
-from pretrain.stream.filekind import LOOKED_AT, TAR, file_kind
+from pretrain.stream.filekind import IMAGE_NAMES, LOOKED_AT, TAR, file_kind
 from pretrain.stream.location import read_range
 
 BLOCK = 512
@@ -23,9 +23,7 @@ _LONGEST_END = 1 << 20  # bytes of zeros behind the samples: what tar writes at 
 # that starts after them.
 _HARMLESS = ("comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname")
 HARMLESS_PAX = frozenset(key.encode() for key in _HARMLESS)
-# A file that ends so belongs to a sample: also images of formats that are not read here, which must not go unnoticed.
-_OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jfif", "jp2", "jpe", "pgm", "ppm", "tif", "tiff")
-_OF_SAMPLES = frozenset((*IMAGE_SUFFIXES, *LABEL_SUFFIXES, *_OTHER_IMAGES))
+_OF_SAMPLES = frozenset((*LABEL_SUFFIXES, *(name[1:] for name in IMAGE_NAMES)))  # a file that ends so belongs to one
 _SORTED = "tar --sort=name -cf SHARD FOLDER writes them so"
 
 

@@ -221,10 +221,8 @@ def test_a_folder_that_only_holds_the_images_is_no_class(tmp_path, names):
 
 
 def test_what_is_there_instead_of_images_is_told(tmp_path):
-    tree(tmp_path, "train/cat/1.heic", "train/dog/2.heic", "a.tar")
-    assert refused(tmp_path).startswith(
-        ": no images, but 3 other files (a.tar, train/cat/1.heic, train/dog/2.heic; imag"
-    )
+    tree(tmp_path, "train/cat/1.npy", "train/dog/2.npy", "a.tar")
+    assert refused(tmp_path).startswith(": no images, but 3 other files (a.tar, train/cat/1.npy, train/dog/2.npy; imag")
     assert refused(tmp_path / "a.tar") == ": is a file; a SOURCE is a folder of images: unpack an archive first"
 
 
@@ -337,7 +335,7 @@ def test_folders_of_one_letter_are_not_guessed(tmp_path, names):
 
 
 def test_classes_that_are_less_than_meets_the_eye_are_noted(tmp_path, capsys):
-    tree(tmp_path, "train/cat/tabby/1.jpg", "train/cat/siamese/2.jpg", "train/cow/young/3.jpg", "train/dog/4.heic")
+    tree(tmp_path, "train/cat/tabby/1.jpg", "train/cat/siamese/2.jpg", "train/cow/young/3.jpg", "train/dog/4.xml")
     tree(tmp_path, "val/cat/5.jpg", "val/fox/6.jpg")
     assert classes(tmp_path)[1] == ("cat", "cow", "fox")
     said = capsys.readouterr().err

@@ -160,3 +160,26 @@ def test_a_file_that_may_not_be_read_is_one_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", denied)
     with pytest.raises(UnreadableFile, match=r"cat/1\.jpg: cannot be read: Permission denied"):
         open_folder(tmp_path).read(0)
+
+
+@pytest.mark.parametrize("ending", ["HEIC", "avif", "jxl"])
+def test_a_class_of_images_in_a_format_that_is_not_read_keeps_its_number(tmp_path, ending):
+    for number, name in enumerate(("bird/1.jpg", "cat/2.jpg", "emu/3.jpg")):
+        picture(tmp_path / "set" / name, number)
+    (tmp_path / "set" / "cat" / "2.jpg").rename(tmp_path / "set" / "cat" / f"2.{ending}")
+    (tmp_path / "set" / "cat" / f"2.{ending}").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    data = open_folder(tmp_path / "set")
+    assert (data.classes, data.labels.tolist()) == (("bird", "cat", "emu"), [0, 1, 2])
+    with pytest.raises(
+        InputError, match=rf"cat/2\.{ending}: not an image of a format that is read .* '00 00 00 18 66 74"
+    ):
+        write_shards(data, tmp_path / "out")
+    write_shards(data, tmp_path / "out", skip_unreadable=True)
+    index = Index.open(tmp_path / "out")
+    assert (sorted(index.labels(np.arange(2)).tolist()), tuple(index.classes)) == ([0, 2], ("bird", "cat", "emu"))
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JPE"])
+def test_other_endings_of_jpegs_are_read(tmp_path, ending):
+    picture(tmp_path / "cat" / "1.jpg").rename(tmp_path / "cat" / f"1.{ending}")
+    assert open_folder(tmp_path).read(0)[0] == "jpg"
