@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,8 +21,6 @@ from pretrain import files
 from pretrain.errors import InputError, nearest
 
 CONFIG_FOLDER = Path("configs")
-# What a run folder's config.json says beyond the config itself, so that it can be given to --config again.
-RECORD_KEYS = ("versions", "git_commit", "command", "network", "origin")
 # Python's words for JSON's, as people type them. A lower-case none is a value of some keys.
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 
@@ -32,14 +31,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class _Record(Section):
+    """What a run folder's config.json says beyond the config itself, so that it can be given to --config again."""
+
+    versions: dict[str, str]
+    git_commit: str | None
+    command: list[str]
+    network: dict[str, Any] | None = None  # it and origin are not in records by earlier versions
+    origin: dict[str, Any] | None = None
+
+
 Schema = TypeVar("Schema", bound=Section)
+Values = TypeVar("Values", bound=Sequence[Any])
+
+
+def _not_empty(values: Values) -> Values:
+    if not values:
+        raise ValueError("found []; at least one is needed")
+    return values
 
 
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """A field's values, of which there is one or more and none twice."""
-    if not values:
-        raise ValueError("found []; at least one is needed")
-    if len(set(values)) < len(values):
+    if len(set(_not_empty(values))) < len(values):
         raise ValueError(f"found {list(values)}; name each once")
     return values
 
@@ -65,7 +79,7 @@ def _folder_name(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_folder_name)]  # results go to runs/<name>
 # An INDEX, or a list that is concatenated. An empty one would be the folder that the command runs in.
 IndexPath = Annotated[str, Field(min_length=1)]
-Indices = IndexPath | tuple[IndexPath, ...]
+Indices = Annotated[IndexPath | tuple[IndexPath, ...], AfterValidator(_not_empty)]
 # Of few-shot draws, said alike by a run's config and by a few-shot one.
 Shots = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_some)]
 Seeds = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_not_negative)]
@@ -85,10 +99,10 @@ def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str]
     """
     path = _find(Path(name))
     tree = _read_tree(path, chain=())
-    typed = []
+    typed = {}
     for override in overrides:
         keys, value = _parse_override(schema, override)
-        typed.append(keys)
+        typed[".".join(keys)] = override.partition("=")[2]
         for key in reversed(keys):
             value = {key: value}
         tree = _merge(tree, value)
@@ -137,8 +151,9 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
         raise InputError(f"config {path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: expected a JSON object, found {type(tree).__name__}")
-    for key in RECORD_KEYS:
-        tree.pop(key, None)
+    with suppress(ValidationError):  # any other keys of these names are as unknown as they look
+        _Record.model_validate({key: tree[key] for key in _Record.model_fields if key in tree})
+        tree = {key: value for key, value in tree.items() if key not in _Record.model_fields}
     base = tree.pop("extends", None)
     if base is None:
         return tree
@@ -200,14 +215,14 @@ def _parse_override(schema: type[Section], text: str) -> tuple[list[str], Any]:
         raise InputError(
             f"override {dotted}: holds an integer of more than {most:,} digits; fewer would be right"
         ) from None
-    form = _form(schema, keys, [keys]) or "JSON in single quotes, which the shell leaves as it is"
+    form = _form(schema, keys, {dotted}) or "JSON in single quotes, which the shell leaves as it is"
     raise InputError(f"override {dotted}: {raw} is no JSON; {form} would be right")
 
 
-def _explain(schema: type[Section], path: Path, entry: Any, typed: Sequence[list[str]]) -> str:
+def _explain(schema: type[Section], path: Path, entry: Any, typed: Mapping[str, str]) -> str:
     """One line for one of pydantic's findings: the dotted key, what was found, what would be right.
 
-    typed: the keys that overrides set.
+    typed: the keys that overrides set, and what stands behind their "=".
     """
     location = [str(part) for part in entry["loc"] if not _is_branch(str(part))]
     dotted = ".".join(location)
@@ -220,16 +235,19 @@ def _explain(schema: type[Section], path: Path, entry: Any, typed: Sequence[list
         return f"{where}: missing; it has no default and must be set"
     if kind == "value_error":
         return f"{where}: {entry['ctx']['error']}"
-    if kind == "string_type" and location in typed and not isinstance(found, dict | list):
-        form = shlex.quote(f"{dotted}={json.dumps(str(found))}")
+    shown = json.dumps(found)
+    if dotted in typed and not isinstance(found, str | dict | list):  # 1.10, and not the number that it is read as
+        shown = typed[dotted]
+        if kind == "string_type":
+            form = shlex.quote(f"{dotted}={json.dumps(shown, ensure_ascii=False)}")
     right = "input should be true or false" if kind == "bool_type" else _lower_first(entry["msg"])
     field, _ = _field(schema, location)
     if isinstance(found, str) and field is not None and type(None) in getattr(field.annotation, "__args__", ()):
         right += " or null"
-    return f"{where}: found {json.dumps(found)}; {right}" + (f", as in {form}" if form else "")
+    return f"{where}: found {shown}; {right}" + (f", as in {form}" if form else "")
 
 
-def _form(schema: type[Section], location: Sequence[str], typed: Sequence[Sequence[str]]) -> str:
+def _form(schema: type[Section], location: Sequence[str], typed: Collection[str]) -> str:
     """How the list or object that the key at `location` takes, or lies in, is written; empty where it takes neither.
 
     As a word for the shell where an override set it, as JSON otherwise.
@@ -247,7 +265,7 @@ def _form(schema: type[Section], location: Sequence[str], typed: Sequence[Sequen
     written = json.dumps(example, separators=(",", ":"))
     return (
         shlex.quote(f"{'.'.join(keys)}={written}")
-        if any(keys == list(said)[: len(keys)] for said in typed)
+        if any(f"{said}.".startswith(f"{'.'.join(keys)}.") for said in typed)
         else written
     )
 

@@ -12,6 +12,7 @@ from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import CONFIG_FOLDER, differences, read_config
+from pretrain.run.folder import RunFolder
 
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))
@@ -148,8 +149,10 @@ def test_a_file_that_extends_another_is_laid_over_it(tmp_path):
 
 def test_a_runs_own_config_is_a_config_again(tmp_path):
     config = read_config(RunConfig, write(tmp_path, SMALL))
-    record = {**config.model_dump(mode="json"), "versions": {}, "git_commit": None, "command": []}
-    assert read_config(RunConfig, write(tmp_path, record, "config.json")) == config
+    written = config.model_dump(mode="json")
+    for further in ({}, {"network": {"layers": 12}, "origin": {"seed": 0}}):  # without them by earlier versions
+        RunFolder(tmp_path).write_config({**written, **further})
+        assert read_config(RunConfig, tmp_path / "config.json") == config
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,9 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
     [
         ({"modle": {}}, ("modle", "unknown key", "did you mean model?")),
         ({"train": {"global_batch": 8, "step": 4}}, ("train.step", "did you mean train.steps?")),
+        ({"versions": 3}, ("versions: unknown key",)),  # as a run's record has it, but not as it has it
+        ({"network": {}, "origin": {"seed": 1}}, ("network: unknown key", "origin: unknown key")),
+        ({"versions": {}, "git_commit": None, "command": "x"}, ("git_commit: unknown key", "command: unknown key")),
         ({"lr": 3}, ("lr", "did you mean optimizer.lr?")),
         ({"train": {"global_batch": "8", "steps": 4}}, ("train.global_batch", '"8"', "integer")),
         ({"train": {"global_batch": 8, "steps": 4.5}}, ("train.steps", "4.5", "integer")),
@@ -290,6 +296,13 @@ def test_an_override_of_more_digits_than_are_read_is_named(tmp_path):
         ("checkpoint.every=none", 'found "none"; input should be a valid integer or null'),
         ("data.flip=no", 'found "no"; input should be true or false'),
         ("name=5", """'name="5"'"""),
+        ("name=1.10", """found 1.10; input should be a valid string, as in 'name="1.10"'"""),
+        ("name=1e3", """'name="1e3"'"""),
+        ("name=null", """'name="null"'"""),
+        ("data.train=2012", """'data.train="2012"'"""),
+        ("data.train=[]", "data.train: found []; at least one is needed"),
+        ("data.eval=[]", "data.eval: found []; at least one is needed"),
+        ('fewshot={"every":1,"support":"a","query":[]}', "fewshot.query: found []; at least one is needed"),
         ("data.train=", 'data.train: found ""; string should have at least 1 character'),
         ('data.eval=["a",""]', 'data.eval.1: found ""; string should have at least 1 character'),
     ],
