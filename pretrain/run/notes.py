@@ -69,6 +69,14 @@ def trusted(train: Index, evaluated: Index | None) -> list[str]:
     return [unnamed] if unnamed else []
 
 
+def unlabelled(train: Index) -> list[str]:
+    """How many images of `data.train` have no label, in a sentence if there are any: sigmoid takes them all."""
+    count = train.unlabelled
+    if not count:
+        return []
+    return [f"data.train: {count:,} of {train.samples:,} images have no label and are trained as images of no class"]
+
+
 def empty_classes(train: Index, evaluated: Index | None) -> list[str]:
     """Classes without an image in `data.train`, those of them that `data.eval` asks for, and where there is one class
     alone, a sentence each.

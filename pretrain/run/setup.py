@@ -18,7 +18,7 @@ from pretrain.run.config import Recipe, RunConfig
 from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
-from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on, trusted
+from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on, trusted, unlabelled
 from pretrain.run.origin import Origin
 from pretrain.run.resume import resolved
 from pretrain.stream.classes import check_classes, check_names
@@ -81,6 +81,7 @@ def prepare(
         notes += [
             *trained_on(index, evaluated),
             *trusted(index, evaluated),
+            *unlabelled(index),
             *empty_classes(index, evaluated),
             *idle_keys(config, steps, index.samples),
         ]

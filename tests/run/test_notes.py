@@ -101,6 +101,15 @@ def test_data_without_any_label_are_refused(tmp_path, config):
         check_fit(config(num_classes=2), index, None)
 
 
+def test_images_that_sigmoid_trains_as_of_no_class_are_told(tmp_path, config):
+    starts = np.array([0, 1, 1, 3, 3])  # two of four lists are empty
+    data = Dataset("some", "all", np.int32([0, 1, 0]), starts, None, "some", lambda row: ("png", png(COLOUR)))
+    index, _ = write_shards(data, tmp_path / "some")
+    setting = config(f"data.train={index}", "train.loss=sigmoid", num_classes=2)
+    notes = prepare(setting, None, RunFolder(tmp_path / "run"), ALONE, ()).notes
+    assert notes == ["data.train: 2 of 4 images have no label and are trained as images of no class"]
+
+
 def test_images_that_are_all_of_one_class_are_told(shards):
     assert empty_classes(Index.open(shards([0, 0])), None) == [
         "data.train: all images are of class 0: nothing to tell apart"
