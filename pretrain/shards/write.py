@@ -323,10 +323,13 @@ def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
         return False
     try:
         found = json.loads((folder / RECIPE_NAME).read_text())
+        # An earlier version's record knows files of the source by name alone.
+        earlier = {"fingerprint", "files"} if recipe.get("files") and not found.get("files") else set()
         differences = [
             _DIFFERENCES.get(key) or f"{key} is {found.get(key)!r}, asked for {recipe[key]!r}"
             for key in recipe
-            if key != "source" and found.get(key) != recipe[key]  # a folder of images may have been renamed
+            # A folder of images may have been renamed.
+            if key not in {"source", *earlier} and found.get(key) != recipe[key]
         ]
     except (ValueError, AttributeError) as error:
         raise InputError(f"{folder / RECIPE_NAME}: not a build's record ({error}); choose an empty folder") from error
@@ -334,7 +337,13 @@ def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
         raise InputError(
             f"{folder}: holds another data set ({', '.join(differences)}); choose another folder, or remove this one"
         )
-    return files.exists(folder / INDEX_NAME)
+    whole = files.exists(folder / INDEX_NAME)
+    if whole and earlier:
+        raise InputError(
+            f"{folder}: was built by an earlier version, whose record ({RECIPE_NAME}) does not tell whether the files "
+            "of the source are still those; choose another folder, or remove this one"
+        )
+    return whole
 
 
 def _clear(folder: Path, *kept: str) -> None:
