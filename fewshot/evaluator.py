@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fewshot.config import ProtocolSection
 from fewshot.features import IMAGES, again, dtype_name, extract
 from fewshot.score import fp64_device, score, summarise
 from fewshot.store import FeatureSet
@@ -24,7 +25,7 @@ from pretrain.stream.classes import unnamed_text
 from pretrain.stream.fault import Fault
 from pretrain.stream.index import Index
 
-_BATCH = 64  # images a rank looks at together
+_BATCH = ProtocolSection().batch  # that of launch/fewshot.py: another may change the last digits of features
 
 
 class FewshotEvaluator:

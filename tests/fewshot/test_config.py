@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fewshot.config import FewshotConfig
+from fewshot.config import FewshotConfig, ProtocolSection
 from pretrain.errors import InputError
 from pretrain.run.configfile import read_config
 
@@ -32,6 +32,7 @@ def test_the_shipped_config_is_the_published_setting():
     protocol = config.fewshot
     assert (protocol.shots, protocol.seeds, protocol.l2) == ((1, 5, 10, 25), (0, 1, 2), 1024.0)
     assert (config.data.support, config.data.query, config.model.image_size) == (None, None, None)
+    assert protocol.batch == ProtocolSection().batch, "as a run scores itself, to the last digit of the features"
 
 
 def test_sgd_is_refused_by_name(read):
