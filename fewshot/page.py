@@ -136,10 +136,15 @@ def _amiss(report: Mapping[str, Any]) -> list[str]:
         )
     if images.get("note"):
         lines.append(f"{images['note']}.")
+    # A run that recorded no content of its shards has the hash of their sequence.
+    told = {
+        images["query"].get("index_sha256"): "",
+        images["query"].get("sequence_sha256"): ", by keys, labels and sizes",
+    }
     lines += [
-        f"{one['id']} was trained on the images of the query set."
+        f"{one['id']} was trained on the images of the query set{told[one['trained_on']]}."
         for one in report["weights"]
-        if one.get("trained_on") and one["trained_on"] == images["query"].get("index_sha256")
+        if one.get("trained_on") and one["trained_on"] in told
     ]
     unconverged = [row for row in report["results"] if not row["converged"]]
     for probe in dict.fromkeys(row["probe"] for row in unconverged):

@@ -107,6 +107,7 @@ def describe_task(task: Task, again: int) -> dict[str, Any]:
         return {
             "index": [str(file.path) for file in index.files],
             "index_sha256": index.hash,
+            "sequence_sha256": index.sequence,
             "images": index.samples - unlabelled,
             "unlabelled": unlabelled,
             "classes": index.num_classes,

@@ -205,13 +205,15 @@ def test_the_console_table_is_the_headline(report):
 
 def test_scoring_what_was_learned_from_or_trained_on_is_said(report):
     found = report()
-    found["protocol"]["images"]["query"] |= {"in_support": 5, "index_sha256": "cd"}
+    found["protocol"]["images"]["query"] |= {"in_support": 5, "index_sha256": "cd", "sequence_sha256": "ab"}
     found["protocol"]["images"]["note"] = "a.vfi: without names"
     found["weights"][0]["trained_on"] = "cd"
     for text in (markdown(found), table(found)):
         assert "5 of 30 query images are support images too" in text
         assert "w was trained on the images of the query set." in text
         assert "a.vfi: without names." in text
+    found["weights"][0]["trained_on"] = "ab"  # a run's, whose index recorded no content
+    assert "w was trained on the images of the query set, by keys, labels and sizes." in markdown(found)
     found["weights"][0]["trained_on"] = "ef"
     assert "was trained on" not in markdown(found)
 
