@@ -108,13 +108,20 @@ def number_classes(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, 
 
 
 def _refuse_spellings(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]]) -> None:
-    """Raise InputError where two splits spell one class in two ways: in case, in spaces, or as Unicode."""
+    """Raise InputError where one class is spelt in two ways: in case by two splits, in spaces or as Unicode by one."""
 
     def plain(name: str) -> str:
         return unicodedata.normalize("NFKC", name).casefold().strip()
 
     spelt: dict[str, tuple[str, Path]] = {}
     for split, classes in found.items():
+        looks: dict[str, str] = {}
+        for name in classes:
+            other = looks.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+            if other != name:
+                raise InputError(
+                    f"{splits[split]}: classes {other!a} and {name!a} look alike; one folder would be right"
+                )
         for name in classes:
             other, there = spelt.get(plain(name), (name, splits[split]))
             if other not in classes and not any(name in its for its in found.values() if other in its):
@@ -242,15 +249,7 @@ def _splits(root: Path, split: str | None) -> dict[str, Path]:
     if exists(root / LABELS_NAME) and (akin or others):  # folders mean nothing
         return {"all": root}
     splits = {name: root / name for name in akin}
-    for name in plain:
-        said = str(split_name(name))
-        same = [other for other in plain if split_name(other) == said]
-        if len(same) > 1 and split not in plain:
-            raise InputError(
-                f"{root}: {same[0]}/ and {same[1]}/ would both be the split {said}; keep one here, or take one of "
-                f"them by its folder's name: --split {same[0]}"
-            )
-        splits[said if len(same) == 1 else name] = root / name
+    splits.update(name_splits(root, {name: str(split_name(name)) for name in plain}, split))
     if plain and not others:
         if beside := set(folders(root)) - set(names):
             note(f"{root}: passed over folders without images: {shown(beside)}")
@@ -268,6 +267,23 @@ def _splits(root: Path, split: str | None) -> dict[str, Path]:
     )
 
 
+def name_splits(root: Path, said: Mapping[str, str], split: str | None) -> dict[str, Path]:
+    """Where the splits lie. said: which split each folder is; folders that are the same one go by their own names.
+
+    Raises InputError where it is not clear which of them `split` is.
+    """
+    splits = {}
+    for name, called in said.items():
+        same = [other for other in said if said[other] == called]
+        if len(same) > 1 and split not in said and (split is None or split_name(split) == called):
+            raise InputError(
+                f"{root}: {same[0]}/ and {same[1]}/ would both be the split {called}; keep one here, or take one of "
+                f"them by its folder's name: --split {same[0]}"
+            )
+        splits[called if len(same) == 1 else name] = root / name
+    return splits
+
+
 def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
     """Class names and their folders, relative to `place`; none where it holds images without labels."""
     names = image_folders(place)
@@ -275,7 +291,7 @@ def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
         return {name: Path(name) for name in names}
     if letters := _letters(place, names):
         return letters
-    holders = [name for name in names if is_holder(name)]
+    holders = _holders(place, names)
     if holders and len(holders) < len(names):
         raise InputError(
             f"{place}: holds {holders[0]}/, which is called like no class, and {shown(set(names) - set(holders))} "
@@ -284,14 +300,18 @@ def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
     if len(names) == 1 and not loose_images(place / names[0]):
         inner = place / names[0]
         below = image_folders(inner)
-        # An archive's folder in a folder of that name.
-        if (holders or inner.name == place.name) and not any(map(split_name, below)):
+        if holders and not any(map(split_name, below)):
             return {name: Path(inner.name, path) for name, path in classes_of(inner).items()}
         raise InputError(
             f"{place}: holds one folder, {inner.name}/, with folders in it ({shown(below)}): if these are the "
             f"classes or splits, give {inner}"
         )
     return {} if holders else {name: Path(name) for name in names}
+
+
+def _holders(place: Path, names: Sequence[str]) -> list[str]:
+    """Those that only hold images: as they are called, or as an archive's folder in a folder of that name."""
+    return [name for name in names if is_holder(name) or names == [place.name]]
 
 
 def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -331,7 +351,7 @@ def _without_classes(base: Path, root: Path) -> str:
     place = base
     found = loose_images(base)
     if not found:
-        holder = next((name for name in image_folders(base) if is_holder(name)), None)
+        holder = next(iter(_holders(base, image_folders(base))), None)
         place = base if holder is None else base / holder
         found = list(images(place, base)) if holder else []
     right = f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right, or a {LABELS_NAME} that lists labels"

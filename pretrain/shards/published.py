@@ -23,7 +23,7 @@ from pretrain.errors import InputError
 from pretrain.files import exists, is_folder
 from pretrain.shards.dataset import Dataset
 from pretrain.shards.files import file_dataset, folders, image_folders, images, loose_images, note, read_text, shown
-from pretrain.shards.folder import choose, class_folders, classes_of, number_classes
+from pretrain.shards.folder import choose, class_folders, classes_of, name_splits, number_classes
 from pretrain.shards.splits import split_name
 
 _WNID = re.compile(r"n\d{8}")
@@ -216,9 +216,8 @@ def read_pets(folder: Path, split: str | None) -> Dataset:
 
 
 def _open_places(folder: Path, split: str | None) -> Dataset:
-    splits = {
-        name: folder / place for name, called in _PLACES.items() for place in folders(folder) if called.match(place)
-    }
+    said = {place: name for name, called in _PLACES.items() for place in folders(folder) if called.match(place)}
+    splits = name_splits(folder, said, split or "train")
     chosen = choose(folder, split, splits)
     base = splits[chosen]
     listing = folder / _PLACES_CLASSES
@@ -227,20 +226,28 @@ def _open_places(folder: Path, split: str | None) -> Dataset:
     classes = [place.partition("/")[2] for place in order]
     if sorted(numbered.values()) != list(range(len(order))) or len(set(classes)) < len(order):
         raise InputError(f"{listing}: /<letter>/<class> and its number a line, each class once, would be right")
-    if chosen == "train":
+    if said[base.name] == "train":
         classes_of(base)  # each is listed
         return class_folders("places365", chosen, base, dict(zip(classes, map(Path, order), strict=True)))
     truth = folder / "places365_val.txt"
-    labels = {file: classes[number] for file, number in _numbers(truth).items() if number < len(classes)}
+    numbers = _numbers(truth)
+    if wrong := [file for file, number in numbers.items() if number >= len(classes)]:
+        raise InputError(
+            f"{truth}: gives {wrong[0]} the number {numbers[wrong[0]]}; {_PLACES_CLASSES} has 0 … {len(classes) - 1}"
+        )
+    labels = {file: classes[number] for file, number in numbers.items()}
     return _listed("places365", chosen, base, list(images(base, base)), labels, truth, classes, _PLACES_CLASSES)
 
 
 def _numbers(listing: Path) -> dict[str, int]:
     """Names and numbers, a pair a line."""
-    try:
-        return _once(((name, int(number)) for name, number in map(str.split, read_text(listing).splitlines())), listing)
-    except ValueError as error:
-        raise InputError(f"{listing}: a name and a number from 0 a line would be right") from error
+    pairs = []
+    for line in filter(str.strip, read_text(listing).splitlines()):
+        name, _, number = line.strip().rpartition(" ")
+        if not (name and number.isdecimal()):
+            raise InputError(f"{listing}: found {line!r}; a name and a number from 0 a line would be right")
+        pairs.append((name, int(number)))
+    return _once(pairs, listing)
 
 
 def _listed(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 
 import numpy as np
@@ -211,3 +212,18 @@ def test_a_labels_json_that_does_not_fit_is_refused(tmp_path, labels, more, foun
     with pytest.raises(InputError, match=r"labels\.json: ") as error:
         open_folder(tmp_path)
     assert found in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"labels": {"1.jpg": [0], "1.jpg": [1]}}', "has '1.jpg' twice"),
+        ('{"labels": {"1.jpg": [0], "./1.jpg": [1]}}', "has '1.jpg' twice"),
+        ('{"classes": ["a", "a"], "labels": {"1.jpg": ["a"]}}', '"classes" has a name twice'),
+    ],
+)
+def test_a_labels_file_that_says_two_things_is_refused(tmp_path, content, told):
+    picture(tmp_path / "1.jpg")
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(InputError, match=re.escape(told)):
+        open_source(str(tmp_path))

@@ -308,9 +308,39 @@ def test_places365_as_torchvision_lays_it_out(tmp_path):
         "Places365_val_00000001.jpg": "bakery/shop",
         "Places365_val_00000002.jpg": "abbey",
     }
+    for row, told in (
+        (
+            "Places365_val_00000001.jpg 7",
+            "gives Places365_val_00000001.jpg the number 7; categories_places365.txt has 0 … 2",
+        ),
+        ("Places365_val_00000001.jpg -1", "found 'Places365_val_00000001.jpg -1'; a name and a number from 0 a line"),
+        ("Places365_val_00000001.jpg", "found 'Places365_val_00000001.jpg'; a name and a number from 0 a line"),
+    ):
+        (tmp_path / "places365_val.txt").write_text(f"{row}\nPlaces365_val_00000002.jpg 0\n")
+        with pytest.raises(InputError, match=re.escape(f"places365_val.txt: {told}")):
+            open_source(str(tmp_path), "val")
     tree(tmp_path, "data_256_standard/c/cave/1.jpg")
     with pytest.raises(InputError, match=r"categories_places365\.txt: does not have cave"):
         open_source(str(tmp_path))
+
+
+def test_places365_in_two_sizes_is_taken_by_the_folders_names(tmp_path):
+    for size in ("256", "large"):
+        tree(tmp_path, f"data_{size}_standard/a/abbey/{size}.jpg", f"val_{size}/Places365_val_00000001.jpg")
+    (tmp_path / "categories_places365.txt").write_text("/a/abbey 0\n")
+    (tmp_path / "places365_val.txt").write_text("Places365_val_00000001.jpg 0\n")
+    for split, kind in ((None, "data_256_standard"), ("train", "data_256_standard"), ("val", "val_256")):
+        with pytest.raises(InputError, match=f"would both be the split .*: --split {kind}$"):
+            open_source(str(tmp_path), split)
+    for split, name in (
+        ("data_256_standard", "a/abbey/256.jpg"),
+        ("data_large_standard", "a/abbey/large.jpg"),
+        ("val_large", "Places365_val_00000001.jpg"),
+    ):
+        data = open_source(str(tmp_path), split)
+        assert (data.split, labelled(data, tmp_path / split)) == (split, {name: "abbey"})
+    (tmp_path / "val_256").rename(tmp_path / "elsewhere")
+    assert open_source(str(tmp_path), "val").split == "val"
 
 
 # CIFAR
