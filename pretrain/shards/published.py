@@ -6,6 +6,7 @@ ImageNet           train/<wnid>/*.JPEG, and val/<wnid>/*.JPEG or a flat val/ bes
 Oxford Pets        images/*.jpg, annotations/trainval.txt and test.txt
 Oxford Flowers     jpg/*.jpg, imagelabels.mat and setid.mat
 Places365          data_256*/<letter>/<class>/*.jpg, val_256/*.jpg, categories_places365.txt, places365_val.txt
+iNaturalist        see inaturalist.py
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pretrain.files import exists, is_folder
 from pretrain.shards.dataset import Dataset
 from pretrain.shards.files import file_dataset, folders, image_folders, images, loose_images, note, read_text, shown
 from pretrain.shards.folder import choose, class_folders, classes_of, name_splits, number_classes
+from pretrain.shards.inaturalist import is_inaturalist, open_inaturalist
 from pretrain.shards.splits import split_name
 
 _WNID = re.compile(r"n\d{8}")
@@ -320,5 +322,6 @@ _LAYOUTS: Sequence[tuple[Callable[[Path], bool], Callable[[Path, str | None], Da
     (lambda folder: exists(folder / "annotations" / "trainval.txt") and is_folder(folder / "images"), read_pets),
     (lambda folder: exists(folder / "setid.mat") and exists(folder / "imagelabels.mat"), read_flowers),
     (_is_places, _open_places),
+    (is_inaturalist, open_inaturalist),
     (_is_imagenet, open_imagenet),
 )
