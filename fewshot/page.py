@@ -132,7 +132,8 @@ def _amiss(report: Mapping[str, Any]) -> list[str]:
     if again := images["query"].get("in_support"):
         scored = images["query"]["images"]
         lines.append(
-            f"{again:,} of {scored:,} query images are support images too: what may be learned from is scored."
+            f"{again:,} of {scored:,} query images are among the support images that were drawn: what is learned from "
+            "is scored."
         )
     if images.get("note"):
         lines.append(f"{images['note']}.")
@@ -245,7 +246,9 @@ def _caption(report: Mapping[str, Any], probe: str) -> str:
     seeds = protocol["seeds"]
     spread = f"mean ± std over seeds {' '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     images = protocol["images"]["query"]["images"]
-    return f"Accuracy in % on {images:,} query images: {probe}{strength}, {spread}"
+    kinds = sorted({one["dtype"] for one in report["weights"]} & {"bfloat16", "float16"})
+    arithmetic = f", features in {' and '.join(kinds)}" if kinds else ""
+    return f"Accuracy in % on {images:,} query images: {probe}{strength}, {spread}{arithmetic}"
 
 
 def _features(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from pretrain import files
 from pretrain.errors import InputError
 from pretrain.stream.content import etag_of
 from pretrain.stream.effort import Patience
+from pretrain.stream.filekind import LOOKED_AT, file_kind
 from pretrain.stream.index import Index, Shard
 from pretrain.stream.store import is_remote, stat
 from pretrain.stream.workers import in_threads
@@ -170,7 +171,13 @@ def read_given(path: Path) -> Given:
     try:
         file = np.load(path, allow_pickle=False)
     except _UNREADABLE as error:
-        raise _unreadable(path, "no .npz file", error) from None
+        with path.open("rb") as data:
+            kind = file_kind(data.read(LOOKED_AT))
+        if kind.startswith("a zip"):
+            raise _unreadable(path, "no .npz file", error) from None
+        raise InputError(
+            f"features {path}: {kind or 'of no known kind'}; an .npz with {', '.join(_GIVEN)} would be right"
+        ) from None
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise InputError(f"features {path}: a single array; an .npz with {', '.join(_GIVEN)} would be right")
     with file:

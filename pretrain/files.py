@@ -126,8 +126,18 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, if it is not there. Raises OSError, which names it: it cannot be made or written to."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Make a folder, if it is not there.
+
+    Raises OSError, which names it: it cannot be made or written to. FileSystemError where nothing can be made there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # its parents are there, or have just been made: a file system that makes none
+        raise FileSystemError(f"{path}: no folder can be made here; name another place") from None
+    except FileExistsError:
+        if path.is_symlink() and not exists(path):
+            raise FileSystemError(f"{path}: a link to {os.readlink(path)}, which is not there; make that") from None
+        raise
     with naming(path):
         tempfile.TemporaryFile(dir=path).close()
 

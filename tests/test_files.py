@@ -135,6 +135,14 @@ def test_a_file_in_the_middle_of_a_path_is_told_where_something_is_to_be_made(tm
     assert told(RunFolder(tmp_path / "file").create).startswith(f"{tmp_path}/file: File exists; ")
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to("/nowhere/there")
+    with pytest.raises(InputError, match=r"link: a link to /nowhere/there, which is not there"):
+        files.make_folder(tmp_path / "link")
+    with pytest.raises(InputError, match=r"/proc/none: no folder can be made here"):
+        files.make_folder(Path("/proc/none"))
+
+
 def test_a_folder_that_may_not_be_written_to_is_refused_before_anything_is_computed(place, as_another):
     (place / "run").mkdir(mode=0o755)
     as_another()

@@ -110,6 +110,7 @@ def idle_keys(config: RunConfig, steps: int, samples: int) -> list[str]:
         found.append(
             f"schedule.warmup_steps: {schedule.warmup_steps:,} warm-up steps are not over within the run's {steps:,}: "
             f"the learning rate ends at {rate:.3g} of {optimizer.lr:g}"
+            + ("" if rate else ", and no update changes the weights")
         )
     counted = {
         "train.eval_every": data.eval and config.train.eval_every,

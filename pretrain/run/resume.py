@@ -27,6 +27,9 @@ FREE = (
     "deepspeed.zero_optimization", *(f"deepspeed.{key}" for key in (*FIXED, *LOGGING)),
 )  # fmt: skip
 
+# Of these, what scores are of: a series of them does not go on unremarked with other ones.
+MEASURED = ("data.eval", "data.eval_crop", "fewshot")
+
 # What may change, but has a say in what is trained: a config that leaves it out must not end it unnoticed. An average
 # may begin or end with any resume; how one that goes on is taken may not change.
 BY_WORD, AVERAGING = ("train.guard",), "optimizer.averaging"
@@ -50,18 +53,21 @@ def check_changes(saved: Saved, config: RunConfig, now: dict[str, Any], *, exten
         extend: allow another length and schedule.
 
     Returns:
-        notes on what the trained function does not depend on and is left out, so that it ends.
+        notes on what the trained function does not depend on: what is left out, so that it ends, and what is measured
+        otherwise.
 
     Raises:
         InputError: naming every key that differs or is left out, what it was and what would be right.
     """
     before = _completed(saved.state.get("config") or saved.state["function"], _usual(), now)
-    others, ended, dropped = [], [], []
+    others, ended, dropped, measured = [], [], [], []
     for key, was, will in differences(before, now):
         said = key == "train.steps" or _said(config, key)
         text = f"{key} was {json.dumps(was)}"
         if _within(key, FREE):
             dropped += [] if said else [text]
+            if said and was is not None and _within(key, MEASURED):
+                measured.append(f"{text}, is {json.dumps(will)}")
         elif not (_within(key, BY_WORD) or key == AVERAGING or (extend and _within(key, EXTENDABLE))):
             others.append((key, f"{text}, is {json.dumps(will)}"))
         elif not said:
@@ -71,7 +77,10 @@ def check_changes(saved: Saved, config: RunConfig, now: dict[str, Any], *, exten
     if average is None and not others:
         _refuse_late_average(config, saved.state["updates"])
     if not others and not ended:
-        return [f"note: left out, and so as by default again: {'; '.join(dropped)}"] if dropped else []
+        return [
+            *([f"note: left out, and so as by default again: {'; '.join(dropped)}"] if dropped else []),
+            *([f"note: from here on scores are of something else: {'; '.join(measured)}"] if measured else []),
+        ]
     mend = "Say these keys to resume"
     if others:
         mend = "Restore these keys to resume"

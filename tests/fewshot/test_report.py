@@ -209,7 +209,7 @@ def test_scoring_what_was_learned_from_or_trained_on_is_said(report):
     found["protocol"]["images"]["note"] = "a.vfi: without names"
     found["weights"][0]["trained_on"] = "cd"
     for text in (markdown(found), table(found)):
-        assert "5 of 30 query images are support images too" in text
+        assert "5 of 30 query images are among the support images that were drawn" in text
         assert "w was trained on the images of the query set." in text
         assert "a.vfi: without names." in text
     found["weights"][0]["trained_on"] = "ab"  # a run's, whose index recorded no content
