@@ -40,7 +40,7 @@ from pretrain.shards.files import (
     shown,
 )
 from pretrain.shards.labelsfile import LABELS_NAME, with_lists
-from pretrain.shards.splits import bears_split_name, is_holder, split_name
+from pretrain.shards.splits import bears_split_name, is_holder, is_no_class, split_name
 from pretrain.stream.filekind import IMAGE_NAMES
 
 _LETTER_LISTS = ("ClassName.txt", "categories_places365.txt")  # SUN's, Places365's: "/a/abbey", and more, a line
@@ -207,11 +207,13 @@ def _refuse_inside(base: Path, classes: Mapping[str, Path], inside: Mapping[str,
         first = {_first(path) for path in paths}
         if len(first) == 1 and first <= paths:  # its own images, or one folder that holds them
             continue
-        if odd := sorted(filter(is_holder, first)):
+        if odd := sorted(filter(is_no_class, first)):
             beside = shown(f"{name}/" if name else "images" for name in first - {odd[0]}) or "folders in it"
             raise InputError(
                 f"{place / odd[0]}: called like no class, with {beside}, in the class folder {place}; {mend}"
             )
+        if odd := sorted(first & (set(classes) - {called})):
+            raise InputError(f"{place / odd[0]}: a folder called like a class, inside another class folder; {mend}")
         counts.update(first - {""})
     if len(inside) > 1 and (same := [name for name, count in counts.items() if 2 * count > len(inside)]):
         raise InputError(
@@ -292,10 +294,12 @@ def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
     if letters := _letters(place, names):
         return letters
     holders = _holders(place, names)
-    if holders and len(holders) < len(names):
+    odd = [name for name in names if name in holders or is_no_class(name)]
+    if odd and len(names) > max(1, len(holders)):
         raise InputError(
-            f"{place}: holds {holders[0]}/, which is called like no class, and {shown(set(names) - set(holders))} "
-            f"beside, with images in each; class folders alone would be right, or a {LABELS_NAME}"
+            f"{place}: holds {odd[0]}/, which is called like no class, and {shown(set(names) - {odd[0]})} beside, with "
+            f"images in each; class folders alone would be right, or a {LABELS_NAME}; {place} given with --split all "
+            "takes each folder as a class"
         )
     if len(names) == 1 and not loose_images(place / names[0]):
         inner = place / names[0]

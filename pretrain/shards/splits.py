@@ -17,6 +17,10 @@ HOLDERS = {
     "image", "images", "img", "imgs", "jpg", "jpeg", "jpgs", "jpegs", "png", "jpegimages", "annotation", "annotations",
 }  # fmt: skip
 
+_NO_CLASSES = HOLDERS | {
+    "masks", "labels", "trimaps", "segmentation", "segmentations", "ground_truth", "groundtruth", "thumbnails",
+}  # fmt: skip
+
 
 def split_name(folder: str) -> str | None:
     """`train`, `val`, `test` or `trainval` for a folder whose name says just that, however it is spelt (`Training`,
@@ -33,6 +37,11 @@ def bears_split_name(folder: str) -> bool:
 
 def is_holder(folder: str) -> bool:
     return folder.lower() in HOLDERS
+
+
+def is_no_class(folder: str) -> bool:
+    """Whether a folder beside others holds images of another kind by its name, or images without labels."""
+    return folder.lower() in _NO_CLASSES
 
 
 def _words(folder: str) -> list[str]:
