@@ -33,6 +33,11 @@ def table(report: Mapping[str, Any]) -> str:
         padded = [cell.rjust(size) for cell, size in zip(row, widths, strict=True)]
         padded[:2] = [cell.ljust(size) for cell, size in zip(row[:2], widths, strict=False)]
         lines.append("  ".join(padded).rstrip())
+    lines += [
+        f"{printable(one['id'])}: {printable(str(one['checkpoint']))}"
+        for one in report["weights"]
+        if "checkpoint" in one
+    ]
     return "\n".join([*lines, *_reading(report, [probe]), *_amiss(report)])
 
 

@@ -157,9 +157,10 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    base_path = path.parent / str(base)
-    if not files.is_file(base_path):
-        raise InputError(f"config {path}: extends {base!r}, but {base_path} is no file")
+    near, shipped = path.parent / str(base), CONFIG_FOLDER / str(base)
+    base_path = next(filter(files.is_file, (near, shipped)), None)
+    if base_path is None:
+        raise InputError(f"config {path}: extends {base!r}, but neither {near} nor {shipped} is a file")
     return _merge(_read_tree(base_path, (*chain, path.resolve())), tree)
 
 

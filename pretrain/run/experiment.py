@@ -123,8 +123,9 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
             notes += ["note: the run recorded no content of its shards; whether these are the same images is not known"]
         resumed = [f"resumed from {saved.path}", f"began from {describe(setup.origin)}", *notes]
     if start > steps or (start == steps and not missed(setup, start)):
+        length = f"of {steps}" if start == steps else f"already, beyond step {steps}"
         _say(
-            world, f"{out}: finished at step {start} of {steps}; nothing to do (set train.steps and --extend to go on)"
+            world, f"{out}: finished at step {start} {length}; nothing to do (--extend with more train.steps trains on)"
         )
         return DONE
     minutes = config.train.hang_minutes, config.train.slow_minutes

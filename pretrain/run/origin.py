@@ -58,7 +58,7 @@ def describe(origin: Origin | None) -> str:
     if "seed" in origin:
         return f"seed {origin['seed']}"
     kind = "averaged weights" if origin["weights"] == "averaged" else "weights"
-    return f"{kind} of {origin['source']} (step {origin['step']}, sha256 {origin['sha256'][:12]}…)"
+    return f"{kind} of {origin['source']} (step {origin['step']}, checkpoint sha256 {origin['sha256'][:12]}…)"
 
 
 def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Saved | None, ViTSpec | None]:

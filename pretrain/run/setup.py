@@ -138,9 +138,9 @@ def open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
     """`data.eval`, if it is set, whose classes must be those that are trained on. Collective."""
     if config.data.eval is None:
         return None
-    index = _open_index(config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience())
-    check_classes(trained.classes, index.classes, "data.train", "data.eval")
-    return index
+    return _open_index(
+        config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience(), named_as=trained
+    )
 
 
 def validation(config: RunConfig, world: World, layout: Layout, index: Index | None) -> list[Evaluator]:
@@ -167,9 +167,17 @@ def validation(config: RunConfig, world: World, layout: Layout, index: Index | N
 
 
 def _open_index(
-    paths: str | tuple[str, ...] | None, key: str, num_classes: int, world: World, patience: Patience
+    paths: str | tuple[str, ...] | None,
+    key: str,
+    num_classes: int,
+    world: World,
+    patience: Patience,
+    named_as: Index | None = None,
 ) -> Index:
-    """The index that a config key names, its shards in place and its labels in the network's classes. Collective."""
+    """The index that a config key names, its shards in place and its labels in the network's classes. Collective.
+
+    named_as: that of `data.train`, whose classes must be this one's.
+    """
     if paths is None:
         raise InputError(
             f"{key}: not set; give a folder of shards with its index, as made by "
@@ -180,6 +188,8 @@ def _open_index(
     check_index(index, key, world, patience)
     index.check_distinct()
     check_names(index.files)
+    if named_as is not None:  # before the number of classes: other names number others
+        check_classes(named_as.classes, index.classes, "data.train", key)
     if index.num_classes > num_classes:
         raise InputError(
             f"{key}: {paths} has labels up to {index.num_classes - 1}, model.num_classes {num_classes} allows up "

@@ -72,10 +72,8 @@ def index_path(path: str | Path) -> Path:
             raise InputError(f"{place}: {what}; an INDEX is an index file, or a folder of shards that holds one{hint}")
         return place
     if not files.exists(place / INDEX_NAME):
-        raise InputError(
-            f"{place}: no {INDEX_NAME} in this folder; make it with: python launch/shards.py index {place}"
-            f"{meant(place)}"
-        )
+        hint = meant(place) or f"; make it with: python launch/shards.py index {place}"
+        raise InputError(f"{place}: no {INDEX_NAME} in this folder{hint}")
     return place / INDEX_NAME
 
 

@@ -214,13 +214,15 @@ def meant(folder: Path) -> str:
         if name.lower().endswith(IMAGE_NAMES):
             return f" (of images, as {name}, {build})"
     for name in names:
-        inner = folder / name
-        if not name.startswith(".") and files.is_folder(inner) and os.access(inner, os.R_OK | os.X_OK):
-            for found in sorted(os.listdir(inner)):
-                if _is_shard_name(found):
+        if name.startswith("."):
+            continue
+        for inner, folders, found in os.walk(folder / name):
+            folders[:] = sorted(folders)[:1]  # train/, and a class in it, will do
+            for file in sorted(found):
+                if _is_shard_name(file):
                     return f" ({inner} holds some)"
-                if found.lower().endswith(IMAGE_NAMES):
-                    return f" (of images, as {name}/{found}, {build})"
+                if file.lower().endswith(IMAGE_NAMES):
+                    return f" (of images, as {os.path.relpath(os.path.join(inner, file), folder)}, {build})"
     return ""
 
 

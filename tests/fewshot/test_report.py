@@ -43,6 +43,7 @@ def report():
         weights = {
             "id": id,
             "path": "runs/w",
+            "checkpoint": "runs/w/checkpoints/step_00000007",
             "sha256": "ab" * 32,
             "step": 7,
             "headline": "tanh",
@@ -201,6 +202,7 @@ def test_the_console_table_is_the_headline(report):
     assert lines[0] == "Accuracy in % on 30 query images: ridge, λ = 1024, mean ± std over seeds 0 1 2"
     assert lines[1].split() == ["weights", "features", "1-shot", "5-shot"]
     assert lines[2].split() == ["w", "tanh", "62.00", "±", "1.00", "66.00", "±", "1.00"]
+    assert "w: runs/w/checkpoints/step_00000007" in lines
 
 
 def test_scoring_what_was_learned_from_or_trained_on_is_said(report):

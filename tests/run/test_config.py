@@ -136,6 +136,12 @@ def test_only_cifars_small_images_are_evaluated_whole():
     assert whole == {"finetune/cifar10.json", "finetune/cifar100.json"}
 
 
+def test_a_file_elsewhere_extends_a_shipped_one_by_its_name(tmp_path):
+    path = write(tmp_path, {"extends": "quickstart/pretrain.json", "name": "mine"})
+    found = read_config(RunConfig, path)
+    assert (found.name, found.data.train) == ("mine", "data/quickstart/mnist/train")
+
+
 def test_a_file_that_extends_another_is_laid_over_it(tmp_path):
     write(tmp_path, SMALL, "base.json")
     path = write(tmp_path, {"extends": "base.json", "model": {"num_classes": 7}, "train": {"epochs": 2}})

@@ -84,6 +84,13 @@ def test_a_numbering_that_is_taken_on_trust_is_told(shards, config):
         notes(train=[train, shards([0, 3], GREY)])
 
 
+def test_classes_named_otherwise_are_told_before_their_number(shards, config):
+    train = str(shards([0, 1], classes=("ant", "bee")))
+    other = str(shards([0, 1, 2], classes=("ant", "ape", "bee")))
+    with pytest.raises(InputError, match=r"data\.eval.*ape"):
+        prepare(config(f"data.train={train}", f"data.eval={other}", num_classes=2), None, RunFolder("out"), ALONE, ())
+
+
 def test_named_classes_count_though_they_hold_no_image(shards, config):
     index = Index.open(shards([0, 1, 1], classes=("ant", "bee", "cat", "dog")))
     assert check_fit(config(num_classes=4), index, None) == []
