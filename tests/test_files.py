@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,18 @@ def as_another():
     os.seteuid(before)
 
 
-@pytest.fixture
-def small_disk():
-    """From its call on, no file of this process grows beyond so many bytes: EFBIG, where a full disk says ENOSPC."""
+@contextmanager
+def small_disk(most):
+    """Inside, no file of this process grows beyond so many bytes: EFBIG, where a full disk says ENOSPC.
+
+    No longer than that: pytest's own output may be a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def told(ask, *words) -> str:
@@ -215,9 +222,12 @@ def test_ranks_agree_on_what_the_file_system_says(tmp_path, monkeypatch):
         reading.patiently(Path("y"), refuses(errno.EACCES, None))
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, small_disk):
-    small_disk(1000)
-    with pytest.raises(OSError, match="File too large") as ended, files.whole(tmp_path / "it") as file:
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    with (
+        small_disk(1000),
+        pytest.raises(OSError, match="File too large") as ended,
+        files.whole(tmp_path / "it") as file,
+    ):
         file.write(bytes(5000))
     assert str(files.refusal(ended.value)).startswith(f"{tmp_path}/it: File too large; lift the limit")
     assert list(tmp_path.iterdir()) == []
@@ -231,17 +241,16 @@ def test_a_file_that_another_may_not_replace_names_the_folder(place, as_another)
     assert str(files.refusal(ended.value)).startswith(f"{place}: Permission denied ({place} is drwxr-xr-x of ")
 
 
-def test_a_build_on_a_full_disk_leaves_no_partial_shard(tmp_path, small_disk):
-    small_disk(30_000)
-    with pytest.raises(FileSystemError, match=f"^{tmp_path}/set: File too large"):
+def test_a_build_on_a_full_disk_leaves_no_partial_shard(tmp_path):
+    with small_disk(30_000), pytest.raises(FileSystemError, match=f"^{tmp_path}/set: File too large"):
         write_shards(small(40), tmp_path / "set")
     assert list((tmp_path / "set").iterdir()) == []
 
 
-def test_features_on_a_full_disk_leave_nothing(tmp_path, small_disk):
-    small_disk(30_000)
+def test_features_on_a_full_disk_leave_nothing(tmp_path):
     path = tmp_path / "features" / "f.npz"
-    said = told(write_features, path, {"query_x": np.zeros((1000, 100))})
+    with small_disk(30_000):
+        said = told(write_features, path, {"query_x": np.zeros((1000, 100))})
     assert said.startswith(f"{path}: File too large"), said
     assert list(path.parent.iterdir()) == []
 
