@@ -23,8 +23,8 @@ from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
 from benchmarks.photos import Photos
-from pretrain.stream.images import TrainImages, to_float
-from pretrain.stream.index import Index
+from pretrain.images.transforms import TrainImages, to_float
+from pretrain.index.index import Index
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.order import Order
 

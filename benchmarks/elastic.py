@@ -11,8 +11,8 @@ from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
-from pretrain.stream.images import TrainImages
-from pretrain.stream.index import Index
+from pretrain.images.transforms import TrainImages
+from pretrain.index.index import Index
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.order import Order
 

@@ -35,9 +35,9 @@ from typing import Any
 
 from benchmarks.started import ROOT, Command, Forked, Started
 from benchmarks.table import print_table, save
-from pretrain.engine import checkpoint
+from pretrain.checkpoint import checkpoint
 from pretrain.errors import InputError
-from pretrain.stream.index import Index
+from pretrain.index.index import Index
 from pretrain.stream.order import Order
 
 BATCH, EVERY, AFTER = 12, 4, 20  # AFTER: steps on a changed layout

@@ -30,10 +30,10 @@ from torchvision.transforms.v2 import functional as F
 from benchmarks.contenders import AREA, ASPECT, BATCH, CONTENDERS, SIZE, Batches, decode_bytes
 from benchmarks.photos import Photos, write_photos
 from benchmarks.table import print_table, save, spread
-from pretrain.stream.decode import decode
-from pretrain.stream.hashing import Draws
-from pretrain.stream.images import EvalImages, TrainImages, to_float
-from pretrain.stream.progress import Progress
+from pretrain.hashing import Draws
+from pretrain.images.decode import decode
+from pretrain.images.transforms import EvalImages, TrainImages, to_float
+from pretrain.progress import Progress
 
 WARM = 8  # batches before the clock starts: workers begin at different times, and run ahead of one another by some
 KINDS, WORKERS = ("uint8", "float"), (1, 2)

@@ -24,14 +24,15 @@ import time
 import torch
 
 from benchmarks.table import print_table, save, spread
-from pretrain.engine import checkpoint, distributed
+from pretrain.checkpoint import checkpoint
+from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.step import accumulate, agree, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.folder import RunFolder
+from pretrain.record.folder import RunFolder
 from pretrain.run.saver import Saver
 
 WINDOW = 20
@@ -41,7 +42,7 @@ class Training:
     """A network that takes steps on random images, and saves."""
 
     def __init__(self, width: int, stage: int, out: Path) -> None:
-        self.world = distributed.start()
+        self.world = processgroup.start()
         spec = ViTSpec(
             patch_size=16, layers=12, width=width, mlp=4 * width, heads=width // 64, image_size=32, num_classes=1000
         )

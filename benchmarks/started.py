@@ -16,7 +16,7 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Protocol
 
-from pretrain.engine.place import free_port
+from pretrain.ranks.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 _SCRIPT = ROOT / "launch" / "pretrain.py"

@@ -28,14 +28,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.table import print_table, save, spread
-from pretrain.engine import distributed
+from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import AdamW, build_optimizer
-from pretrain.engine.place import free_port
 from pretrain.engine.step import accumulate, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import spec_from_arch
 from pretrain.model.vit import VisionTransformer
+from pretrain.ranks import collectives
+from pretrain.ranks.launcher import free_port
 from pretrain.run.loss import softmax_loss
 
 RANKS, CLIP, LR = 2, 1.0, 1e-4
@@ -68,7 +69,7 @@ def launch() -> int:
 
 def measure(args: argparse.Namespace) -> None:
     """Time both, in turn; rank 0 reports."""
-    world = distributed.start()
+    world = processgroup.start()
     ways = {"ZeRO-1": zero1(args), "DDP": ddp(args)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     generator = torch.Generator().manual_seed(world.rank)
@@ -85,12 +86,12 @@ def measure(args: argparse.Namespace) -> None:
                 dist.barrier()
                 began = time.perf_counter()
                 ways[name](images, labels)
-                took = distributed.all_reduce_max(torch.tensor(time.perf_counter() - began))
+                took = collectives.all_reduce_max(torch.tensor(time.perf_counter() - began))
                 if number:  # the first round warms up
                     seconds[name].append(took.item())
     if world.main:
         report(args, seconds)
-    distributed.stop()
+    processgroup.stop()
 
 
 def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:

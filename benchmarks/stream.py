@@ -32,11 +32,11 @@ from benchmarks.photos import Photos, write_photos
 from benchmarks.shuffle import SAMPLES, SHARD, SHARDS, WINDOWS, streams, unevenness
 from benchmarks.table import print_table, save, spread
 from benchmarks.vast import ids_near, write_vast_index
-from pretrain.stream.images import TrainImages
-from pretrain.stream.index import Index
+from pretrain.images.transforms import TrainImages
+from pretrain.index.index import Index
+from pretrain.progress import Progress
 from pretrain.stream.loader import Batch, TrainLoader
 from pretrain.stream.order import Order
-from pretrain.stream.progress import Progress
 
 VAST, VAST_BATCH, VAST_WORLD = 300_000_000, 4096, 64
 BATCH = 64

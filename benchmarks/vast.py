@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME, place_arrays
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME, place_arrays
 from pretrain.stream.order import Order
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from pretrain.run.configfile import FolderName, Indices, Section, Seeds, Shots, each_once
-from pretrain.stream.effort import PATIENCE, Patience
+from pretrain.storage.effort import PATIENCE, Patience
 
 PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
 LAYERS = ("tanh", "pre_tanh", "cls", "mean")  # of a network; the first two have a representation head

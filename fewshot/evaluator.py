@@ -16,14 +16,14 @@ from fewshot.store import FeatureSet
 from fewshot.subject import representation
 from fewshot.task import open_task
 from pretrain.console import say
-from pretrain.engine.distributed import World, share, together
 from pretrain.errors import InputError
+from pretrain.index.classes import unnamed_text
+from pretrain.index.index import Index
+from pretrain.ranks.collectives import World, broadcast_object, together
 from pretrain.run.config import RunConfig
 from pretrain.run.notes import trained_on
 from pretrain.run.setup import check_index
-from pretrain.stream.classes import unnamed_text
 from pretrain.stream.fault import Fault
-from pretrain.stream.index import Index
 
 _BATCH = ProtocolSection().batch  # that of launch/fewshot.py: another may change the last digits of features
 
@@ -77,7 +77,7 @@ class FewshotEvaluator:
 
         Raises InputError where a chunk cannot be read (StorageError: for now); the same on every rank.
         """
-        return iter(share(self._score(model)).items())
+        return iter(broadcast_object(self._score(model)).items())
 
     def _score(self, model: nn.Module) -> dict[str, float]:
         task, layer = self._task, representation(self._spec)

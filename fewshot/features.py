@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pretrain.engine.distributed import World, any_rank, collect, gather_rows, refuse_unlike
-from pretrain.stream.effort import Patience
+from pretrain.images.transforms import SquashImages, to_float
+from pretrain.index.index import Index
+from pretrain.progress import Progress
+from pretrain.ranks.collectives import World, all_gather_list, any_rank, gather_rows, refuse_unlike
+from pretrain.storage.effort import Patience
 from pretrain.stream.fault import Cause, Fault, first_cause
-from pretrain.stream.images import SquashImages, to_float
-from pretrain.stream.index import Index
 from pretrain.stream.loader import Batch, evaluation_batches
-from pretrain.stream.progress import Progress
 
 IMAGES = "images"  # beside the layers: digests of the images
 
@@ -82,7 +82,7 @@ def extract(
         for part in batches:
             refused = [fault for fault in part.faults if fault.of_chunk or unreadable is None]
             if any(any_rank(world.device, bool(refused))):
-                cause = first_cause(collect([Cause(fault.describe(index), fault.passing) for fault in refused]))
+                cause = first_cause(all_gather_list([Cause(fault.describe(index), fault.passing) for fault in refused]))
                 raise cause.error(f"{doing}: ", "" if cause.passing else "; mend it or leave it out")
             grey += part.faults
             images = to_float(part.images.to(world.device, non_blocking=True), torch.float32)
@@ -106,7 +106,7 @@ def extract(
             progress.advance(len(taken))
     model.train(training)
     if unreadable is not None:
-        unreadable += collect(grey)
+        unreadable += all_gather_list(grey)
     return found if world.main else None
 
 

@@ -25,8 +25,8 @@ from fewshot.score import Scores, summarise
 from fewshot.store import Given, whole
 from fewshot.subject import PIXEL_SIDE, Entry, headline, width
 from fewshot.task import Task
-from pretrain.run.folder import git_commit, versions
-from pretrain.stream.index import Index
+from pretrain.index.index import Index
+from pretrain.record.folder import git_commit, versions
 
 REPORT = "report"  # folder
 

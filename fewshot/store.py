@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from fewshot.features import IMAGES, again
 from pretrain import files
 from pretrain.errors import InputError
-from pretrain.stream.content import etag_of
-from pretrain.stream.effort import Patience
-from pretrain.stream.filekind import LOOKED_AT, file_kind
-from pretrain.stream.index import Index, Shard
-from pretrain.stream.store import is_remote, stat
-from pretrain.stream.workers import in_threads
+from pretrain.index.content import etag_of
+from pretrain.index.index import Index, Shard
+from pretrain.storage.effort import Patience
+from pretrain.storage.filekind import LOOKED_AT, file_kind
+from pretrain.storage.store import is_remote, stat
+from pretrain.workers import in_threads
 
 FORMAT = 3  # also to be raised when features of the same weights and images come out differently
 _ASKED_AT_ONCE = 32

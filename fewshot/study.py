@@ -19,10 +19,10 @@ from fewshot.store import Given, content, feature_file, kept, read_layer, write_
 from fewshot.subject import Entry, Subject, headline, subjects
 from fewshot.task import Task
 from pretrain.console import say
-from pretrain.engine.distributed import World, on_main, together
+from pretrain.progress import Progress
+from pretrain.ranks.collectives import World, on_main, together
 from pretrain.run.setup import check_index
-from pretrain.stream.effort import Patience
-from pretrain.stream.progress import Progress
+from pretrain.storage.effort import Patience
 
 FEATURES = "features"  # folder of a run's feature files; may be removed at any time
 

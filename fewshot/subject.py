@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewshot.config import LAYERS
-from pretrain.engine.distributed import together
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, load_tensors
-from pretrain.run.folder import CHECKPOINTS
+from pretrain.ranks.collectives import together
+from pretrain.record.folder import CHECKPOINTS
 from pretrain.weights.load import Weights, agreed, load_weights
 
 PIXEL_SIDE = 32  # pixels a side, at the most, of the pixel baseline

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from fewshot.draw import Draw, draw_support
 from pretrain.errors import InputError
-from pretrain.stream.classes import check_classes, check_names, unnamed_text
-from pretrain.stream.effort import Patience
-from pretrain.stream.index import Index
-from pretrain.stream.overlap import shared_text
+from pretrain.index.classes import check_classes, check_names, unnamed_text
+from pretrain.index.index import Index
+from pretrain.index.overlap import shared_text
+from pretrain.storage.effort import Patience
 
 Paths = str | Sequence[str]
 

@@ -54,10 +54,11 @@ def probe_weights(args: argparse.Namespace) -> int:
     from fewshot import report, store, study
     from fewshot.score import fp64_device
     from fewshot.subject import open_entries
-    from pretrain.engine import distributed
+    from pretrain.engine import processgroup
+    from pretrain.ranks import collectives
 
-    world = distributed.start()
-    distributed.together(lambda: check_out(out) if world.main else None)  # one rank writes all
+    world = processgroup.start()
+    collectives.together(lambda: check_out(out) if world.main else None)  # one rank writes all
     dtype = getattr(torch, protocol.dtype)
     entries = open_entries(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
     if world.main:
@@ -67,8 +68,8 @@ def probe_weights(args: argparse.Namespace) -> int:
     began = time.monotonic()
     taken = study.take_features(config, entries, task, out, world)
     extracted = time.monotonic()
-    distributed.barrier()
-    distributed.stop()
+    collectives.barrier()
+    processgroup.stop()
     if not world.main:
         return DONE  # the probes are one rank's work, and the others need not wait for it
 
@@ -135,7 +136,7 @@ def probe_file(args: argparse.Namespace) -> int:
 
 def check_out(out: Path) -> None:
     """Refuse a folder that cannot be made or written to, before what would be lost with it is computed."""
-    from pretrain.stream.location import local_path
+    from pretrain.storage.location import local_path
 
     new = not os.path.lexists(out)
     files.make_folder(local_path(out))

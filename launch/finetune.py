@@ -8,7 +8,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 import argparse
 
 from finetune.config import FinetuneConfig
-from pretrain.engine.stop import listen
+from pretrain.ranks.stop import listen
 from pretrain.run.command import Parser, run_command
 from pretrain.run.configfile import read_config
 
@@ -37,12 +37,12 @@ def main() -> int:
     task = read_config(FinetuneConfig, args.config, args.overrides)
 
     from finetune.head import load_transferred
-    from pretrain.engine import distributed
+    from pretrain.engine import processgroup
     from pretrain.run.experiment import run
     from pretrain.run.origin import init_option
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / task.name
-    return run(task, out, distributed.start(), init=init, fill=load_transferred, extend=args.extend)
+    return run(task, out, processgroup.start(), init=init, fill=load_transferred, extend=args.extend)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 import argparse
 from functools import partial
 
-from pretrain.engine.stop import listen
+from pretrain.ranks.stop import listen
 from pretrain.run.command import Parser, run_command
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
@@ -32,12 +32,12 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     config = read_config(RunConfig, args.config, args.overrides)
 
-    from pretrain.engine import distributed
+    from pretrain.engine import processgroup
     from pretrain.run.experiment import run
     from pretrain.run.origin import init_option
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / config.name
-    world = distributed.start()
+    world = processgroup.start()
     evaluators = []
     if config.fewshot:
         from fewshot.evaluator import FewshotEvaluator

@@ -22,14 +22,14 @@ import argparse
 import json
 
 from pretrain.console import deliver, say
+from pretrain.index.index import Index
 from pretrain.run.command import DONE, Parser, run_command
-from pretrain.stream.index import Index
 
 # A command imports what else it needs itself: webdataset brings torch, two seconds that `order` can spare.
 
 
 def build(args: argparse.Namespace) -> int:
-    from pretrain.shards.sources import open_source
+    from pretrain.datasets.sources import open_source
     from pretrain.shards.write import UNREADABLE_NAME, ShardLayout, write_shards
 
     layout = ShardLayout(seed=args.seed, bytes=args.shard_bytes, samples=args.shard_samples)
@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
         "source",
         metavar="SOURCE",
         help="a folder of images (FOLDER/<class>/*.jpg, or FOLDER/<split>/<class>/*.jpg, or with a labels.json that "
-        "lists labels per file; pretrain/shards/folder.py shows all forms), a published set as its archive unpacks "
+        "lists labels per file; pretrain/datasets/folder.py shows all forms), a published set as its archive unpacks "
         "(Tiny-ImageNet, Places365, Pets, Flowers, CIFAR), mnist5k, digits, fashion-mnist, cifar10, cifar100, flowers, "
         "pets, or imagenet:FOLDER",
     )

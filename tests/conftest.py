@@ -18,10 +18,10 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pretrain.engine import checkpoint
-from pretrain.engine.place import free_port
+from pretrain.checkpoint import checkpoint
+from pretrain.index.index import Index
+from pretrain.ranks.launcher import free_port
 from pretrain.shards.scan import index_shards
-from pretrain.stream.index import Index
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,22 +17,22 @@ import torch
 
 from fewshot.store import read_given, read_layer, write_features
 from pretrain import files
-from pretrain.engine import checkpoint, reading
-from pretrain.engine.distributed import World, together
-from pretrain.engine.restore import newest_whole
-from pretrain.engine.stop import Stop
+from pretrain.checkpoint import checkpoint, reading
+from pretrain.checkpoint.find import newest_whole
+from pretrain.datasets.dataset import array_dataset
+from pretrain.datasets.sources import open_source
 from pretrain.errors import FileSystemError, InputError, StorageError
-from pretrain.run.claim import claimed
+from pretrain.index.index import Index
+from pretrain.ranks.collectives import World, together
+from pretrain.ranks.stop import Stop
+from pretrain.record.claim import claimed
+from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.run.folder import RunFolder
-from pretrain.shards.dataset import array_dataset
 from pretrain.shards.portrait import check_target
 from pretrain.shards.scan import index_shards
-from pretrain.shards.sources import open_source
 from pretrain.shards.write import write_shards
-from pretrain.stream.index import Index
-from pretrain.stream.location import expand
+from pretrain.storage.location import expand
 from pretrain.weights.load import find_checkpoint
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pretrain.engine.fragments import WEIGHT, allocate, check_names, held
+from pretrain.checkpoint.fingerprint import WEIGHT
+from pretrain.engine.fragments import allocate, check_names, held
 from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError
 from pretrain.model.vit import Block

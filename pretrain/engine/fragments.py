@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.engine.distributed import together
-from pretrain.engine.optimizer import AVERAGE
+from pretrain.checkpoint.fingerprint import AVERAGE, WEIGHT
 from pretrain.engine.quiet import deepspeed
 from pretrain.errors import InputError
+from pretrain.ranks.collectives import together
 
-WEIGHT = "weight"
-_CHUNK = 1 << 20  # values fingerprinted at a time
-_MIX = (-7046029254386353131, -4658895280553007687)  # odd constants of splitmix64, as signed 64-bit integers
+_EXCHANGED = 1 << 20  # values swapped with the average at a time
 
 
 @dataclass(frozen=True)
@@ -148,23 +146,6 @@ def averaged(engine: Any) -> Iterator[None]:
         _exchange(engine)
 
 
-def fingerprint(values: Tensor, place: int) -> int:
-    """An integer of fp32 `values` [n], that stand at `place`, `place` + 1, … of the row of all parameters.
-
-    The sum modulo 2⁶⁴ over the values of a hash of (bits, place): of two parts it is the sum of theirs, so it does not
-    depend on how the values were cut.
-    """
-    total = 0
-    for start in range(0, len(values), _CHUNK):
-        part = values[start : start + _CHUNK]
-        bits = part.contiguous().view(torch.int32).to(torch.int64)
-        places = torch.arange(place + start, place + start + len(part), device=bits.device)
-        mixed = (bits + places * _MIX[0]).mul_(_MIX[1])
-        mixed ^= mixed >> 31
-        total += int(mixed.mul_(_MIX[0]).sum().item())
-    return total % 2**64
-
-
 def places(engine: Any) -> dict[str, int]:
     """Where each parameter begins in the row of all parameters."""
     begins, place = {}, 0
@@ -199,7 +180,7 @@ def _computes_with(engine: Any, fragment: Fragment, parameter: Tensor) -> bool:
 def _exchange(engine: Any) -> None:
     optimizer = engine.basic_optimizer
     for flat in _flats(engine):
-        parts = (tensor.view(-1).split(_CHUNK) for tensor in (flat.detach(), optimizer.state[flat][AVERAGE]))
+        parts = (tensor.view(-1).split(_EXCHANGED) for tensor in (flat.detach(), optimizer.state[flat][AVERAGE]))
         for weights, average in zip(*parts, strict=True):
             kept = weights.clone()
             weights.copy_(average)

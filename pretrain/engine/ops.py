@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 from pretrain.console import say
-from pretrain.engine.place import local_rank
 from pretrain.engine.quiet import get_accelerator, get_default_build_root, quiet
 from pretrain.errors import InputError
+from pretrain.ranks.launcher import local_rank
 
 _WORTH_A_WORD = 10.0  # seconds: the ranks of a host that find the ops compiled have had their turns by then
 # The op that DeepSpeed's communication layer builds as it starts on a CPU host; none is needed elsewhere.

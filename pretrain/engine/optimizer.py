@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-AVERAGE = "average"  # the Polyak average, a state beside the moments
+from pretrain.checkpoint.fingerprint import AVERAGE
 
 # Two axes or more, but no matrices of a linear map: never decayed under "matrices".
 _TOKENS = ("class_token", "position_embedding")

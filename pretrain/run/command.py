@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 from pretrain import files
 from pretrain.console import open_streams, say
 from pretrain.engine.guards import DivergedError
-from pretrain.engine.place import local_rank, rank
 from pretrain.errors import InputError, StorageError
+from pretrain.ranks.launcher import local_rank, rank
 
 DONE, DIVERGED, INPUT_AT_FAULT, STOPPED = 0, 1, 2, 75
 _DEFECT, _INTERRUPTED = 1, 130

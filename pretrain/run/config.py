@@ -9,10 +9,10 @@ from pydantic import Field, field_validator, model_validator
 
 from pretrain.engine.offered import check_offered
 from pretrain.errors import InputError, nearest
+from pretrain.images.transforms import Law
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
 from pretrain.run.configfile import FolderName, Indices, Section, Seeds, Shots
-from pretrain.stream.effort import PATIENCE, Patience
-from pretrain.stream.images import Law
+from pretrain.storage.effort import PATIENCE, Patience
 
 _SIZES = tuple(next(iter(ARCHITECTURES.values())))
 

@@ -8,17 +8,17 @@ from typing import Any, Protocol
 import torch
 
 from pretrain.console import say
-from pretrain.engine.distributed import World, all_reduce_sum, any_rank, collect
 from pretrain.engine.fragments import averaged
-from pretrain.engine.stop import Stop
-from pretrain.engine.watchdog import Watchdog
 from pretrain.errors import InputError
+from pretrain.images.transforms import EvalImages, to_float
+from pretrain.index.index import Index
+from pretrain.ranks.collectives import World, all_gather_list, all_reduce_sum, any_rank
+from pretrain.ranks.stop import Stop
+from pretrain.ranks.watchdog import Watchdog
+from pretrain.record.meters import Meters
 from pretrain.run.loss import Loss
-from pretrain.run.meters import Meters
-from pretrain.stream.effort import Patience
+from pretrain.storage.effort import Patience
 from pretrain.stream.fault import Fault, first_cause
-from pretrain.stream.images import EvalImages, to_float
-from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
 
 
@@ -188,9 +188,9 @@ class Validation:
 
     def _report(self, faults: list[Fault]) -> None:
         """Refuse unreadable chunks on all ranks; name the first of the unreadable images. Collective."""
-        broken = collect([fault.cause for fault in faults if fault.of_chunk])
+        broken = all_gather_list([fault.cause for fault in faults if fault.of_chunk])
         if broken:
             raise first_cause(broken).error("data.eval: ")
-        first = collect([fault.describe(self._index) for fault in faults])[0]
+        first = all_gather_list([fault.describe(self._index) for fault in faults])[0]
         if self._world.main:
             say(f"data.eval: {first}; grey, and counted as a miss")

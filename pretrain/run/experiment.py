@@ -11,40 +11,42 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint.checkpoint import Saved
+from pretrain.checkpoint.find import look, newest_whole
 from pretrain.console import say
-from pretrain.engine import checkpoint, distributed
-from pretrain.engine.checkpoint import Saved
-from pretrain.engine.distributed import World
 from pretrain.engine.engine import build_engine, zero_stage
 from pretrain.engine.fragments import values_held
 from pretrain.engine.guards import DivergedError, Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
-from pretrain.engine.restore import look, newest_whole, restore
+from pretrain.engine.restore import restore
 from pretrain.engine.schedule import Averaging
-from pretrain.engine.stop import Stop
-from pretrain.engine.watchdog import Watchdog
 from pretrain.errors import InputError, StorageError
+from pretrain.images.decode import HOST, DeviceDecoder
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer, load_tensors
 from pretrain.plan.flops import training_flops
 from pretrain.plan.peak import peak_flops, unlisted
-from pretrain.run.audit import Audit
-from pretrain.run.claim import claimed
+from pretrain.progress import Progress
+from pretrain.ranks import collectives
+from pretrain.ranks.collectives import World
+from pretrain.ranks.stop import Stop
+from pretrain.ranks.watchdog import Watchdog
+from pretrain.record.audit import Audit
+from pretrain.record.claim import claimed
+from pretrain.record.folder import RunFolder
+from pretrain.record.inspection import Inspection
+from pretrain.record.meters import Meters
+from pretrain.record.quarantine import Quarantine
 from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import Recipe
 from pretrain.run.evaluation import Evaluator, due
-from pretrain.run.folder import RunFolder
-from pretrain.run.inspection import Inspection
-from pretrain.run.meters import Meters
 from pretrain.run.origin import Init, beginning, check_origin, describe, refuse_unreadable
-from pretrain.run.quarantine import Quarantine
 from pretrain.run.resume import check_changes
 from pretrain.run.saver import Saver
 from pretrain.run.setup import Setup, prepare
 from pretrain.run.trainer import train
-from pretrain.stream.decode import HOST, DeviceDecoder
 from pretrain.stream.loader import TrainLoader
-from pretrain.stream.progress import Progress
 from pretrain.weights.load import Weights, read_weights
 
 Fill = Callable[[VisionTransformer, Weights], str]  # gives a new network given weights; says what became of them
@@ -93,11 +95,11 @@ def run(
     try:
         chosen, network = beginning(folder, init, needed=recipe.needs_weights)
         setup = prepare(recipe, network, folder, world, evaluators)
-        distributed.together(folder.create)
+        collectives.together(folder.create)
         with claimed(out, world):
             return _go(setup, init, chosen, fill, extend)
     except StorageError as error:
-        if not distributed.share(world.main and _begun(folder)):
+        if not collectives.broadcast_object(world.main and _begun(folder)):
             raise
         _say(world, f"stopped: {error}; once the storage answers, run the same command again to go on")
         return STOPPED
@@ -161,7 +163,7 @@ def _begun(folder: RunFolder) -> bool:
 
 def missed(setup: Setup, step: int) -> bool:
     """Whether an evaluation is due after `step` steps of which `metrics.jsonl` does not tell. Collective."""
-    told = distributed.on_main(lambda: setup.folder.evaluated(step))
+    told = collectives.on_main(lambda: setup.folder.evaluated(step))
     return not told and bool(due(setup.evaluators, step, last=step == setup.schedule.steps))
 
 
@@ -178,7 +180,7 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
             checkpoint.clear_partial(folder.checkpoints)
         folder.rewind(start, world.rank, world.size)
 
-    distributed.together(record)
+    collectives.together(record)
     for fault in passed_over.values():
         _say(world, f"passed over: {fault}")
 
@@ -190,7 +192,7 @@ def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tupl
     """
     config = setup.config
     model = VisionTransformer(config.model.spec(), config.train.activation_checkpointing, config.train.compile)
-    said = distributed.together(lambda: fill(model)) if fill else ""
+    said = collectives.together(lambda: fill(model)) if fill else ""
     optimizer = build_optimizer(
         model,
         lr=config.optimizer.lr,
@@ -234,7 +236,7 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
     _say(world, f"went back to {saved.path}{late}")
     if world.main:
         checkpoint.remove_after(folder.checkpoints, saved.step)
-    distributed.together(lambda: folder.rewind(saved.step, world.rank, world.size))
+    collectives.together(lambda: folder.rewind(saved.step, world.rank, world.size))
     return saved.step
 
 
@@ -263,7 +265,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
                 decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
         )
-        audit = distributed.together(lambda: Audit(folder, world.rank, data.audit))
+        audit = collectives.together(lambda: Audit(folder, world.rank, data.audit))
         stack.callback(audit.close)
         quarantine = Quarantine(
             folder,
@@ -326,7 +328,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
             audit=audit,
             quarantine=quarantine,
             guard=guard,
-            inspection=Inspection(folder, world, saver),
+            inspection=Inspection(folder, world, saver.save),
             evaluators=setup.evaluators,
             saver=saver,
             stop=stop,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.errors import InputError
-from pretrain.stream.mixup import partners
+from pretrain.images.mixup import partners
 
 
 class Loss(Protocol):

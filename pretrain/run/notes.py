@@ -8,12 +8,12 @@ import numpy as np
 
 from pretrain.engine.engine import zero_stage
 from pretrain.errors import InputError
+from pretrain.index.classes import unnamed_text
+from pretrain.index.index import Index
+from pretrain.index.overlap import shared_shards
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import Section
-from pretrain.stream.classes import unnamed_text
 from pretrain.stream.colour import colour_text
-from pretrain.stream.index import Index
-from pretrain.stream.overlap import shared_shards
 
 
 def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[str]:

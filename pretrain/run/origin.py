@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint.checkpoint import Saved
 from pretrain.console import say
-from pretrain.engine import checkpoint
-from pretrain.engine.checkpoint import Saved
-from pretrain.engine.distributed import is_main, on_main
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
+from pretrain.ranks.collectives import is_main, on_main
+from pretrain.record.folder import RunFolder
 from pretrain.run.command import CommandLineError
-from pretrain.run.folder import RunFolder
 from pretrain.weights.load import choose, find_checkpoint
 
 # {"seed": …}, or {"source", "sha256" and "step" of a checkpoint, "weights": "raw" or "averaged", "model": its network}.

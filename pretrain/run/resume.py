@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from pretrain.engine.checkpoint import Saved
+from pretrain.checkpoint.checkpoint import Saved
 from pretrain.engine.offered import FIXED, LOGGING
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig

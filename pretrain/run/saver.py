@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import files
+from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint.checkpoint import Record
 from pretrain.console import say
-from pretrain.engine import checkpoint
-from pretrain.engine.checkpoint import Record
-from pretrain.engine.distributed import World, collect, gather, share
 from pretrain.engine.fragments import kinds
 from pretrain.engine.guards import DivergedError, RollBack
 from pretrain.engine.snapshot import Snapshot
 from pretrain.engine.step import loss_scale
 from pretrain.errors import InputError
-from pretrain.run.folder import RunFolder
+from pretrain.ranks.collectives import World, all_gather_list, broadcast_object, gather_object
+from pretrain.record.folder import RunFolder
 
 
 class Saver:
@@ -68,7 +68,7 @@ class Saver:
         self._background = background
         self._newest = start  # steps of the newest whole checkpoint
         self._bytes = 4 * len(kinds(engine)) * _values(engine)
-        if missing := share(self._missing() if world.main else None):
+        if missing := broadcast_object(self._missing() if world.main else None):
             raise InputError(f"--out: {missing}")
 
     def due(self, done: int) -> bool:
@@ -96,7 +96,7 @@ class Saver:
         began, into = time.monotonic(), folder or self._folder
         if folder is None:
             self._saved_at = began
-        if short := share(self._missing() if self._world.main else None):
+        if short := broadcast_object(self._missing() if self._world.main else None):
             return self._failed(done, short, final)
         copied = not wait and self._copies()
         values = self._snapshot.take() if copied else self._snapshot.values()
@@ -164,7 +164,7 @@ class Saver:
         self._thread.join()
         self._thread, (into, done, began, waited), self._under_way = None, self._under_way, None
         assert self._result is not None
-        results = gather(self._result)
+        results = gather_object(self._result)
         failure = None
         if results is not None:  # rank 0
             records = [result for result in results if isinstance(result, Record)]
@@ -182,7 +182,7 @@ class Saver:
                 took = time.monotonic() - began
                 aside = "" if final or not self._background else f", training waited {waited:.1f} s"
                 say(f"saved {path} in {took:.1f} s{aside}")
-        if failure := share(failure):
+        if failure := broadcast_object(failure):
             return self._failed(done, failure, final)
         if into == self._folder:
             self._newest = done
@@ -192,7 +192,9 @@ class Saver:
         """Whether training may go on while a copy is written: it was asked for, and every host has room for one."""
         if self._background:
             here = socket.gethostname()
-            lacking = [why for why in collect([self._snapshot.lacks(collect([here]).count(here))]) if why]
+            lacking = [
+                why for why in all_gather_list([self._snapshot.lacks(all_gather_list([here]).count(here))]) if why
+            ]
             if lacking:
                 self._background = False
                 if self._world.main:

@@ -8,27 +8,27 @@ from typing import Any
 
 import torch
 
-from pretrain.engine import distributed
-from pretrain.engine.distributed import World
 from pretrain.engine.engine import Layout, batch_layout, precision
 from pretrain.engine.schedule import Schedule
 from pretrain.errors import InputError
+from pretrain.images.decode import DeviceDecoder
+from pretrain.images.mixup import check_pairs
+from pretrain.images.randaugment import RandAugment
+from pretrain.images.transforms import TrainImages
+from pretrain.index.classes import check_classes, check_names
+from pretrain.index.index import Index
 from pretrain.model.spec import ViTSpec
+from pretrain.ranks import collectives
+from pretrain.ranks.collectives import World
+from pretrain.record.folder import RunFolder
 from pretrain.run.config import Recipe, RunConfig
 from pretrain.run.evaluation import Evaluator, Validation
-from pretrain.run.folder import RunFolder
 from pretrain.run.loss import Loss, choose_loss
 from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on, trusted, unlabelled
 from pretrain.run.origin import Origin
 from pretrain.run.resume import resolved
-from pretrain.stream.classes import check_classes, check_names
-from pretrain.stream.decode import DeviceDecoder
-from pretrain.stream.effort import Patience
-from pretrain.stream.images import TrainImages
-from pretrain.stream.index import Index
-from pretrain.stream.mixup import check_pairs
+from pretrain.storage.effort import Patience
 from pretrain.stream.order import Order
-from pretrain.stream.randaugment import RandAugment
 
 _REMOTE_CHECKED = 64  # shards, spread over the index
 
@@ -76,7 +76,7 @@ def prepare(
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
     evaluated = open_eval(config, world, index)
-    notes = distributed.together(lambda: check_fit(config, index, evaluated) if world.main else [])
+    notes = collectives.together(lambda: check_fit(config, index, evaluated) if world.main else [])
     if world.main:
         notes += [
             *trained_on(index, evaluated),
@@ -92,7 +92,7 @@ def prepare(
             raise InputError(
                 f'data.decoder: "device" decodes JPEGs on a CUDA device, this run is on {world.device.type}; set "host"'
             )
-        distributed.together(DeviceDecoder(world.device).check)
+        collectives.together(DeviceDecoder(world.device).check)
     return Setup(
         recipe,
         config,
@@ -184,7 +184,7 @@ def _open_index(
             f"`python launch/shards.py build SOURCE DIR`, e.g. {key}=DIR"
         )
 
-    index = distributed.together(lambda: Index.open(paths))
+    index = collectives.together(lambda: Index.open(paths))
     check_index(index, key, world, patience)
     index.check_distinct()
     check_names(index.files)
@@ -216,5 +216,5 @@ def check_index(index: Index, key: str, world: World, patience: Patience | None 
         if world.local_rank == 0:
             index.check_content()
 
-    distributed.together(check)
-    distributed.refuse_unlike(index.hash, f"{key}: the index")
+    collectives.together(check)
+    collectives.refuse_unlike(index.hash, f"{key}: the index")

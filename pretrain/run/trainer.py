@@ -8,23 +8,23 @@ from typing import Any
 
 import torch
 
-from pretrain.engine.distributed import World
 from pretrain.engine.engine import Layout
 from pretrain.engine.guards import Guard
 from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.engine.step import accumulate, agree, seed_step, update
-from pretrain.engine.stop import Stop
-from pretrain.engine.watchdog import Watchdog
-from pretrain.run.audit import Audit
+from pretrain.images.mixup import mix_images
+from pretrain.images.transforms import to_float
+from pretrain.ranks.collectives import World
+from pretrain.ranks.stop import Stop
+from pretrain.ranks.watchdog import Watchdog
+from pretrain.record.audit import Audit
+from pretrain.record.inspection import Inspection
+from pretrain.record.meters import Meters
+from pretrain.record.quarantine import Quarantine
 from pretrain.run.evaluation import Evaluator, evaluate
-from pretrain.run.inspection import Inspection
 from pretrain.run.loss import Loss
-from pretrain.run.meters import Meters
-from pretrain.run.quarantine import Quarantine
 from pretrain.run.saver import Saver
-from pretrain.stream.images import to_float
 from pretrain.stream.loader import Batch
-from pretrain.stream.mixup import mix_images
 
 
 def train(

@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from pretrain.console import printable
+from pretrain.index.tar import BLOCK
 from pretrain.shards.survey import Survey, class_name, spread, spread_of_counts
-from pretrain.stream.tar import BLOCK
 
 GREY = "0.45"
 NAMED_CLASSES = 60  # as bars; more are a curve

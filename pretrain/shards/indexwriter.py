@@ -12,9 +12,9 @@ import numpy as np
 
 from pretrain import files
 from pretrain.errors import InputError
+from pretrain.index.content import content_hash
+from pretrain.index.indexfile import ALIGN, VERSION, Pieces, place_arrays, sequence_hash
 from pretrain.shards.column import Column
-from pretrain.stream.content import content_hash
-from pretrain.stream.indexfile import ALIGN, VERSION, Pieces, place_arrays, sequence_hash
 
 
 @dataclass(frozen=True)

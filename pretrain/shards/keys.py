@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError
+from pretrain.index.indexfile import key_bytes
+from pretrain.index.tar import BLOCK, ShardTar
 from pretrain.shards.column import Column
-from pretrain.stream.indexfile import key_bytes
-from pretrain.stream.location import open_shard
-from pretrain.stream.tar import BLOCK, ShardTar
+from pretrain.storage.location import open_shard
 
 
 def wide_hash(key: str) -> int:

@@ -20,10 +20,10 @@ from PIL import Image, ImageOps
 from pretrain import files
 from pretrain.console import printable
 from pretrain.errors import InputError
+from pretrain.index.indexfile import INDEX_NAME
 from pretrain.shards.charts import GREY, Chart, bytes_text, charts, constants, name_style, shortened
 from pretrain.shards.sheet import SIDE, Tile, contact_sheet
 from pretrain.shards.survey import Survey, spread, unreadable_text
-from pretrain.stream.indexfile import INDEX_NAME
 
 _DPI = 120
 _WIDTH, _GAP = 12.8, 0.2  # inches of a page, and between its halves

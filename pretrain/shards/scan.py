@@ -21,15 +21,15 @@ import numpy as np
 from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
+from pretrain.index.content import digest_text, sha256_of
+from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, key_hash
+from pretrain.index.tar import BLOCK, ShardTar, TarSample
 from pretrain.shards.indexwriter import IndexWriter, ShardEntry
 from pretrain.shards.keys import KeyHashes, wide_hash
-from pretrain.stream.content import digest_text, sha256_of
-from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, key_hash
-from pretrain.stream.location import expand, local_path, open_shard, open_whole, stored_path
-from pretrain.stream.remotefile import RemoteFile
-from pretrain.stream.store import is_remote, object_name, stat, url_under
-from pretrain.stream.tar import BLOCK, ShardTar, TarSample
-from pretrain.stream.workers import map_shards
+from pretrain.storage.location import expand, local_path, open_shard, open_whole, stored_path
+from pretrain.storage.remotefile import RemoteFile
+from pretrain.storage.store import is_remote, object_name, stat, url_under
+from pretrain.workers import map_shards
 
 LARGEST_LABEL = 2**31 - 1
 _LONGEST_LABEL_MEMBER = {"cls": 64, "json": 1 << 20}  # bytes

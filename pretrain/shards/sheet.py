@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pretrain.images.decode import UnreadableImage, decode
+from pretrain.index.index import Index
 from pretrain.shards.survey import AT_ONCE, class_name, read_image, spread_ids
-from pretrain.stream.decode import UnreadableImage, decode
-from pretrain.stream.index import Index
-from pretrain.stream.workers import in_threads
+from pretrain.workers import in_threads
 
 SIDE = 160  # pixels, the longer side of a thumbnail; smaller images stay as they are
 _CANDIDATES = 4096

@@ -15,11 +15,11 @@ from PIL import Image
 
 from pretrain.console import printable
 from pretrain.errors import InputError
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import IndexFile, key_hash
-from pretrain.stream.progress import Progress
-from pretrain.stream.tar import BLOCK, IMAGE_SUFFIXES, read_sample
-from pretrain.stream.workers import in_threads
+from pretrain.index.index import Index
+from pretrain.index.indexfile import IndexFile, key_hash
+from pretrain.index.tar import BLOCK, IMAGE_SUFFIXES, read_sample
+from pretrain.progress import Progress
+from pretrain.workers import in_threads
 
 _ENDS_OF_HISTOGRAM = 5
 _LARGEST_COUNTED = 1 << 20  # blocks: 512 MiB; larger samples are counted as of this size
@@ -312,7 +312,7 @@ def _look(index: Index, ids: NDArray[np.int64]) -> Iterator[Look]:
 
 def _look_at(index: Index, sample_id: int) -> Look:
     # Here, because it brings torch, two seconds that `locate` can spare.
-    from pretrain.stream.decode import UnreadableImage, decode
+    from pretrain.images.decode import UnreadableImage, decode
 
     key, data = read_image(index, sample_id)
     try:
@@ -324,7 +324,7 @@ def _look_at(index: Index, sample_id: int) -> Look:
 
 def _format(data: bytes | memoryview) -> str:
     """Of an image that decodes: its format, and its colours where Pillow knows them."""
-    from pretrain.stream.decode import critical_chunks, kind_of
+    from pretrain.images.decode import critical_chunks, kind_of
 
     kind = kind_of(data)
     with suppress(Exception):  # it is choosier than the decoders

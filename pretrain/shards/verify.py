@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError
+from pretrain.images.decode import UnreadableImage, decode
+from pretrain.index.content import etag_of, sha256_of
+from pretrain.index.index import Index
+from pretrain.index.indexfile import IndexFile, key_hash
+from pretrain.index.tar import BLOCK, ShardTar
 from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.shards.scan import file_digest, read_labels
+from pretrain.storage.location import open_whole
+from pretrain.storage.store import is_remote, same_etag, stat
 from pretrain.stream.chunk import Sample
-from pretrain.stream.content import etag_of, sha256_of
-from pretrain.stream.decode import UnreadableImage, decode
 from pretrain.stream.fault import ChunkError
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import IndexFile, key_hash
-from pretrain.stream.location import open_whole
-from pretrain.stream.store import is_remote, same_etag, stat
-from pretrain.stream.tar import BLOCK, ShardTar
-from pretrain.stream.workers import map_shards
+from pretrain.workers import map_shards
 
 _REMOTE_THREADS = 2  # a process: one shard is fetched while another is decoded
 _FAULTS_A_SHARD = 20

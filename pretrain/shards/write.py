@@ -20,16 +20,16 @@ import numpy as np
 
 from pretrain import files
 from pretrain.console import printable, say
+from pretrain.datasets.dataset import Dataset, UnreadableFile
 from pretrain.errors import InputError
-from pretrain.shards.dataset import Dataset, UnreadableFile
+from pretrain.hashing import SHARDS, hash_words
+from pretrain.index.content import digest_text
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, key_hash
+from pretrain.index.tar import BLOCK
+from pretrain.progress import Progress
 from pretrain.shards.indexwriter import ShardEntry, write_index
-from pretrain.stream.content import digest_text
-from pretrain.stream.hashing import SHARDS, hash_words
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME, LARGEST_SHARD, key_hash
-from pretrain.stream.location import local_path
-from pretrain.stream.progress import Progress
-from pretrain.stream.tar import BLOCK
+from pretrain.storage.location import local_path
 
 RECIPE_NAME = "build.json"  # what the shards were made of; it is there once they are whole
 _UNFINISHED = f".{RECIPE_NAME}.partial"  # its name until then: shards beside it are of a build that was cut off

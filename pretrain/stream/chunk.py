@@ -21,15 +21,15 @@ from webdataset.handlers import reraise_exception
 from webdataset.tariterators import tar_file_expander
 
 from pretrain.errors import InputError, StorageError
+from pretrain.index.index import Extent, Index
+from pretrain.index.indexfile import key_hash
+from pretrain.index.members import plain_members
+from pretrain.index.tar import BLOCK, IMAGE_SUFFIXES, ShardTar, split_name
+from pretrain.storage.effort import Patience
+from pretrain.storage.location import read_range
 from pretrain.stream.buffers import Ranges
 from pretrain.stream.counters import Counters, Laps
-from pretrain.stream.effort import Patience
 from pretrain.stream.fault import NOT_READ, ChunkError
-from pretrain.stream.index import Extent, Index
-from pretrain.stream.indexfile import key_hash
-from pretrain.stream.location import read_range
-from pretrain.stream.members import plain_members
-from pretrain.stream.tar import BLOCK, IMAGE_SUFFIXES, ShardTar, split_name
 
 _SCHEME = "vfrange"
 

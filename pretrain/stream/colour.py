@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from pretrain.images.decode import UnreadableImage, decode
+from pretrain.index.index import Index
+from pretrain.storage.effort import PATIENCE, Patience
 from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
-from pretrain.stream.decode import UnreadableImage, decode
-from pretrain.stream.effort import PATIENCE, Patience
 from pretrain.stream.fault import ChunkError
-from pretrain.stream.index import Index
 
 _LOOKED_AT = 16
 _SECONDS = 10.0  # that storage is waited for: a start is not held up for a note

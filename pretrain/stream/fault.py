@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pretrain.errors import InputError, StorageError
-from pretrain.stream.index import Index
+from pretrain.index.index import Index
 
 
 class ChunkError(InputError):

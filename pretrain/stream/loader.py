@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.errors import InputError
+from pretrain.images.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
+from pretrain.images.mixup import check_pairs, keep_whole, mix_weights
+from pretrain.images.transforms import Transform, to_float, to_unit_
+from pretrain.index.index import Index
+from pretrain.storage.effort import Patience
 from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
-from pretrain.stream.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
-from pretrain.stream.effort import Patience
 from pretrain.stream.fault import NOT_READ, Cause, ChunkError, Fault
-from pretrain.stream.images import Transform, to_float, to_unit_
-from pretrain.stream.index import Index
-from pretrain.stream.mixup import check_pairs, keep_whole, mix_weights
 from pretrain.stream.order import Order
 from pretrain.stream.plan import Plan, plan_evaluation, plan_training
 from pretrain.stream.reader import READ_AHEAD, Reader

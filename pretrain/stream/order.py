@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.errors import InputError
-from pretrain.stream.hashing import CHUNKS, WITHIN_CHUNK, hash_words, mix64, stream64
+from pretrain.hashing import CHUNKS, WITHIN_CHUNK, hash_words, mix64, stream64
 
 # The hash, the rounds, the tie-breaks and the layout below are this version: changing any makes a new one.
 ORDER_VERSION = 1

@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from pretrain.index.index import Index
+from pretrain.storage.effort import Patience
 from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
-from pretrain.stream.effort import Patience
-from pretrain.stream.index import Index
 from pretrain.stream.plan import Plan
 
 _LAST_WORDS = 2.0  # seconds that reads under way are waited for in the end

@@ -9,14 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from pretrain import files
+from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint.checkpoint import Saved
+from pretrain.checkpoint.find import newest_whole, read_verified
+from pretrain.checkpoint.pieces import read_whole
 from pretrain.console import say
-from pretrain.engine import checkpoint
-from pretrain.engine.checkpoint import Saved
-from pretrain.engine.distributed import is_main, on_main
-from pretrain.engine.restore import newest_whole, read_verified, read_whole
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import tensor_shapes
+from pretrain.ranks.collectives import is_main, on_main
 
 
 @dataclass(frozen=True)

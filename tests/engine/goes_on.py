@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from pretrain.engine import distributed
+from pretrain.engine import processgroup
+from pretrain.ranks import collectives
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-world = distributed.start()
+world = processgroup.start()
 for name, changes in variants.items():
     config = read_config(RunConfig, config_file, changes)
     assert run(config, out / name / "through", world) == 0
@@ -18,7 +19,7 @@ for name, changes in variants.items():
     if world.main:
         halted.mkdir()
         (halted / "STOP").touch()
-    distributed.barrier()
+    collectives.barrier()
     assert run(config, halted, world) == 75
     assert run(config, halted, world) == 0
-distributed.stop()
+processgroup.stop()

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from pretrain.engine import distributed, engine, fragments
+from pretrain.engine import engine, fragments, processgroup
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
 from pretrain.errors import InputError
@@ -19,7 +19,7 @@ from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 out, sections = Path(sys.argv[1]), json.loads(sys.argv[2])
-world = distributed.start()
+world = processgroup.start()
 get_accelerator().is_fp16_supported = lambda: True
 # Odd sizes: pieces begin and end inside of parameters.
 spec = ViTSpec(patch_size=4, layers=2, width=12, mlp=37, heads=2, image_size=8, channels=1, num_classes=3)
@@ -71,4 +71,4 @@ engine.deepspeed_config, engine.check_names = round_robin, lambda engine: None
 longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
 told["read back"] = refusal(lambda: run(longer, out / "run", world, extend=True))
 (out / f"{world.rank}.json").write_text(json.dumps(told))
-distributed.stop()
+processgroup.stop()

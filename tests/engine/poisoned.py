@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.engine import distributed
+from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
@@ -17,7 +17,7 @@ from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 
 out, variants = Path(sys.argv[1]), json.loads(sys.argv[2])
-world = distributed.start()
+world = processgroup.start()
 get_accelerator().is_fp16_supported = lambda: True
 spec = ViTSpec(patch_size=4, layers=2, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=3)
 told = {}
@@ -45,4 +45,4 @@ for name, section in variants.items():
     changed = [not torch.equal(before, after) for before, after in itertools.pairwise(outputs)]
     told[name] = {"changed": changed, "finite": bool(outputs[-1].isfinite().all())}
 (out / f"{world.rank}.json").write_text(json.dumps(told))
-distributed.stop()
+processgroup.stop()

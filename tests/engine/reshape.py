@@ -8,17 +8,18 @@ import shutil
 import sys
 from pathlib import Path
 
-from pretrain.engine import distributed
+from pretrain.engine import processgroup
+from pretrain.ranks import collectives
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 config_file, begun, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-world = distributed.start()
+world = processgroup.start()
 for name, changes in variants.items():
     config = read_config(RunConfig, config_file, changes)
     if world.main and begun.exists():
         shutil.copytree(begun, out / name)
-    distributed.barrier()
+    collectives.barrier()
     assert run(config, out / name, world) == 0
-distributed.stop()
+processgroup.stop()

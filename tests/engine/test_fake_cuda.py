@@ -9,11 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.engine.optimizer import build_optimizer
+from pretrain.images.mixup import mix_images
+from pretrain.images.transforms import to_float
 from pretrain.model.spec import ARCHITECTURES, spec_from_arch
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.loss import choose_loss
-from pretrain.stream.images import to_float
-from pretrain.stream.mixup import mix_images
 
 BATCH, CLASSES = 4, 1000
 CUDA = torch.device("cuda", 0)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from pretrain.checkpoint.fingerprint import WEIGHT, fingerprint
 from pretrain.engine import restore
-from pretrain.engine.fragments import WEIGHT, fingerprint
 
 
 def test_the_parts_add_up_to_the_whole():
@@ -38,7 +38,7 @@ def test_without_zero_a_copy_that_differs_on_one_rank_is_seen(monkeypatch):
         module=nn.Linear(3, 2), basic_optimizer=None, zero_optimization_stage=lambda: 0, optimizer=None
     )
     alike = restore.fingerprint_of(engine, WEIGHT)
-    monkeypatch.setattr(restore, "collect", lambda mine: mine * 4)
+    monkeypatch.setattr(restore, "all_gather_list", lambda mine: mine * 4)
     assert restore.fingerprint_of(engine, WEIGHT) == alike, "copies are not parts"
-    monkeypatch.setattr(restore, "collect", lambda mine: [*mine * 3, mine[0] + 1])
+    monkeypatch.setattr(restore, "all_gather_list", lambda mine: [*mine * 3, mine[0] + 1])
     assert restore.fingerprint_of(engine, WEIGHT) != alike

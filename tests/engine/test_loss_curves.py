@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.errors import InputError
+from pretrain.images.randaugment import RandAugment
+from pretrain.images.transforms import TrainImages, to_float
+from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.stream.images import TrainImages, to_float
-from pretrain.stream.index import Index
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.order import Order
-from pretrain.stream.randaugment import RandAugment
 
 # Clipped at 0.5: left out, DeepSpeed clips at 1, which the proof would not see.
 STEPS, WARMUP, LR, DECAY, CLIP = 50, 5, 1e-3, 0.1, 0.5

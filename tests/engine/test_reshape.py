@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.engine import checkpoint
+from pretrain.checkpoint import checkpoint
 
 HALF, STEPS = 6, 12
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pretrain.engine.distributed import World
+from pretrain.datasets.dataset import array_dataset
+from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.shards.dataset import array_dataset
+from pretrain.ranks.collectives import World
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import ShardLayout, write_shards
-from pretrain.stream.index import Index
 
 
 @pytest.fixture(scope="session")

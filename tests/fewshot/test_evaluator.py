@@ -17,11 +17,11 @@ from fewshot.store import FeatureSet
 from fewshot.study import probe_features, take_features
 from fewshot.subject import open_entries
 from fewshot.task import open_task
+from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError, StorageError
+from pretrain.index.index import Index
 from pretrain.run.config import DataSection, FewshotSection, ModelSection, OptimizerSection, RunConfig, TrainSection
-from pretrain.shards.dataset import Dataset, png
 from pretrain.shards.write import write_shards
-from pretrain.stream.index import Index
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
 LABELS = np.arange(100) % 10

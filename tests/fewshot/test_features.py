@@ -7,14 +7,14 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from fewshot.features import IMAGES, again, extract, preprocessing
-from pretrain.engine.distributed import World
 from pretrain.errors import InputError, StorageError
+from pretrain.images.decode import decode
+from pretrain.images.transforms import SquashImages, to_float
+from pretrain.index.index import Index
+from pretrain.ranks.collectives import World
+from pretrain.storage.effort import Patience
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
-from pretrain.stream.decode import decode
-from pretrain.stream.effort import Patience
-from pretrain.stream.images import SquashImages, to_float
-from pretrain.stream.index import Index
 
 LAYERS = ["tanh", "pre_tanh", "cls", "mean"]
 

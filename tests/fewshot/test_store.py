@@ -8,8 +8,8 @@ import pytest
 
 from fewshot.store import content, feature_file, kept, read_given, read_layer, whole, write_features, write_times
 from pretrain.errors import InputError
+from pretrain.index.index import Index
 from pretrain.shards.scan import index_shards
-from pretrain.stream.index import Index
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import pytest
 
 from fewshot.report import describe_task
 from fewshot.task import open_task
+from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError
-from pretrain.shards.dataset import Dataset, png
+from pretrain.index.index import Index
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
-from pretrain.stream.effort import PATIENCE
-from pretrain.stream.index import Index
+from pretrain.storage.effort import PATIENCE
 
 IMAGES = np.zeros((12, 8, 8), np.uint8)
 OTHERS = IMAGES + 1

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from pretrain.engine import distributed
+from pretrain.engine import processgroup
+from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.evaluation import Validation
 from pretrain.run.loss import softmax_loss
-from pretrain.stream.index import Index
 
 shards, out, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-world = distributed.start()
+world = processgroup.start()
 spec = ViTSpec(patch_size=4, layers=2, width=24, mlp=48, heads=2, image_size=16, channels=1, num_classes=10)
 model = VisionTransformer(spec).eval()
 initialize(model, 0)
@@ -35,4 +35,4 @@ with torch.no_grad():
     values = dict(validation.run(model, 1))
 if world.main:
     out.write_text(json.dumps(values))
-distributed.stop()
+processgroup.stop()

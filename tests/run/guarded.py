@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.engine import archive, checkpoint, distributed, guards
+from pretrain.checkpoint import archive, checkpoint
+from pretrain.engine import guards, processgroup
 from pretrain.engine.guards import DivergedError
 from pretrain.engine.quiet import get_accelerator
 from pretrain.errors import InputError, StorageError
@@ -24,7 +25,7 @@ from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-world = distributed.start()
+world = processgroup.start()
 now = {"step": -1}
 seed_step, choose_loss = trainer.seed_step, setup.choose_loss
 
@@ -96,4 +97,4 @@ for name, variant in variants.items():
     if evaluators:
         assert run(config, out / name, world, evaluators=evaluators) == 0, "nothing to do"
         (out / f"{name}.{world.rank}.made").write_text(json.dumps(measuring.made))
-distributed.stop()
+processgroup.stop()

@@ -76,9 +76,10 @@ def test_an_empty_word_is_no_word(words):
 
 NO_COMPILER = """
 import os
-from pretrain.engine import distributed
+from pretrain.engine import processgroup
+from pretrain.ranks import collectives
 from pretrain.run.command import run_command
-run_command(distributed.start)
+run_command(collectives.start)
 """
 
 
@@ -136,12 +137,12 @@ def test_a_rank_that_does_not_speak_waits_for_those_that_do_and_is_ended_with_th
 
 MET = """
 import os, sys
-from pretrain.engine import distributed
+from pretrain.ranks import collectives
 from pretrain.errors import InputError
 from pretrain.run.command import run_command
 
 def main():
-    distributed.start()
+    processgroup.start()
     os.environ.update(RANK="2", LOCAL_RANK="0")  # as the first of another host
     raise InputError("all know this")
 

@@ -10,9 +10,9 @@ import pytest
 from finetune.config import FinetuneConfig
 from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
+from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import CONFIG_FOLDER, differences, read_config
-from pretrain.run.folder import RunFolder
 
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))

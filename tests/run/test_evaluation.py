@@ -9,18 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.engine.distributed import World
 from pretrain.errors import InputError
+from pretrain.images.transforms import EvalImages, to_float
+from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
+from pretrain.ranks.collectives import World
+from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
 from pretrain.run.evaluation import Validation
-from pretrain.run.folder import RunFolder
 from pretrain.run.loss import sigmoid_loss, softmax_loss
 from pretrain.run.setup import prepare
-from pretrain.stream.images import EvalImages, to_float
-from pretrain.stream.index import Index
 from pretrain.stream.loader import evaluation_batches
 
 

@@ -13,8 +13,8 @@ from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
+from pretrain.record.folder import RunFolder
 from pretrain.run.experiment import load_same
-from pretrain.run.folder import RunFolder
 from pretrain.run.origin import Init, beginning, check_origin
 from pretrain.weights.load import choose, load_weights, read_weights
 

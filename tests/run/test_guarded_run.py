@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine import checkpoint
-from pretrain.stream.index import Index
+from pretrain.checkpoint import checkpoint
+from pretrain.index.index import Index
 from pretrain.stream.order import Order
 from pretrain.weights.load import load_weights
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
-from pretrain.engine.distributed import World
+from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError
+from pretrain.index.index import Index
+from pretrain.ranks.collectives import World
+from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.run.folder import RunFolder
 from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on
 from pretrain.run.setup import prepare
-from pretrain.shards.dataset import Dataset, png
 from pretrain.shards.write import write_shards
 from pretrain.stream.colour import count_coloured
-from pretrain.stream.index import Index
 from tests.conftest import encode
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.engine import checkpoint
+from pretrain.checkpoint import checkpoint
+from pretrain.datasets.dataset import png
+from pretrain.datasets.sources import open_source
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.origin import Init, check_origin
-from pretrain.shards.dataset import png
 from pretrain.shards.scan import index_shards
-from pretrain.shards.sources import open_source
 from pretrain.shards.write import write_shards
 from pretrain.weights.load import find_checkpoint, load_weights
 

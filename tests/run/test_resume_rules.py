@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine.checkpoint import Saved
+from pretrain.checkpoint.checkpoint import Saved
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config

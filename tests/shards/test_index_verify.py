@@ -10,15 +10,15 @@ import tarfile
 import numpy as np
 import pytest
 
+from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError
-from pretrain.shards.dataset import Dataset, png
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME
 from pretrain.shards.keys import KeyHashes
 from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate, survey, survey_text
 from pretrain.shards.verify import verify
 from pretrain.shards.write import ShardLayout, write_shards
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME
 
 
 def picture(row):

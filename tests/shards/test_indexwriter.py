@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
+from pretrain.index.indexfile import INDEX_NAME, IndexFile
 from pretrain.shards import column, keys
 from pretrain.shards.column import Column
 from pretrain.shards.indexwriter import IndexWriter, ShardEntry, write_index
 from pretrain.shards.keys import KeyHashes
-from pretrain.stream.indexfile import INDEX_NAME, IndexFile
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError
+from pretrain.index.content import etag_of
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME
 from pretrain.shards import scan
-from pretrain.shards.dataset import Dataset, png
 from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate
 from pretrain.shards.verify import verify
 from pretrain.shards.write import ShardLayout, write_shards
-from pretrain.stream import effort, store
-from pretrain.stream.content import etag_of
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME
-from pretrain.stream.location import expand, read_range
+from pretrain.storage import effort, store
+from pretrain.storage.location import expand, read_range
 
 KINDS = ("http", "s3", "gs")
 NAMES = "shard-{000000..000004}.tar"

@@ -13,12 +13,12 @@ import pytest
 from webdataset.tariterators import tarfile_samples
 
 from pretrain.errors import InputError
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME, key_hash
 from pretrain.shards import scan
 from pretrain.shards.indexwriter import write_index
 from pretrain.shards.scan import index_shards, scan_shard
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME, key_hash
-from pretrain.stream.location import expand
+from pretrain.storage.location import expand
 
 IMAGE = b"not decoded by the scanner" * 60
 

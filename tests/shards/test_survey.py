@@ -17,16 +17,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pretrain.console import printable
+from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError
+from pretrain.index import indexfile
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME, place_arrays
 from pretrain.shards.charts import charts, constants
-from pretrain.shards.dataset import Dataset, png
 from pretrain.shards.portrait import Portrait, check_target, page, picture, portray, write_page, write_picture
 from pretrain.shards.sheet import SIDE, choose
 from pretrain.shards.survey import locate, spread_ids, survey, survey_text
 from pretrain.shards.write import ShardLayout, write_shards
-from pretrain.stream import indexfile
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME, place_arrays
 
 NAMES = (
     "tern <b>",

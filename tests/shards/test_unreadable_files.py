@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from pretrain.datasets import dataset
+from pretrain.datasets.dataset import UnreadableFile, as_stored
+from pretrain.datasets.folder import open_folder
 from pretrain.errors import InputError
-from pretrain.shards import dataset
-from pretrain.shards.dataset import UnreadableFile, as_stored
-from pretrain.shards.folder import open_folder
+from pretrain.images.decode import MAX_PIXELS
+from pretrain.index.index import Index
 from pretrain.shards.survey import survey
 from pretrain.shards.verify import verify
 from pretrain.shards.write import UNREADABLE_NAME, write_shards
-from pretrain.stream.decode import MAX_PIXELS
-from pretrain.stream.index import Index
-from tests.shards.pictures import picture
+from tests.datasets.pictures import picture
 
 NO_IMAGE = r"^1\.jpg: not an image of a format that is read \(JPEG, PNG, WebP, BMP, GIF, PPM \(PGM, PBM\) and TIFF\): "
 
@@ -69,7 +69,7 @@ def test_whatever_a_decoder_raises_the_file_is_named(monkeypatch, error):
     monkeypatch.setattr(dataset.Image, "open", fails)
     with pytest.raises(UnreadableFile, match=r"^1\.bmp: .*out of bounds"):
         as_stored(b"BM" + bytes(100), "1.bmp")
-    monkeypatch.setattr("pretrain.stream.decode.PngImageFile", fails)
+    monkeypatch.setattr("pretrain.images.decode.PngImageFile", fails)
     with pytest.raises(UnreadableFile, match=r"^1\.png: png: out of bounds"):
         as_stored(encoded("PNG"), "1.png")
 

@@ -12,14 +12,14 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pretrain.datasets.dataset import Dataset, array_dataset
 from pretrain.errors import InputError
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME
 from pretrain.shards import write
-from pretrain.shards.dataset import Dataset, array_dataset
 from pretrain.shards.scan import index_shards
 from pretrain.shards.verify import verify
 from pretrain.shards.write import RECIPE_NAME, ShardLayout, shuffled_rows, write_shards
-from pretrain.stream.index import Index
-from pretrain.stream.indexfile import INDEX_NAME
 
 CLASSES = ("one", "two", "three")
 

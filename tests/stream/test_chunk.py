@@ -15,11 +15,11 @@ import pytest
 import webdataset
 
 from pretrain.errors import InputError
+from pretrain.index.index import Index
 from pretrain.shards.scan import index_shards
 from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
 from pretrain.stream.fault import NOT_READ, ChunkError
-from pretrain.stream.index import Index
 
 
 def images_of(index, ids):
@@ -92,7 +92,7 @@ def test_a_shard_that_cannot_be_opened_for_a_while_is_outlasted_too(write_shards
         return real(path, *args, **options)
 
     monkeypatch.setattr(builtins, "open", fails)
-    monkeypatch.setattr("pretrain.stream.location._PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("pretrain.storage.location._PAUSES", (0.01, 0.01, 0.01))
     assert bytes_of(index, 3) == shards.images[3]
     assert not failures
 
@@ -127,7 +127,7 @@ def test_a_local_read_that_fails_for_a_while_is_outlasted_and_one_that_stays_bro
         return read(*args)
 
     monkeypatch.setattr(os, "preadv", fails)
-    monkeypatch.setattr("pretrain.stream.location._PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("pretrain.storage.location._PAUSES", (0.01, 0.01, 0.01))
     assert bytes_of(index, 3) == shards.images[3]
     assert not failures
     failures += [errno.EIO] * 4
@@ -155,7 +155,7 @@ def test_a_file_system_that_is_cut_off_may_come_back(write_shards, monkeypatch, 
         raise OSError(failures[0], os.strerror(failures.pop(0)))
 
     monkeypatch.setattr(os, "preadv", fails)
-    monkeypatch.setattr("pretrain.stream.location._PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("pretrain.storage.location._PAUSES", (0.01, 0.01, 0.01))
     with pytest.raises(ChunkError, match=re.escape(os.strerror(code))) as caught:
         images_of(index, range(8))
     assert caught.value.passing

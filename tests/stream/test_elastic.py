@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pretrain.stream.images import TrainImages
+from pretrain.images.transforms import TrainImages
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.order import Order
 

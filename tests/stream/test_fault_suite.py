@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-import pretrain.stream.effort as effort
+import pretrain.storage.effort as effort
 from pretrain.errors import InputError
+from pretrain.images.transforms import TrainImages
+from pretrain.index.index import Index
 from pretrain.shards.scan import index_shards
 from pretrain.stream.fault import NOT_READ, first_cause
-from pretrain.stream.images import TrainImages
-from pretrain.stream.index import Index
 from pretrain.stream.loader import TrainLoader
 from pretrain.stream.order import Order
 

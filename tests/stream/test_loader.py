@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pretrain.errors import InputError
-from pretrain.stream.decode import HostDecoder, decode
-from pretrain.stream.images import EvalImages, SquashImages, TrainImages, to_float
+from pretrain.images.decode import HostDecoder, decode
+from pretrain.images.transforms import EvalImages, SquashImages, TrainImages, to_float
 from pretrain.stream.loader import TrainLoader, evaluation_batches
 from pretrain.stream.order import Order
 

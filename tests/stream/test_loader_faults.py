@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pretrain.errors import InputError
-from pretrain.stream.images import EvalImages, TrainImages
+from pretrain.images.mixup import mix_weights
+from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.stream.loader import TrainLoader, evaluation_batches
-from pretrain.stream.mixup import mix_weights
 from pretrain.stream.order import Order
 
 SEED = 6

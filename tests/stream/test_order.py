@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.stream.hashing import hash_words, mix64, stream64
+from pretrain.hashing import hash_words, mix64, stream64
 from pretrain.stream.order import ORDER_VERSION, Order
 
 SHAPES = [

@@ -17,16 +17,16 @@ import torch
 import webdataset
 
 from pretrain.errors import InputError
+from pretrain.images.transforms import EvalImages
+from pretrain.index.index import Extent, Index
+from pretrain.index.indexfile import key_hash
 from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate, survey
 from pretrain.shards.verify import verify
+from pretrain.storage.location import expand, open_shard, read_range
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
-from pretrain.stream.images import EvalImages
-from pretrain.stream.index import Extent, Index
-from pretrain.stream.indexfile import key_hash
 from pretrain.stream.loader import evaluation_batches
-from pretrain.stream.location import expand, open_shard, read_range
 
 
 class Trap:

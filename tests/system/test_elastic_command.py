@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.stream.index import Index
+from pretrain.index.index import Index
 from pretrain.stream.order import Order
 
 STEPS, BATCH = 120, 24

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.stream.index import Index
+from pretrain.index.index import Index
 
 DEEPSPEED = ("deepspeed", "--quiet", "--num_gpus", 2, "launch/pretrain.py")
 PYTHON = (sys.executable, "launch/pretrain.py")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pretrain.engine.place import free_port
+from pretrain.datasets.dataset import array_dataset
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.shards.dataset import array_dataset
+from pretrain.ranks.launcher import free_port
 from pretrain.shards.write import ShardLayout, write_shards
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.started import Command, Forked, Started
-from pretrain.engine import checkpoint
+from pretrain.checkpoint import checkpoint
 
 STEPS = 120
 ALL: tuple[int, ...] = ()
@@ -129,7 +129,7 @@ def test_a_file_or_the_clock_is_one_stop(way, config, undisturbed, tmp_path):
 # The save of step 11 is slow, and fails: when the last step is done it is still under way.
 FAILS = """
 import errno, os, time
-from pretrain.engine import checkpoint
+from pretrain.checkpoint import checkpoint
 def write_share(path, *rest, real=checkpoint.write_share):
     if path.name.endswith("00000011"):
         time.sleep(3)
@@ -155,7 +155,7 @@ def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
     """As when the last job of a queue has hardly begun before its time is up."""
     out = tmp_path / "run"
     listens = (
-        "import os, signal; from pretrain.engine.stop import listen; listen(); os.kill(os.getpid(), signal.SIGUSR1)"
+        "import os, signal; from pretrain.ranks.stop import listen; listen(); os.kill(os.getpid(), signal.SIGUSR1)"
     )
     started = Forked(2, ["--config", config, "--out", out], tmp_path / "said.txt", prelude=listens)
     try:
@@ -170,7 +170,7 @@ def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
 # Rank 1 is asked to stop at a batch of an evaluation, of which every rank makes a note.
 ASKED = """
 import os, signal
-from pretrain.stream.images import to_float
+from pretrain.images.transforms import to_float
 from pretrain.run import evaluation
 import fewshot.features
 

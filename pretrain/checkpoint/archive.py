@@ -1,0 +1,86 @@
+"""Tensors in files: written in the safetensors format in one pass, hashed on the way; read by the slice."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pretrain.checkpoint.reading import ABSENT, patiently
+from pretrain.errors import InputError
+
+_BLOCK = 1 << 24  # bytes written, or hashed, at a time
+
+
+def write(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, int | str]:
+    """Write named fp32 tensors [n] to a new file, flushed to the disk.
+
+    Returns:
+        {"bytes": size, "sha256": hex digest of the file}. Nothing is held in memory beyond the tensors themselves.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors:
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb", buffering=0) as file:
+        # One tensor after the other: on a device, each is on the host for as long as it is written.
+        blocks = (_bytes(tensor) for _, tensor in tensors)
+        for block in itertools.chain([memoryview(len(text).to_bytes(8, "little") + text)], blocks):
+            for start in range(0, len(block), _BLOCK):
+                part = block[start : start + _BLOCK]
+                digest.update(part)
+                while part:
+                    written = file.write(part)
+                    size, part = size + written, part[written:]
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+class Archive:
+    """A file that `write` has written, open for reading."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = patiently(path, partial(safe_open, str(path), framework="pt", device="cpu"))
+        except (*ABSENT, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
+
+    def read(self, name: str, begin: int, numel: int) -> Tensor:
+        """The values [begin, begin + numel) of the tensor `name`.
+
+        Raises:
+            InputError: the file holds no such tensor, or a shorter one.
+        """
+        try:
+            values = self._file.get_slice(name)[begin : begin + numel]
+        except SafetensorError as error:
+            raise InputError(f"{self._path}: {name}: {error}") from None
+        if len(values) != numel:
+            raise InputError(f"{self._path}: {name} ends at {begin + len(values)}, not {begin + numel}")
+        return values
+
+
+def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The hex digest of a file. `advance` is told how many more bytes have been read."""
+    digest, block = hashlib.sha256(), bytearray(_BLOCK)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(memoryview(block)[:size])
+            advance(size)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data

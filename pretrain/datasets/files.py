@@ -1,0 +1,191 @@
+"""Image files below a folder, and data sets of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.console import say
+from pretrain.datasets.dataset import Dataset, UnreadableFile, as_stored, fingerprint
+from pretrain.errors import InputError
+from pretrain.files import failure
+from pretrain.storage.filekind import IMAGE_NAMES
+
+_SHOWN = 3  # names in a message
+_HEADS, _HEAD = 1000, 64 << 10  # files, bytes
+# Left behind by archive tools, file systems and disk stations, which keep thumbnails in theirs.
+_LEFTOVERS = {"__MACOSX", "@eaDir", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
+
+
+def file_dataset(
+    name: str,
+    split: str,
+    base: Path,
+    files: Sequence[str],
+    labels: np.ndarray,
+    starts: np.ndarray | None,
+    classes: Sequence[str] | None,
+) -> Dataset:
+    """A data set of image files below `base`, read when their turn comes."""
+
+    def read(row: int) -> tuple[str, bytes]:
+        path = base / files[row]
+        try:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                raise UnreadableFile(f"{path}: no regular file ({stat.filemode(mode)})")  # opened, a FIFO would wait
+            data = path.read_bytes()
+        except PermissionError as error:
+            raise UnreadableFile(f"{path}: cannot be read: {error.strerror}") from error
+        except OSError as error:
+            if path.is_symlink() and not path.exists():
+                raise UnreadableFile(f"{path}: a link to {os.readlink(path)}, which is not there") from error
+            raise failure(path, error) from error
+        return as_stored(data, str(path))
+
+    names = (os.fsencode(file) + b"\0" for file in [*files, *(classes or ())])
+    offsets = [] if starts is None else [starts.astype(np.int64)]
+    return Dataset(
+        name=name,
+        split=split,
+        labels=labels.astype(np.int32),
+        starts=starts,
+        classes=None if classes is None else tuple(classes),
+        fingerprint=fingerprint([*names, labels.astype(np.int32), *offsets]),
+        read=read,
+        files=_state(base, files),
+    )
+
+
+def _state(base: Path, files: Sequence[str]) -> str:
+    """A hash of the sizes and times of all files, and of the beginnings of some, spread evenly: archives may give every
+    file one time, and bitmaps are equally large.
+    """
+    found = np.full((len(files), 2), -1, np.int64)
+    heads = []
+    every = -(-len(files) // _HEADS)
+    for row, file in enumerate(files):
+        path = os.path.join(base, file)
+        with contextlib.suppress(OSError):  # reading it says what is wrong
+            known = os.stat(path)
+            found[row] = known.st_size, known.st_mtime_ns
+            if row % every == 0 and stat.S_ISREG(known.st_mode):
+                with open(path, "rb") as head:
+                    heads.append(head.read(_HEAD))
+    return fingerprint([found, *heads])
+
+
+def images(folder: Path, base: Path, others: list[str] | None = None) -> Iterator[str]:
+    """Image files below `folder`, which is `base` or in it, in sorted order and relative to `folder`. Files that are
+    not named as images go to `others`.
+
+    Links to folders are followed, unless one leads back to a folder on the way from `base` down to it: InputError.
+    """
+    down = itertools.accumulate(folder.relative_to(base).parts[:-1], Path.joinpath, initial=base)
+    way = [(place, os.stat(place)) for place in down]
+    for place, below, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        if Path(place) != base:
+            _go_down(way, Path(place))
+        below[:] = sorted(name for name in below if not _passed_over(name))
+        inside = "" if Path(place) == folder else os.path.relpath(place, folder)
+        for file in sorted(files):
+            if is_image_name(file):
+                yield os.path.join(inside, file)
+            elif others is not None and not _passed_over(file):
+                others.append(os.path.relpath(os.path.join(place, file), base))
+
+
+def _go_down(way: list[tuple[Path, os.stat_result]], folder: Path) -> None:
+    """Make `way` lead down to `folder`. Raises InputError where a folder is on it twice: os.walk itself goes round
+    such a loop until the system refuses the path, 40 links later, and every image is a row each time.
+    """
+    while way[-1][0] != folder.parent:
+        way.pop()
+    found = os.stat(folder)
+    for above, known in way:
+        if os.path.samestat(known, found):
+            link = next((place for place in (folder, *folder.parents) if place.is_symlink()), folder)
+            raise InputError(
+                f"{link}: leads back to {above}, whose images would be taken again and again; remove this link "
+                "(links to other folders are followed)"
+            )
+    way.append((folder, found))
+
+
+def image_folders(place: Path) -> list[str]:
+    """The sub-folders that hold an image at any depth, sorted; others are neither splits nor classes."""
+    return [name for name in folders(place) if _holds_image(place / name)]
+
+
+def folders(place: Path) -> list[str]:
+    """Sub-folders, sorted, but for hidden ones and what tools left behind."""
+    return sorted(entry.name for entry in _entries(place) if entry.is_dir())
+
+
+def loose_images(place: Path) -> list[str]:
+    """Image files directly in a folder, sorted."""
+    return sorted(entry.name for entry in _entries(place) if is_image_name(entry.name) and not entry.is_dir())
+
+
+def is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_NAMES) and not _passed_over(name)
+
+
+def _holds_image(folder: Path) -> bool:
+    seen, left = set(), [folder]
+    while left:
+        place = left.pop()
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in seen:  # a link back; `images` tells it
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        for entry in _entries(place):
+            if entry.is_dir():
+                left.append(Path(entry.path))
+            elif is_image_name(entry.name):
+                return True
+    return False
+
+
+def _entries(place: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(place) as entries:
+            yield from (entry for entry in entries if not _passed_over(entry.name))
+    except OSError as error:
+        _refuse(error)
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name in _LEFTOVERS
+
+
+def _refuse(error: OSError) -> None:
+    raise failure(error.filename, error) from error
+
+
+def read_text(path: Path) -> str:
+    """A text file's content, without a byte-order mark. Raises InputError for what cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise failure(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 from byte {error.start} on; save it as UTF-8") from error
+
+
+def note(text: str) -> None:
+    say(f"note: {text}", to=sys.stderr)
+
+
+def shown(names: Any) -> str:
+    """The first few names, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

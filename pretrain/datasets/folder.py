@@ -1,0 +1,381 @@
+"""Image folders as users have them: a folder per class, folders per split, label lists.
+
+    DIR/cat/1.jpg                   no splits: one split, "all"
+    DIR/train/cat/1.jpg             splits: sub-folders called train, val, test or trainval, in any usual spelling
+                                    (Training, valid, test_set); others beside them hold no images
+    DIR/images/…                    either of them, one folder down
+
+The classes are the sorted names of the class folders of all splits together, so that a label means the same in each.
+Images lie at any depth below their class folder; where the class folders are sorted into letters (a/abbey/…) and a
+list of classes says so, as Places365's and SUN's do, they are what the letters hold. A folder without images is no
+class. Whatever else is found is refused: what is a class and what is not is not guessed. `--split all` says it: then
+each folder of DIR is a class, whatever it is called and holds.
+
+With a file `labels.json` in DIR or in the split's folder, images have lists of labels and folders mean nothing: see
+labelsfile.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.datasets.dataset import Dataset
+from pretrain.datasets.files import (
+    file_dataset,
+    folders,
+    image_folders,
+    images,
+    loose_images,
+    note,
+    read_text,
+    shown,
+)
+from pretrain.datasets.labelsfile import LABELS_NAME, with_lists
+from pretrain.datasets.splits import bears_split_name, is_holder, is_no_class, split_name
+from pretrain.errors import InputError
+from pretrain.files import exists, is_folder
+from pretrain.storage.filekind import IMAGE_NAMES
+
+_LETTER_LISTS = ("ClassName.txt", "categories_places365.txt")  # SUN's, Places365's: "/a/abbey", and more, a line
+_LONGEST_LINE = 10_000
+
+
+def open_folder(folder: Path, split: str | None = None) -> Dataset:
+    """The data set of an image folder. The split defaults to "train" where the folder has splits.
+
+    Raises InputError for a folder without images, one whose sub-folders may be read in two ways, an unknown split, and
+    lists that do not match the files.
+    """
+    root = _root(folder)
+    splits = _splits(root, split)
+    chosen = choose(folder, split, splits)
+    base = splits[chosen]
+    for place in (base, root):
+        if exists(place / LABELS_NAME):
+            return with_lists(folder.resolve().name, chosen, base, place / LABELS_NAME)
+    every_folder = split == "all"
+    found = {name: classes_of(place, every_folder=every_folder) for name, place in splits.items()}
+    if not every_folder:
+        _refuse_splits(splits, found)
+    classes = number_classes(splits, found, chosen)
+    return class_folders(folder.resolve().name, chosen, base, classes, whatever_inside=every_folder)
+
+
+def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
+    """The split asked for, by its name, its folder's, or another spelling of it. By default train, or the only one."""
+    if split is None:
+        usual = [name for name in ("train", "trainval", *splits) if name in splits]
+        if len(splits) == 1 or usual[0] in ("train", "trainval"):
+            return usual[0]
+        raise InputError(f"{folder}: has the splits {', '.join(splits)}; say which: --split {usual[0]}")
+    for name, place in splits.items():
+        if split == name or (split == place.name and name != "all"):
+            return name
+    same = split_name(split)
+    if same is None or same not in splits:
+        raise InputError(f"{folder}: no split {split!r}; it has {', '.join(splits)}")
+    return same
+
+
+def number_classes(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]], chosen: str) -> dict[str, Path]:
+    """The classes of all splits together, in the order of their numbers, and where each lies below the chosen split.
+
+    found: the classes of each split; none where it has no labels. Raises InputError where that is the chosen split,
+    and where a split shares no class with the others.
+    """
+    base = splits[chosen]
+    if not found[chosen]:
+        raise InputError(_without_classes(base, base if chosen == "all" else base.parent))
+    for name, classes in found.items():
+        others = {other for split, its in found.items() if split != name for other in its}
+        if classes and others and not others & set(classes):
+            raise InputError(
+                f"{splits[name]}: shares no class with the other splits ({shown(classes)}; there {shown(others)}), "
+                f"and classes are numbered over all splits: call them alike, or give {base} by itself"
+            )
+    names = sorted({name for classes in found.values() for name in classes})
+    _refuse_spellings(splits, found)
+    if found.get("train") and (more := set(names) - set(found["train"])):
+        note(f"{splits['train']}: {len(more)} of {len(names)} classes are in other splits only: {shown(more)}")
+    return {name: found[chosen].get(name, Path(name)) for name in names}
+
+
+def _refuse_spellings(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]]) -> None:
+    """Raise InputError where one class is spelt in two ways: in case by two splits, in spaces or as Unicode by one."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFKC", name).casefold().strip()
+
+    spelt: dict[str, tuple[str, Path]] = {}
+    for split, classes in found.items():
+        looks: dict[str, str] = {}
+        for name in classes:
+            other = looks.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+            if other != name:
+                raise InputError(
+                    f"{splits[split]}: classes {other!a} and {name!a} look alike; one folder would be right"
+                )
+        for name in classes:
+            other, there = spelt.get(plain(name), (name, splits[split]))
+            if other not in classes and not any(name in its for its in found.values() if other in its):
+                raise InputError(f"{splits[split]}: class {name!a} is called {other!a} in {there}; call it alike")
+        spelt.update({plain(name): (name, splits[split]) for name in classes})
+
+
+def _refuse_splits(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]]) -> None:
+    """Raise InputError where a folder among the classes is called like a split, unless it holds images itself and is a
+    class in other splits, too, or in its namesake (train/train/1.jpg).
+    """
+    for split, classes in found.items():
+        for name in filter(bears_split_name, classes):
+            place = splits[split] / classes[name]
+            held = bool(loose_images(place))
+            alike = split_name(name) in (None, split) or sum(name in its for its in found.values()) > 1
+            if not (held and alike):
+                raise InputError(
+                    f"{place}: a folder called like a split, among class folders ({shown(classes)}); "
+                    "DIR/<split>/<class>/*.jpg would be right (a class of such a name holds images itself, in every "
+                    "split)"
+                )
+
+
+def class_folders(
+    name: str, split: str, base: Path, classes: Mapping[str, Path], *, whatever_inside: bool = False
+) -> Dataset:
+    """One folder a class, images at any depth below; rows sorted by class, then by path.
+
+    Raises InputError where class folders hold what may be splits or classes itself, unless `whatever_inside`.
+    """
+    files: list[str] = []
+    labels: list[int] = []
+    empty: list[str] = []
+    others: list[str] = []
+    inside: dict[str, set[str]] = {}  # of each class: which of its folders hold images; "" is its own
+    for label, (called, below) in enumerate(classes.items()):
+        found = list(images(base / below, base, others)) if is_folder(base / below) else []
+        files += [os.path.join(below, file) for file in found]
+        labels += [label] * len(found)
+        if found:
+            inside[called] = {os.path.dirname(file) for file in found}
+        else:
+            empty.append(called)
+    if not whatever_inside:
+        _refuse_inside(base, classes, inside)
+    inner = {os.path.join(classes[called], _first(path)) for called, paths in inside.items() for path in paths}
+    if beside := set(folders(base)) - {below.parts[0] for below in classes.values()}:
+        note(f"{base}: passed over {len(beside)} folders, without images or no classes: {shown(beside)}")
+    if len(inner) > len(classes) - len(empty) and not inner & {os.path.join(below, "") for below in classes.values()}:
+        note(f"{base}: its own folders are the classes ({shown(classes)}), not the folders in these ({shown(inner)})")
+    if empty:
+        note(f"{base}: {len(empty)} of {len(classes)} classes have no images here, e.g. {empty[0]}")
+    if others:
+        note(f"{base}: passed over {len(others)} files that are not named as images, e.g. {others[0]}")
+    if loose := loose_images(base):
+        note(f"{base}: passed over {len(loose)} images that lie in no class folder, e.g. {loose[0]}")
+    if len(classes) == 1:
+        note(f"{base}: one class only, {next(iter(classes))}")
+    if all(called.isdecimal() for called in classes) and any(int(c) != n for n, c in enumerate(classes)):
+        odd = next((n, called) for n, called in enumerate(classes) if int(called) != n)
+        note(f"{base}: classes are numbered in the order of their names as text: label {odd[0]} is class {odd[1]!r}")
+    return file_dataset(name, split, base, files, np.array(labels, np.int32), None, list(classes))
+
+
+def _first(path: str) -> str:
+    return path.partition(os.sep)[0]
+
+
+def _refuse_inside(base: Path, classes: Mapping[str, Path], inside: Mapping[str, Set[str]]) -> None:
+    """Raise InputError where folders in class folders are called like splits, or like a holder of images beside others,
+    or alike in most classes: these may be the classes, or further pictures of one kind (masks).
+    """
+    mend = (
+        f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right; {base} given with --split all takes its own "
+        "folders as classes, with all they hold"
+    )
+    counts: Counter[str] = Counter()
+    for called, paths in inside.items():
+        place = base / classes[called]
+        if odd := sorted(path for path in paths if any(map(split_name, path.split(os.sep)))):
+            raise InputError(f"{place / odd[0]}: a split's name inside the class folder {place}; {mend}")
+        first = {_first(path) for path in paths}
+        if len(first) == 1 and first <= paths:  # its own images, or one folder that holds them
+            continue
+        if odd := sorted(filter(is_no_class, first)):
+            beside = shown(f"{name}/" if name else "images" for name in first - {odd[0]}) or "folders in it"
+            raise InputError(
+                f"{place / odd[0]}: called like no class, with {beside}, in the class folder {place}; {mend}"
+            )
+        if odd := sorted(first & (set(classes) - {called})):
+            raise InputError(f"{place / odd[0]}: a folder called like a class, inside another class folder; {mend}")
+        counts.update(first - {""})
+    if len(inside) > 1 and (same := [name for name, count in counts.items() if 2 * count > len(inside)]):
+        raise InputError(
+            f"{base}: {shown(f'{called}/' for called in inside)} hold folders of the same names ({shown(same)}): these "
+            f"may be the classes, or one of several kinds of pictures; {mend}"
+        )
+
+
+def _root(folder: Path) -> Path:
+    if not is_folder(folder):
+        raise InputError(f"{folder}: no such folder")
+    names = image_folders(folder)
+    if (
+        exists(folder / LABELS_NAME)
+        or len(names) != 1
+        or not is_holder(names[0])
+        or not image_folders(folder / names[0])
+    ):
+        return folder
+    inner = folder / names[0]
+    if beside := set(folders(folder)) - {inner.name}:
+        note(f"{inner}: holds the images; passed over {shown(beside)}")
+    return inner
+
+
+def _splits(root: Path, split: str | None) -> dict[str, Path]:
+    """The splits' folders by name; {"all": root} where there are none. Raises InputError where that is not clear."""
+    names = image_folders(root)
+    plain = [name for name in names if split_name(name)]
+    akin = [name for name in names if not split_name(name) and bears_split_name(name)]
+    others = [name for name in names if name not in (*plain, *akin)]
+    nested = any(not loose_images(root / name) for name in akin)  # bullet_train holds images, seg_train classes
+    if not (plain or (akin and (nested or not others))):
+        return {"all": root}
+    if exists(root / LABELS_NAME) and (akin or others):  # folders mean nothing
+        return {"all": root}
+    splits = {name: root / name for name in akin}
+    splits.update(name_splits(root, {name: str(split_name(name)) for name in plain}, split))
+    if plain and not others:
+        if beside := set(folders(root)) - set(names):
+            note(f"{root}: passed over folders without images: {shown(beside)}")
+        return splits
+    if split == "all":
+        return {"all": root}
+    if split is not None and (split in (*splits, *plain) or split_name(split) in splits):
+        note(f"{root}: takes {', '.join(plain + akin)} for splits; passed over {shown(others) or 'nothing'}")
+        return splits
+    raise InputError(
+        f"{root}: holds {shown(f'{name}/' for name in (*plain, *akin))}, called like splits"
+        + (f", and beside them {shown(f'{name}/' for name in others)}, with images in each" if others else "")
+        + f"; --split {next(iter(splits))} takes that split (then no other folder is a class), --split all takes each "
+        "folder as a class"
+    )
+
+
+def name_splits(root: Path, said: Mapping[str, str], split: str | None) -> dict[str, Path]:
+    """Where the splits lie. said: which split each folder is; folders that are the same one go by their own names.
+
+    Raises InputError where it is not clear which of them `split` is.
+    """
+    splits = {}
+    for name, called in said.items():
+        same = [other for other in said if said[other] == called]
+        if len(same) > 1 and split not in said and (split is None or split_name(split) == called):
+            raise InputError(
+                f"{root}: {same[0]}/ and {same[1]}/ would both be the split {called}; keep one here, or take one of "
+                f"them by its folder's name: --split {same[0]}"
+            )
+        splits[called if len(same) == 1 else name] = root / name
+    return splits
+
+
+def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
+    """Class names and their folders, relative to `place`; none where it holds images without labels."""
+    names = image_folders(place)
+    if every_folder:
+        return {name: Path(name) for name in names}
+    if letters := _letters(place, names):
+        return letters
+    holders = _holders(place, names)
+    odd = [name for name in names if name in holders or is_no_class(name)]
+    if odd and len(names) > max(1, len(holders)):
+        raise InputError(
+            f"{place}: holds {odd[0]}/, which is called like no class, and {shown(set(names) - {odd[0]})} beside, with "
+            f"images in each; class folders alone would be right, or a {LABELS_NAME}; {place} given with --split all "
+            "takes each folder as a class"
+        )
+    if len(names) == 1 and not loose_images(place / names[0]):
+        inner = place / names[0]
+        below = image_folders(inner)
+        if holders and not any(map(split_name, below)):
+            return {name: Path(inner.name, path) for name, path in classes_of(inner).items()}
+        raise InputError(
+            f"{place}: holds one folder, {inner.name}/, with folders in it ({shown(below)}): if these are the "
+            f"classes or splits, give {inner}"
+        )
+    return {} if holders else {name: Path(name) for name in names}
+
+
+def _holders(place: Path, names: Sequence[str]) -> list[str]:
+    """Those that only hold images: as they are called, or as an archive's folder in a folder of that name."""
+    return [name for name in names if is_holder(name) or names == [place.name]]
+
+
+def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Classes in folders by their first letter: a/abbey, a/apartment_building/outdoor, b/bakery/shop.
+
+    Raises InputError where no list says that they are, and for one that is not listed.
+    """
+    if not names or any(len(name) > 1 or loose_images(place / name) for name in names):
+        return {}
+    found: dict[str, Path] = {}
+    for letter in names:
+        below = image_folders(place / letter)
+        if any(not name.lower().startswith(letter.lower()) for name in below):
+            return {}
+        for name in below:
+            inner = Path(letter, name)
+            if loose_images(place / inner):
+                found[name] = inner
+            else:
+                found.update({f"{name}/{kind}": inner / kind for kind in image_folders(place / inner)})
+    lists = (where / name for where in (place, place.parent) for name in _LETTER_LISTS)
+    listing = next((path for path in lists if exists(path)), None)
+    if listing is None:
+        raise InputError(
+            f"{place}: holds folders of one letter ({shown(names)}) with folders in them ({shown(found)}), and either "
+            f"may be the classes; {place} given with --split all takes the letters, a list of classes {place}/"
+            f"{_LETTER_LISTS[0]} (/{next(iter(found.values()))}, one a line) what they hold"
+        )
+    listed = {line.split()[0].strip("/") for line in read_text(listing).splitlines() if line.strip()}
+    if missing := [name for name, inner in found.items() if inner.as_posix() not in listed]:
+        raise InputError(f"{listing}: does not have {shown(missing)}, which {place} has")
+    return found
+
+
+def _without_classes(base: Path, root: Path) -> str:
+    """What is to be said of a folder whose images have no labels, or that has no images."""
+    place = base
+    found = loose_images(base)
+    if not found:
+        holder = next(iter(_holders(base, image_folders(base))), None)
+        place = base if holder is None else base / holder
+        found = list(images(place, base)) if holder else []
+    right = f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right, or a {LABELS_NAME} that lists labels"
+    if not found:
+        others: list[str] = []
+        list(images(base, base, others))
+        kinds = f", but {len(others):,} other files ({shown(others)}; images are called {', '.join(IMAGE_NAMES)})"
+        return f"{base}: no images{kinds if others else ''}: no class folders that hold any; {right}"
+    lists = [listing for where in {base: 0, root: 0} for listing in sorted(where.glob("*.csv"))]
+    may = "".join(f"; {listing} may ({_columns(listing)})" for listing in lists[:3])
+    return (
+        f"{place}: {len(found):,} images ({shown(found)}) and no class folders: nothing here says what they show{may}; "
+        f"{right}"
+    )
+
+
+def _columns(listing: Path) -> str:
+    try:
+        with open(listing, encoding="utf-8-sig", newline="") as lines:
+            first = next(csv.reader([lines.readline(_LONGEST_LINE)]), [])
+    except (OSError, ValueError, csv.Error):
+        return "not read"
+    return "columns " + ", ".join(first[:5]) + (", …" if len(first) > 5 else "")

@@ -1,0 +1,288 @@
+"""Encoded bytes to uint8 pixels, and the bytes that cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import simplejpeg
+import torch
+import torchvision.io
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.transforms.v2 import functional as F
+
+from pretrain.errors import InputError
+from pretrain.storage.filekind import LOOKED_AT, file_kind
+
+Encoded = bytes | memoryview
+
+# The one limit for pixels: `build` refuses what training would not decode. 300 MB once decoded, in each decode thread.
+MAX_PIXELS = 100_000_000
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own would warn from 89 million on and refuse above twice that
+_MARKER = re.compile(rb"\xff[^\xff]")
+_MAX_SEGMENTS = 10_000  # each is looked at with the interpreter's lock held; an ICC profile takes up to 255
+_SCAN = b"\xff\xda"  # the marker in front of one
+MAX_SCANS = 100  # a progressive JPEG has ten; each takes as long as its pixels, however few its bytes
+GREY = 128  # stands in for an image that cannot be read
+
+
+class UnreadableImage(Exception):
+    """The bytes of one image do not decode. The message says why."""
+
+
+class Decoder(Protocol):
+    """Encoded images -> uint8 [channels, h, w] each, or what is wrong with it; in order, as asked for."""
+
+    def settle(self) -> None:
+        """Called once by every thread that will decode, and go on with what it decoded."""
+
+    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
+
+
+class HostDecoder:
+    """One image after the other, each when it is asked for: what was decoded last is still in the cache."""
+
+    def settle(self) -> None:
+        pass
+
+    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
+        for data in images:
+            try:
+                yield decode(data, channels)
+            except UnreadableImage as error:
+                yield error
+
+
+HOST = HostDecoder()
+
+
+@dataclass(frozen=True)
+class DeviceDecoder:
+    """JPEGs together on an accelerator (nvJPEG, on CUDA), everything else on the host and copied there.
+
+    Pixels may differ from the host's by a level or two: the two decoders round differently. A decode thread has a
+    stream of its own, whose memory the streams of training never see: rows of a batch are handed on in the host's.
+    """
+
+    device: torch.device
+
+    def settle(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.set_stream(torch.Stream(self.device))
+
+    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
+        images = list(images)
+        jpegs = [number for number, data in enumerate(images) if self._takes(data)]
+        try:
+            done = dict(zip(jpegs, self._together([images[number] for number in jpegs], channels), strict=True))
+        except RuntimeError:  # one of them is damaged, or of a kind the device lacks: the others are none the worse
+            done = {}
+            for number in jpegs:
+                with contextlib.suppress(RuntimeError):
+                    (done[number],) = self._together([images[number]], channels)
+        for number, data in enumerate(images):
+            if number in done:
+                yield done[number]
+                continue
+            (image,) = HOST([data], channels)
+            yield image if isinstance(image, UnreadableImage) else image.to(self.device)
+
+    def _together(self, images: Sequence[Encoded], channels: int) -> Sequence[Tensor]:
+        encoded = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in images]
+        if self.device.type != "cpu":
+            # nvJPEG writes from a stream that does not wait for this thread's, which may still read what that memory
+            # held before.
+            torch.accelerator.current_stream(self.device).synchronize()
+        return torchvision.io.decode_jpeg(encoded, _mode(channels), device=self.device) if encoded else []
+
+    def check(self) -> None:
+        """Raise InputError where this build of torchvision does not decode on the device."""
+        jpeg = torchvision.io.encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
+        try:
+            self._together([jpeg.numpy().tobytes()], 3)
+        except RuntimeError as error:
+            raise InputError(
+                f'data.decoder: "device": JPEGs cannot be decoded on {self.device}: {_last_clause(error)}; set "host"'
+            ) from None
+
+    @staticmethod
+    def _takes(data: Encoded) -> bool:
+        try:
+            kind, height, width = read_header(data)
+        except UnreadableImage:
+            return False
+        return kind == "jpeg" and 0 < height * width <= MAX_PIXELS
+
+
+def decode(data: Encoded, channels: int) -> Tensor:
+    """JPEG, PNG or WebP, told apart by their first bytes -> uint8 [channels, h, w], grey (1) or RGB (3).
+
+    Alpha is dropped, orientation tags are not applied. Raises UnreadableImage; for an image above MAX_PIXELS,
+    before any of it is decoded.
+    """
+    kind, height, width = read_header(data)
+    check_size(kind, height, width)
+    if kind == "png":
+        return _decode_png(data, channels, height, width)
+    if kind == "jpeg":
+        with contextlib.suppress(ValueError):
+            return _decode_jpeg(data, channels)
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        if kind == "jpeg":
+            return torchvision.io.decode_jpeg(encoded, _mode(channels))
+        image = torchvision.io.decode_webp(encoded, ImageReadMode.RGB)
+    except RuntimeError as error:
+        if "allocate memory" in str(error):  # the host's fault, not the image's
+            raise MemoryError(f"{kind} of {width} x {height} pixels: {_last_clause(error)}") from error
+        raise UnreadableImage(f"{kind}: {_last_clause(error)}") from error
+    return F.rgb_to_grayscale(image) if channels == 1 else image
+
+
+def check_size(kind: str, height: int, width: int) -> None:
+    """Raise UnreadableImage for an image without pixels, or with more than MAX_PIXELS."""
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(
+            f"{kind} of {width} x {height} = {height * width:,} pixels, above the limit of {MAX_PIXELS:,}"
+        )
+    if height * width == 0:
+        raise UnreadableImage(f"{kind} of {width} x {height} pixels")
+
+
+def _decode_jpeg(data: Encoded, channels: int) -> Tensor:
+    """Torchvision's pixels, in four fifths of its time; of print colours (CMYK) within two levels.
+
+    Raises ValueError for whatever is in any way unusual.
+    """
+    # Strict: stray bytes and damage are torchvision's to judge; only some of them make an image unreadable.
+    pixels = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)
+    # numpy's view: torch's lets go of the interpreter lock, and may wait for it.
+    return torch.from_numpy(pixels.transpose(2, 0, 1))
+
+
+def _mode(channels: int) -> ImageReadMode:
+    return ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+
+
+def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor:
+    # Pillow, not torchvision.io: its decode_png kills the process on an error in libpng (a bad checksum).
+    try:
+        image = PngImageFile(io.BytesIO(critical_chunks(data)))
+        if image.size != (width, height):  # Pillow takes the last header there is
+            raise ValueError(f"a second header, of {image.width} x {image.height} pixels")
+        if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
+            pixels = (np.asarray(image) >> 8).astype(np.uint8)[:, :, None].repeat(channels, axis=2)
+        else:
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+            pixels = pixels.reshape(image.height, image.width, channels)
+    except MemoryError:
+        raise
+    except struct.error:
+        raise UnreadableImage(f"png: cut off, {len(data)} bytes") from None
+    except Exception as error:  # of a dozen kinds, none of them documented
+        raise UnreadableImage(f"png: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def critical_chunks(data: Encoded) -> bytes:
+    """A PNG without what its pixels do not depend on: colour profiles, texts, transparency, further pictures.
+
+    Pillow gives an image up over these: a profile of more than 1 MiB, a text with a wrong checksum. And it stops
+    reading once all rows are there: ValueError where a critical chunk has another checksum than it says.
+    """
+    view = memoryview(data)
+    kept, at, kind = [view[:8]], 8, b""
+    while at < len(view) and kind != b"IEND":
+        (length,) = struct.unpack_from(">I", view, at)
+        kind, end = bytes(view[at + 4 : at + 8]), at + 8 + length
+        (expected,) = struct.unpack_from(">I", view, end)
+        if kind[:1].isupper():
+            if zlib.crc32(view[at + 4 : end]) != expected:
+                raise ValueError(f"chunk {kind!r} at byte {at} has another checksum")
+            kept.append(view[at : end + 4])
+        at = end + 4
+    return b"".join(kept)
+
+
+def kind_of(data: Encoded) -> str:
+    """`jpeg`, `png` or `webp` by the first bytes; "" for everything else."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+        return "png"
+    if data[:2] == b"\xff\xd8":
+        return "jpeg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
+
+
+def read_header(data: Encoded) -> tuple[str, int, int]:
+    """(`jpeg`, `png` or `webp`, height, width) as the first bytes declare. Raises UnreadableImage."""
+    kind = kind_of(data)
+    try:
+        if kind == "png":
+            width, height = struct.unpack_from(">II", data, 16)
+            return kind, height, width
+        if kind:
+            return kind, *(_jpeg_size if kind == "jpeg" else _webp_size)(data)
+    except (struct.error, IndexError) as error:
+        raise UnreadableImage(f"cut off in the header, {len(data)} bytes") from error
+    other = file_kind(bytes(data[:LOOKED_AT]))
+    instead = f" but {other}" if other else ""
+    raise UnreadableImage(f"not JPEG, PNG or WebP{instead}: {len(data)} bytes that begin {data[:8].hex(' ')!r}")
+
+
+def _jpeg_size(data: Encoded) -> tuple[int, int]:
+    place, frame, height, width, components = 2, 0, 0, 0, 0
+    for _ in range(_MAX_SEGMENTS):
+        if data[place] != 0xFF or data[place + 1] == 0xFF:  # stray or fill bytes, which libjpeg passes over as well
+            found = _MARKER.search(data, place)
+            if found is None:
+                raise IndexError
+            place = found.start()
+        marker = data[place + 1]
+        place += 2
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
+            frame = marker
+            height, width, components = struct.unpack_from(">HHB", data, place + 3)
+        if marker in (0xD9, _SCAN[1]):
+            break
+        if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # markers without a body
+            place += struct.unpack_from(">H", data, place)[0]
+    else:
+        raise UnreadableImage(f"jpeg of over {_MAX_SEGMENTS:,} segments before the image data")
+    if not frame:
+        raise UnreadableImage("jpeg: no frame header before the image data")
+    # Where the first scan of a sequential frame has all its components, decoders look for no other.
+    if frame > 0xC1 or data[place + 2] != components:
+        scans = bytes(data).count(_SCAN)
+        if scans > MAX_SCANS:
+            raise UnreadableImage(f"jpeg of {scans:,} scans, above the limit of {MAX_SCANS}")
+    return height, width
+
+
+def _webp_size(data: Encoded) -> tuple[int, int]:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        struct.unpack_from("6x", data, 24)  # a slice never complains that it is short
+        return height, width
+    if kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return height & 0x3FFF, width & 0x3FFF
+    raise UnreadableImage(f"webp: unknown chunk {kind!r}")
+
+
+def _last_clause(error: Exception) -> str:
+    """torch's message without the path of the C++ file that raised it."""
+    return str(error).splitlines()[0].rpartition("cpp:")[2].partition(", ")[2] or str(error)

@@ -1,0 +1,122 @@
+"""Whether index files hold the same samples: by their shards' places, their recorded content, or else their keys."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.errors import InputError
+from pretrain.index.content import sha256_of
+from pretrain.index.indexfile import IndexFile
+
+
+@dataclass(frozen=True)
+class SharedShard:
+    """Shard number `one` of an index file and number `other` of another, which hold the same samples.
+
+    `known`: they are one file, or of one sha256. Else places, keys and labels of all samples are equal and one of the
+    two has no sha256: their images may differ, and nothing tells.
+    """
+
+    one: int
+    other: int
+    known: bool
+
+
+class _Shards:
+    """The shards of an index file by place, and by what two shards of the same samples have in common."""
+
+    def __init__(self, file: IndexFile) -> None:
+        self.file = file
+        self.places = {file.shard_url(shard): shard for shard in range(file.num_shards)}
+        self.alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        self.outlines = _outlines(file)
+        for shard, outline in enumerate(self.outlines):
+            self.alike[outline].append(shard)
+
+
+def shared_shards(one: IndexFile, other: IndexFile) -> Iterator[SharedShard]:
+    """The shards of `one` that `other` holds too, in the order of `one`; reads the keys of those alone that may be."""
+    return _shared(_Shards(one), _Shards(other))
+
+
+def _shared(one: _Shards, other: _Shards) -> Iterator[SharedShard]:
+    if one.places.keys().isdisjoint(other.places) and one.alike.keys().isdisjoint(other.alike):
+        return  # at once, of any number of index files
+    for url, shard in one.places.items():
+        if url in other.places:
+            yield SharedShard(shard, other.places[url], True)
+            continue
+        for twin in other.alike.get(one.outlines[shard], ()):
+            digests = {sha256_of(one.file.digest(shard)), sha256_of(other.file.digest(twin))}
+            known = "" not in digests
+            if len(digests) == 1 if known else _same_samples(one.file, shard, other.file, twin):
+                yield SharedShard(shard, twin, known)
+                break
+
+
+def refuse_shared(files: Sequence[IndexFile]) -> None:
+    """Raise InputError where two files hold the same samples, all or some: they would come twice an epoch."""
+    if len(files) < 2:
+        return
+    tables = list(map(_Shards, files))
+    for number, table in enumerate(tables):
+        if text := _shared_text([table], tables[:number]):
+            raise InputError(f"{text}; index each shard once")
+
+
+def shared_text(files: Sequence[IndexFile], others: Sequence[IndexFile]) -> str:
+    """The first of `files` that holds samples of one of `others`, in words; empty where none does."""
+    return _shared_text(list(map(_Shards, files)), list(map(_Shards, others)))
+
+
+def _shared_text(tables: Sequence[_Shards], others: Sequence[_Shards]) -> str:
+    for table, against in itertools.product(tables, others):
+        file, other = table.file, against.file
+        shared = list(_shared(table, against))
+        if not shared:
+            continue
+        first = shared[0]
+        if len(shared) == file.num_shards == other.num_shards:
+            what = f"holds the samples of {other.path} again"
+        else:
+            url, there = file.shard_url(first.one), other.shard_url(first.other)
+            also = "does" if url == there else f"has them in {there}"
+            what = f"holds the samples of the shard {url}, as {other.path} {also}"
+        return f"{file.path}: {what}{'' if all(one.known for one in shared) else f'; {UNKNOWN}'}"
+    return ""
+
+
+# What to do where keys, labels and sizes agree and the images are not known.
+UNKNOWN = (
+    "told by their keys, labels and sizes alone: if their images differ, record what they hold, in both indices "
+    "(launch/shards.py index without --headers-only, of remote shards with --sha256)"
+)
+
+
+def _outlines(file: IndexFile) -> list[tuple[int, ...]]:
+    """What two shards of the same samples have in common, of a few bytes each: sizes, first and last key."""
+    ends = np.clip([file.first[:-1], file.first[1:] - 1], 0, file.samples - 1)
+    columns = (np.diff(file.first), file.shard_bytes, file.data_end, *file.key_hashes[ends])
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _same_samples(one: IndexFile, shard: int, other: IndexFile, twin: int) -> bool:
+    """Whether two shards have equal keys, places and labels."""
+    return all(map(np.array_equal, _columns(one, shard), _columns(other, twin)))
+
+
+def _columns(file: IndexFile, shard: int) -> Iterator[np.ndarray]:
+    rows = slice(int(file.first[shard]), int(file.first[shard + 1]))
+    yield file.offsets[rows]
+    yield file.key_hashes[rows]
+    if file.label_starts is None:
+        yield file.labels[rows]
+        return
+    starts = file.label_starts[rows.start : rows.stop + 1].astype(np.int64)
+    yield starts - starts[0]
+    yield file.labels[starts[0] : starts[-1]]

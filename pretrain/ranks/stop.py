@@ -1,0 +1,70 @@
+"""Stopping on request: what asks for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from pretrain.console import say
+
+if TYPE_CHECKING:  # `listen` comes before torch is there
+    from pretrain.ranks.collectives import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+_early: list[str] = []  # signals that came before there was a `Stop`
+
+
+def listen() -> None:
+    """Take note of SIGUSR1 from now on: it means "save, your time is up" and would kill a rank that is starting.
+
+    The other signals may end such a rank: it has nothing to save.
+    """
+    signal.signal(signal.SIGUSR1, lambda number, frame: _early.append(signal.Signals(number).name))
+
+
+class Stop:
+    """Signals to any rank, a file STOP in the run folder, and a time limit.
+
+    A signal only sets a flag; the ranks compare what they were asked between steps, so that all save the same step
+    even when one of them has not seen the signal yet. A second Ctrl-C ends the rank at once.
+    """
+
+    def __init__(self, folder: Path, world: World, time_limit_minutes: float | None = None) -> None:
+        self._file, self._world = folder / "STOP", world
+        self._deadline = time.monotonic() + time_limit_minutes * 60 if time_limit_minutes else float("inf")
+        self._reason = _early[0] if _early else None
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._reason = self._reason or signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def asked(self) -> bool:
+        """Whether this rank has been asked to stop."""
+        if self._reason is None and self._world.main:
+            if os.path.exists(self._file):  # false where the file system does not answer for now
+                self._reason = f"{self._file} exists"
+            elif time.monotonic() > self._deadline:
+                self._reason = "train.time_limit_minutes is reached"
+        return self._reason is not None
+
+    @property
+    def reason(self) -> str:
+        """Why, as far as this rank knows."""
+        return self._reason or "another rank was asked to stop"
+
+    def done(self) -> None:
+        """The stop has been carried out: take STOP away, so that the same command goes on."""
+        if self._world.main:
+            try:
+                self._file.unlink(missing_ok=True)
+            except OSError as error:  # a folder; another's, where each may remove their own alone
+                say(f"{self._file}: cannot be removed: {error.strerror}; it will stop the next start, too")

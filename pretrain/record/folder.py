@@ -1,0 +1,132 @@
+"""The run folder: what a run writes down beside its checkpoints, so that the files always tell one history."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pretrain import files
+from pretrain.errors import InputError
+from pretrain.storage.location import local_path
+
+CONFIG, METRICS, QUARANTINE = "config.json", "metrics.jsonl", "quarantine.jsonl"
+CHECKPOINTS, AUDIT, TENSORBOARD, INSPECTION = "checkpoints", "audit", "tensorboard", "inspection"
+
+
+class RunFolder:
+    """Paths of a run, its config record, and its append-only files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path = local_path(path)
+        self.checkpoints = path / CHECKPOINTS
+        self.tensorboard = path / TENSORBOARD
+        self.metrics, self.quarantine = path / METRICS, path / QUARANTINE
+        self.inspection = path / INSPECTION
+
+    def create(self) -> None:
+        """Make the folder and that of its checkpoints, if they are not there.
+
+        Raises:
+            OSError: one cannot be made or written to. A run that cannot save would say so at its end, when all is lost.
+        """
+        files.make_folder(self.path)
+        files.make_folder(self.checkpoints)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """`config.json`: the resolved config, with the versions and the commit it runs under."""
+        record = {**config, "versions": versions(), "git_commit": git_commit(), "command": sys.argv}
+        _replace(self.path / CONFIG, [json.dumps(record, indent=2) + "\n"])
+
+    def rewind(self, step: int, rank: int = 0, ranks: int = 1) -> None:
+        """Make the files those of a run that has completed `step` steps; the ranks divide them among themselves.
+
+        Lines of later steps move to `*.discarded.jsonl`, a torn last line is dropped.
+        """
+        if rank == 0:
+            _rewind(self.metrics, lambda line: line["step"] <= step)
+            _rewind(self.quarantine, lambda line: line["step"] < step)
+        names = sorted(os.listdir(self.path / AUDIT)) if files.exists(self.path / AUDIT) else []
+        audits = [name for name in names if re.fullmatch(r"rank_\d+\.jsonl", name)]
+        for name in audits[rank::ranks]:
+            _rewind(self.path / AUDIT / name, lambda line: line["step"] < step)
+
+    def sync(self, rank: int) -> None:
+        """Put on the disk what the files say up to now, rank 0 the common ones."""
+        common = [self.metrics, self.quarantine] if rank == 0 else []
+        for file in (*common, self.audit(rank)):
+            if files.exists(file):
+                files.flush(file)
+
+    def audit(self, rank: int) -> Path:
+        """A rank's audit of the samples it trained on."""
+        return self.path / AUDIT / f"rank_{rank:05d}.jsonl"
+
+    def evaluated(self, step: int) -> bool:
+        """Whether `metrics.jsonl` tells of an evaluation after `step` steps: its only lines without a step's loss."""
+        if not files.exists(self.metrics):
+            return False
+        with self.metrics.open(encoding="utf-8") as file:
+            # The last line may be torn; of the others only those of the step are worth the parsing.
+            lines = (line for line in file if line.startswith(f'{{"step": {step},') and line.endswith("\n"))
+            return any("loss" not in json.loads(line) for line in lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that training rests on."""
+    packages = ("torch", "torchvision", "deepspeed", "webdataset", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with "-dirty" where it has been changed since; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        answers = [
+            subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answers[0] + ("-dirty" if answers[1] else "")
+
+
+def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
+    if not files.exists(path):
+        return
+    kept: list[str] = []
+    discarded: list[str] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8: {error.reason}; mend or remove its line") from None
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # torn by a kill in the middle of a write
+    for number, line in enumerate(lines, start=1):
+        try:
+            (kept if stays(json.loads(line)) else discarded).append(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: line {number} is no JSON: {error.msg}; mend or remove that line") from None
+        except (KeyError, TypeError):
+            raise InputError(f"{path}: line {number} tells no step; mend or remove that line") from None
+    if discarded:
+        aside = path.with_name(f"{path.stem}.discarded.jsonl")
+        with files.naming(aside), aside.open("a", encoding="utf-8") as file:
+            file.writelines(discarded)
+            file.flush()
+            os.fsync(file.fileno())
+    _replace(path, kept)
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    with files.whole(path) as file:
+        file.writelines(line.encode() for line in lines)

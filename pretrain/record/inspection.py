@@ -1,0 +1,38 @@
+"""What a step looked like whose update was skipped: kept, so that someone can find out why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+
+from pretrain.checkpoint import checkpoint
+from pretrain.console import say
+from pretrain.ranks.collectives import World, broadcast_object
+from pretrain.record.folder import RunFolder
+
+_MOST = 3  # each is as large as a checkpoint
+
+
+class Inspection:
+    """`inspection/step_00000012/`: a checkpoint of the state before step 12 (from 0), and each rank's batch.
+
+    The state is as the step found it, for the update was skipped: `--init` takes it as weights. The first few skipped
+    steps of a run are kept.
+    """
+
+    def __init__(self, folder: RunFolder, world: World, save: Callable[..., bool]) -> None:
+        self._folder, self._world, self._save = folder.inspection, world, save
+
+    def keep(self, step: int, ids: list[int], loss: float, reason: str) -> None:
+        """Keep the state before `step`, and of this rank the `ids` and the mean `loss` of its images. Collective."""
+        if self._world.main:
+            say(f"step {step + 1}: {reason}; its update is skipped")
+        place, kept = checkpoint.whole(self._folder, step), checkpoint.candidates(self._folder)
+        if broadcast_object(place in kept or len(kept) >= _MOST):  # as rank 0 sees it
+            return
+        if not self._save(step, wait=True, folder=self._folder):
+            return
+        said = {"step": step, "reason": reason, "loss": str(loss), "ids": ids}
+        with suppress(OSError):  # a disk that is full by now
+            checkpoint.write_text(place / f"batch_{self._world.rank:05d}.json", json.dumps(said))

@@ -1,0 +1,233 @@
+"""What a run measures of itself: the progress line, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+from pretrain.console import say
+from pretrain.ranks.collectives import World, all_gather_list, gather_rows, together
+from pretrain.record.folder import RunFolder
+from pretrain.record.lines import Lines
+from pretrain.record.stragglers import TELLING, Stopwatch, slowest
+from pretrain.stream.counters import Counters
+
+# Where a rank's data spend their time: thread-milliseconds per image.
+_PARTS = ("read", "starved", "decode", "augment", "collate")
+
+
+class Meters:
+    """Counts time and images between the steps that are logged; rank 0 writes what all ranks give."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        world: World,
+        *,
+        start: int,
+        steps: int,
+        every: int,
+        global_batch: int,
+        samples: int,
+        flops_per_image: int,
+        peak_flops: float | None,
+        tensorboard: bool,
+        counters: Counters,
+        skipped: int = 0,
+    ) -> None:
+        """Collective.
+
+        Args:
+            peak_flops: of this rank's device, the denominator of MFU; None: it is not known, and MFU is left out.
+            skipped: updates that were skipped before `start`.
+        """
+        self._counters, self._counted = counters, counters.seen()
+        self._world, self._steps, self._every = world, steps, every
+        self._batch, self._samples = global_batch, samples
+        peaks = [peak for peak in all_gather_list([peak_flops]) if peak is not None]
+        self._flops, self._peak = flops_per_image, sum(peaks) if len(peaks) == world.size else None
+        self._lines = Lines(folder.metrics)  # rank 0's
+        self._writer: Any = None
+        if tensorboard:
+            self._writer = together(lambda: _writer(folder, start) if world.main else None)
+        self._hosts = all_gather_list([socket.gethostname()])
+        self._forward, self._skipped = Stopwatch(world.device), skipped
+        self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+
+    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, with the time spent waiting for each counted."""
+        source = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - began
+            yield batch
+
+    def forward(self) -> AbstractContextManager[None]:
+        """The forward pass: `with meters.forward(): loss = …`, timed without waiting for the device."""
+        return self._forward.running()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Evaluation and saving: not counted as training time."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def step(self, done: int, loss: float, lr: float, grad_norm: float, *, skipped: bool) -> None:
+        """Count a step, the `done`-th (from 1); log it where it is due. Collective.
+
+        Args:
+            loss: the mean over the global batch.
+            grad_norm: before clipping.
+            skipped: whether the step's update was.
+        """
+        self._window_steps += 1
+        self._skipped += skipped
+        if done % self._every and done != self._steps:
+            return
+        forward = self._forward.take()  # waits for the device, so that the time taken next is real
+        seconds = time.perf_counter() - self._window_start - self._paused
+        shared = self._share(seconds, forward)
+        rate = self._window_steps * self._batch / seconds
+        self._log(
+            done,
+            (self._steps - done) * seconds / self._window_steps,
+            {
+                "images": done * self._batch,
+                "epoch": done * self._batch / self._samples,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": grad_norm,
+                "images_per_second": rate,
+                "mfu": self._mfu(rate),
+                **shared,
+                **({"updates_skipped": self._skipped} if self._skipped else {}),
+            },
+        )
+        self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+
+    def _mfu(self, rate: float) -> float | None:
+        """The model's operations at `rate` images/s over the devices' peak; None where that is not known."""
+        if self._peak is None:
+            return None
+        done = rate * self._flops
+        if done <= self._peak:
+            return done / self._peak
+        self.say(
+            f"note: {done / 1e12:.3g} TFLOP/s are more than the {self._peak / 1e12:.3g} that the devices are said to "
+            "reach; MFU is left out, logging.peak_tflops (per device) sets the peak"
+        )
+        self._peak = None
+        return None
+
+    def _share(self, seconds: float, forward: float) -> dict[str, Any]:
+        """What the ranks' data and forward passes took in this window: on rank 0, else empty. Collective."""
+        seen = self._counters.seen()
+        did = {name: amount - self._counted[name] for name, amount in seen.items()}
+        self._counted = seen
+        images = self._window_steps * self._batch / self._world.size
+        each = [1000 * did[f"{part}_seconds"] / max(did["images"], 1) for part in _PARTS]
+        mine = [*each, 1000 * self._waited / images, self._waited, forward, did["bytes_read"], seen["unreadable"]]
+        rows = gather_rows(torch.tensor([mine], dtype=torch.float64, device=self._world.device))
+        if rows is None:
+            return {}
+        *parts, waited, forwards, read, unreadable = rows.T.tolist()
+        values: dict[str, Any] = {
+            "data_wait": max(waited) / seconds,
+            "data/bytes_per_second": sum(read) / seconds,
+            "data/unreadable": sum(unreadable),
+        }
+        for part, of_ranks in zip((*_PARTS, "wait"), parts, strict=True):
+            values |= {
+                f"data/{part}_ms": sum(of_ranks) / self._world.size,
+                f"data/{part}_ms_worst": max(of_ranks),
+            }
+        if self._world.size > 1:
+            found = slowest(list(zip(waited, forwards, strict=True)))
+            values |= {
+                "straggler/rank": found.rank,
+                "straggler/host": self._hosts[found.rank],
+                "straggler/part": found.part,
+                "straggler/excess": found.excess,
+            }
+        return values
+
+    def evaluated(self, done: int, values: dict[str, float]) -> None:
+        """Write down what the evaluators found after `done` steps."""
+        if not self._world.main:
+            return
+        self.say(f"step {done}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        self._write(done, values)
+
+    def say(self, line: str) -> None:
+        """A line on rank 0's console."""
+        if self._world.main:
+            say(line)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._lines.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _log(self, done: int, seconds_left: float, values: dict[str, Any]) -> None:
+        if not self._world.main:
+            return
+        width = len(str(self._steps))
+        line = (
+            f"step {done:>{width}}/{self._steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"grad {figure(values['grad_norm'])}  {figure(values['images_per_second'])} images/s  "
+            f"data wait {values['data_wait']:.0%}  "
+            + (f"MFU {values['mfu']:.1%}  " if values["mfu"] is not None else "")
+            + f"{clock(seconds_left)} left"
+        )
+        if self._skipped:
+            line += f"  {self._skipped} updates skipped"
+        if values.get("straggler/excess", 0) > TELLING:
+            rank, host, part, excess = (values[f"straggler/{key}"] for key in ("rank", "host", "part", "excess"))
+            line += f"  rank {rank} ({host}) is slow: {part} ×{excess:.2f}"
+        self.say(line)
+        self._write(done, values)
+
+    def _write(self, done: int, values: dict[str, Any]) -> None:
+        self._lines.add({"step": done, **values})
+        if self._writer is None:
+            return
+        try:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._writer.add_scalar(name if "/" in name else f"train/{name}", value, done)
+            self._writer.flush()
+        except OSError as error:  # its writer cannot go on after one; metrics.jsonl does
+            self.say(f"tensorboard: {error.strerror or error}; no more is written there until the run is resumed")
+            self._writer = None
+
+
+def figure(value: float) -> str:
+    """A number as a person says it: three digits, however small; whole from a hundred on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _writer(folder: RunFolder, start: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 3m05s, 7h12m, 3d04h."""
+    whole = round(seconds)
+    for unit, below, name, lower in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
+        if whole >= unit:
+            return f"{whole // unit}{name}{whole % unit // below:02d}{lower}"
+    return f"{whole}s"

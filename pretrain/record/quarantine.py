@@ -1,0 +1,93 @@
+"""Samples that could not be read: written down, counted, and too many of them end the run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pretrain.console import say
+from pretrain.errors import InputError
+from pretrain.index.index import Index
+from pretrain.ranks.collectives import World, all_gather_list
+from pretrain.record.folder import RunFolder
+from pretrain.record.lines import Lines
+from pretrain.stream.fault import NOT_READ, Fault, first_cause
+from pretrain.stream.loader import Batch
+
+# The rate is that of about so many images past: the first bad image of a run is no rate, and a storage that fails after
+# months must not be measured by the months.
+_WINDOW_IMAGES, _WINDOW_STEPS = 10_000, 10
+
+
+class Quarantine:
+    """`quarantine.jsonl`: a line for each sample that came grey and masked, in the order of steps.
+
+    A chunk that cannot be read ends the run, on every rank and with one message, unless its samples are to be
+    quarantined too; one that storage does not serve for now always does, as its samples are good. So does a share of
+    unreadable samples above `max_unreadable`, older ones counting ever less. All before the step is saved: the run goes
+    on from the checkpoint before it.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        index: Index,
+        world: World,
+        *,
+        global_batch: int,
+        max_unreadable: float,
+        chunks: bool,
+    ) -> None:
+        """`chunks`: whether the samples of unreadable chunks are quarantined."""
+        self._path, self._index, self._world = folder.quarantine, index, world
+        self._lines = Lines(folder.quarantine)
+        self._batch, self._window = global_batch, max(_WINDOW_IMAGES, _WINDOW_STEPS * global_batch)
+        self._most, self._chunks = max_unreadable, chunks
+        self._faults: list[Fault] = []
+        self._recent, self._settled = 0.0, 0  # unreadable samples, older ones for less; the step they are counted up to
+        self._told = False
+
+    def add(self, batch: Batch) -> None:
+        """Note what a micro-batch that has been trained on could not show."""
+        self._faults += batch.faults
+
+    @property
+    def pending(self) -> bool:
+        """Whether this rank has something to report."""
+        return bool(self._faults)
+
+    def settle(self, step: int) -> None:
+        """Write down the faults of all ranks in step `step`, counted from 0. Collective.
+
+        Raises:
+            InputError: a chunk could not be read (StorageError: for now), or too many samples; the same on every rank.
+        """
+        faults = [fault for fault in self._faults if not fault.reason.startswith(NOT_READ)]
+        found = all_gather_list([{"step": step, **fault.record(self._index)} for fault in faults])
+        ending = [fault for fault in self._faults if fault.passing or (fault.of_chunk and not self._chunks)]
+        broken = all_gather_list([fault.cause for fault in ending])
+        if self._world.main and found:
+            self._write(found, tell=not broken)
+        if broken:
+            cause = first_cause(broken)
+            choice = ' (data.unreadable_chunks="quarantine" would go on without its samples)'
+            raise cause.error(f"step {step + 1}: ", "" if cause.passing else choice)
+        self._faults.clear()
+        self._recent = self._recent * math.exp((self._settled - step) * self._batch / self._window) + len(found)
+        self._settled = step
+        if self._recent > self._most * self._window:
+            raise InputError(
+                f"step {step + 1}: {self._recent:.0f} of the last {self._window:,} images could not be read, above "
+                f"data.max_unreadable={self._most:g}; {self._path} lists them, the last: {found[-1]['url']}, "
+                f"byte {found[-1]['offset']}: {found[-1]['error']}"
+            )
+
+    def _write(self, records: list[dict[str, Any]], tell: bool) -> None:
+        if tell and not self._told:
+            self._told = True
+            first = records[0]
+            say(
+                f"step {first['step'] + 1}: sample {first['id']} ({first['url']}, byte {first['offset']}) cannot be "
+                f"read: {first['error']}; grey and masked. This and others: {self._path}"
+            )
+        self._lines.add(*records)
