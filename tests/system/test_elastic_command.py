@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.index.index import Index
+from pretrain.ranks.launcher import free_port
 from pretrain.stream.order import Order
 
 STEPS, BATCH = 120, 24
@@ -48,7 +49,19 @@ def steps_done(out: Path) -> int:
 
 
 def start(config: Path, out: Path, world: int, workers: int) -> subprocess.Popen:
-    command = ["deepspeed", "--quiet", "--num_gpus", world, "launch/pretrain.py", "--config", config, "--out", out]
+    command = [
+        "deepspeed",
+        "--quiet",
+        "--master_port",
+        str(free_port()),
+        "--num_gpus",
+        world,
+        "launch/pretrain.py",
+        "--config",
+        config,
+        "--out",
+        out,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return subprocess.Popen(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pretrain.index.index import Index
+from pretrain.ranks.launcher import free_port
 
-DEEPSPEED = ("deepspeed", "--quiet", "--num_gpus", 2, "launch/pretrain.py")
+DEEPSPEED = ("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2, "launch/pretrain.py")
 PYTHON = (sys.executable, "launch/pretrain.py")
 STEPS = 30  # of 24 images: 720 of the 1,442, each at most once
 CHANGE = range(16, 17)  # a step in which every lane begins a chunk

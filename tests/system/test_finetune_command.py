@@ -9,6 +9,7 @@ import torch
 
 from finetune.head import transfer
 from pretrain.model.vit import VisionTransformer, load_tensors
+from pretrain.ranks.launcher import free_port
 from pretrain.weights.load import load_weights
 
 PRETRAIN = {
@@ -70,7 +71,7 @@ def test_a_transferred_network_starts_from_the_same_features_and_zero_logits(pre
 
 def test_it_fine_tunes_at_a_higher_resolution_and_goes_on_where_it_was(home, pretrained, run):
     words = ("launch/finetune.py", "--config", home / "after.json", "--init", pretrained, "--out", home / "after")
-    done = run("deepspeed", "--quiet", "--num_gpus", 2, *words)
+    done = run("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dropped: representation layer (32) and head of 10 classes" in done.stdout
     assert "4x4 → 6x6 (16 → 24 px)" in done.stdout
@@ -80,7 +81,7 @@ def test_it_fine_tunes_at_a_higher_resolution_and_goes_on_where_it_was(home, pre
     weights = load_weights(home / "after")
     assert (weights.spec.image_size, weights.spec.representation_size) == (24, None)
 
-    again = run("deepspeed", "--quiet", "--num_gpus", 2, *words)
+    again = run("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2, *words)
     assert (again.returncode, "finished at step 60" in again.stdout) == (0, True)
 
 

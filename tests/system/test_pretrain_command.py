@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pretrain.ranks.launcher import free_port
+
 STEPS = 60
-DEEPSPEED = ("deepspeed", "--quiet", "--num_gpus", 2, "launch/pretrain.py")
+DEEPSPEED = ("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2, "launch/pretrain.py")
 PYTHON = (sys.executable, "launch/pretrain.py")
 
 
