@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from fewshot.config import LAYERS
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
-from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, load_tensors
 from pretrain.ranks.collectives import together
 from pretrain.record.folder import CHECKPOINTS
-from pretrain.weights.load import Weights, agreed, load_weights
+from pretrain.weights.fill import resize_to
+from pretrain.weights.load import agreed, load_weights
 
 PIXEL_SIDE = 32  # pixels a side, at the most, of the pixel baseline
 
@@ -191,18 +191,8 @@ def frozen(entry: Entry) -> VisionTransformer:
     if weights.sha256 != entry.sha256:
         raise InputError(f"weights {entry.source}: changed while they were being scored; start again")
     model = VisionTransformer(entry.spec)
-    load_tensors(model, resized(weights, entry.spec), where=f"weights {entry.source}")
+    load_tensors(model, resize_to(weights.tensors, entry.spec), where=f"weights {entry.source}")
     return model
-
-
-def resized(weights: Weights, spec: ViTSpec) -> dict[str, Tensor]:
-    """The tensors of `weights` with learned positions for the grid of `spec`."""
-    tensors = dict(weights.tensors)
-    if "position_embedding" in tensors:
-        tensors["position_embedding"] = resize_positions(
-            tensors["position_embedding"], (spec.grid, spec.grid), class_slot=spec.pool == "cls"
-        )
-    return tensors
 
 
 def untrained(spec: ViTSpec, seed: int) -> VisionTransformer:

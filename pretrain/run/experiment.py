@@ -24,7 +24,7 @@ from pretrain.engine.schedule import Averaging
 from pretrain.errors import InputError, StorageError
 from pretrain.images.decode import HOST, DeviceDecoder
 from pretrain.model.initialization import initialize
-from pretrain.model.vit import VisionTransformer, load_tensors
+from pretrain.model.vit import VisionTransformer
 from pretrain.plan.flops import training_flops
 from pretrain.plan.peak import peak_flops, unlisted
 from pretrain.progress import Progress
@@ -47,22 +47,8 @@ from pretrain.run.saver import Saver
 from pretrain.run.setup import Setup, prepare
 from pretrain.run.trainer import train
 from pretrain.stream.loader import TrainLoader
-from pretrain.weights.load import Weights, read_weights
-
-Fill = Callable[[VisionTransformer, Weights], str]  # gives a new network given weights; says what became of them
-
-
-def load_same(model: VisionTransformer, weights: Weights) -> str:
-    """Give a network the weights, which must be of the same one."""
-    # Of images of another size the network is the same where the patches are as many.
-    size = model.spec.image_size if weights.spec.grid == model.spec.grid else weights.spec.image_size
-    theirs = asdict(replace(weights.spec, dropout=model.spec.dropout, image_size=size))
-    mine = asdict(model.spec)
-    others = [f"{key} is {theirs[key]!r}, the config's {mine[key]!r}" for key in mine if theirs[key] != mine[key]]
-    if others:  # some, as heads, would fit all the same, and compute other things
-        raise InputError(f"{weights.source}: of another network: {'; '.join(others)}; give weights of this one")
-    load_tensors(model, weights.tensors, where=str(weights.source))
-    return ""
+from pretrain.weights.fill import Fill, load_same
+from pretrain.weights.load import read_weights
 
 
 def run(

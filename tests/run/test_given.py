@@ -14,8 +14,8 @@ from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.record.folder import RunFolder
-from pretrain.run.experiment import load_same
 from pretrain.run.origin import Init, beginning, check_origin
+from pretrain.weights.fill import load_same
 from pretrain.weights.load import choose, load_weights, read_weights
 
 SPEC = ViTSpec(patch_size=2, layers=1, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=10)

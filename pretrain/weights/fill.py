@@ -1,0 +1,45 @@
+"""Putting weights into a network that is already built: as they are, or with their positions resized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+
+from torch import Tensor
+
+from pretrain.errors import InputError
+from pretrain.model.positions import resize_positions
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer, load_tensors
+from pretrain.weights.load import Weights
+
+Fill = Callable[[VisionTransformer, Weights], str]  # fills a new network with weights; returns what to print about it
+
+
+def load_same(model: VisionTransformer, weights: Weights) -> str:
+    """Fill a network with the weights of an identical one. Returns the empty string: there is nothing to report.
+
+    Dropout may differ, and so may the image size where the number of patches does not.
+
+    Raises:
+        InputError: the weights belong to another network; names each size that differs. Some of them, such as the
+            number of heads, change no shape, but what is computed.
+    """
+    size = model.spec.image_size if weights.spec.grid == model.spec.grid else weights.spec.image_size
+    theirs = asdict(replace(weights.spec, dropout=model.spec.dropout, image_size=size))
+    ours = asdict(model.spec)
+    differing = [f"{key} is {theirs[key]!r}, the config's {ours[key]!r}" for key in ours if theirs[key] != ours[key]]
+    if differing:
+        raise InputError(f"{weights.source}: of another network: {'; '.join(differing)}; give weights of this one")
+    load_tensors(model, weights.tensors, where=str(weights.source))
+    return ""
+
+
+def resize_to(tensors: Mapping[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
+    """The tensors of a network with learned positions resized to the grid of `spec`; all others uncopied."""
+    resized = dict(tensors)
+    if "position_embedding" in resized:
+        resized["position_embedding"] = resize_positions(
+            resized["position_embedding"], (spec.grid, spec.grid), class_slot=spec.pool == "cls"
+        )
+    return resized
