@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from pretrain.run.configfile import FolderName, Indices, Section, Seeds, Shots, each_once
-from pretrain.storage.effort import PATIENCE, Patience
+from pretrain.storage.retry import TIMEOUTS, Timeouts
 
 PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
 LAYERS = ("tanh", "pre_tanh", "cls", "mean")  # of a network; the first two have a representation head
@@ -24,9 +24,9 @@ class DataSection(Section):
     # Of attempts at one range of a remote shard; below the 30 minutes that the other ranks' collectives wait meanwhile.
     patience_minutes: float = Field(default=5, gt=0, lt=30)
 
-    def patience(self) -> Patience:
+    def timeouts(self) -> Timeouts:
         """How long is waited for remote shards."""
-        return replace(PATIENCE, deadline=60 * self.patience_minutes)
+        return replace(TIMEOUTS, deadline=60 * self.patience_minutes)
 
 
 class ModelSection(Section):

@@ -46,16 +46,16 @@ class FewshotEvaluator:
             )
         )
         self._l2, self._workers, self._world = section.l2, config.data.workers, world
-        self._patience = config.data.patience()
+        self._timeouts = config.data.timeouts()
         for split, index in (("support", self._task.support), ("query", self._task.query)):
-            check_index(index, f"fewshot.{split}", world, self._patience)
+            check_index(index, f"fewshot.{split}", world, self._timeouts)
         self._spec = config.model.spec()
         for note in together(lambda: self._notes(config.data.train) if world.main else []):
             say(f"note: {note}")
 
     def _notes(self, train: str | tuple[str, ...] | None) -> list[str]:
         task = self._task
-        colours = task.colour_notes(self._spec.channels, self._patience, "fewshot")
+        colours = task.colour_notes(self._spec.channels, self._timeouts, "fewshot")
         if train is None:
             return colours
         learned = Index.open(train)
@@ -97,7 +97,7 @@ class FewshotEvaluator:
                 batch=_BATCH,
                 workers=self._workers,
                 world=self._world,
-                patience=self._patience,
+                timeouts=self._timeouts,
                 doing=f"fewshot.{split}",
                 unreadable=unreadable,
             )

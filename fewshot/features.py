@@ -16,7 +16,7 @@ from pretrain.images.transforms import SquashImages, to_float
 from pretrain.index.index import Index
 from pretrain.progress import Progress
 from pretrain.ranks.collectives import World, all_gather_list, any_rank, gather_rows, refuse_unlike
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.stream.fault import Cause, Fault, first_cause
 from pretrain.stream.loader import Batch, evaluation_batches
 
@@ -34,7 +34,7 @@ def extract(
     batch: int,
     workers: int,
     world: World,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
     doing: str = "features",
     unreadable: list[Fault] | None = None,
 ) -> dict[str, NDArray[Any]] | None:
@@ -51,7 +51,7 @@ def extract(
 
     Images that do not decode are added to the list `unreadable`, those of all ranks on every rank, and seen as grey.
     Without that list they raise InputError, as a chunk that cannot be read always does (StorageError: for now, after
-    `patience` where it is remote); the same on every rank.
+    `timeouts` where it is remote); the same on every rank.
     """
     refuse_unlike(index.hash, f"{doing}: the index")
     found: dict[str, NDArray[Any]] = {IMAGES: np.empty(len(ids), np.int64)}
@@ -67,7 +67,7 @@ def extract(
         mask_chunks=True,
         give_up=True,
         pin=world.device.type != "cpu",
-        patience=patience,
+        timeouts=timeouts,
     )
     grey: list[Fault] = []
     training = model.training

@@ -22,8 +22,8 @@ from pretrain import files
 from pretrain.errors import InputError
 from pretrain.index.content import etag_of
 from pretrain.index.index import Index, Shard
-from pretrain.storage.effort import Patience
 from pretrain.storage.filekind import LOOKED_AT, file_kind
+from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import is_remote, stat
 from pretrain.workers import in_threads
 
@@ -83,15 +83,15 @@ def feature_file(folder: Path, what: Mapping[str, Any]) -> Path:
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
-def content(index: Index, ids: NDArray[np.int64] | None = None, patience: Patience | None = None) -> str:
+def content(index: Index, ids: NDArray[np.int64] | None = None, timeouts: Timeouts | None = None) -> str:
     """sha256 (hex) of what fixes the images of `ids` (default: all), as far as is known unread.
 
     The index's hash says what was indexed. Whether a shard is still that: readers compare its etag where one is
     recorded; else what its server calls its content tells, and of a local one `write_times`. Raises InputError where a
-    server is asked and has no answer, after `patience`.
+    server is asked and has no answer, after `timeouts`.
     """
     digest = hashlib.sha256(index.hash.encode())
-    for version in in_threads(lambda shard, _: _version(shard, patience), list(index.shards), _ASKED_AT_ONCE):
+    for version in in_threads(lambda shard, _: _version(shard, timeouts), list(index.shards), _ASKED_AT_ONCE):
         digest.update(version.encode())
     digest.update(b"all" if ids is None else ids.astype("<i8").tobytes())
     return digest.hexdigest()
@@ -250,10 +250,10 @@ def _native(x: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
 
 
-def _version(shard: Shard, patience: Patience | None) -> str:
+def _version(shard: Shard, timeouts: Timeouts | None) -> str:
     if etag_of(shard.digest) or not is_remote(shard.url):
         return shard.digest
-    found = stat(shard.url, patience)
+    found = stat(shard.url, timeouts)
     return f"{found.size} {found.etag or found.modified}"
 
 

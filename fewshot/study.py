@@ -22,7 +22,7 @@ from pretrain.console import say
 from pretrain.progress import Progress
 from pretrain.ranks.collectives import World, on_main, together
 from pretrain.run.setup import check_index
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 
 FEATURES = "features"  # folder of a run's feature files; may be removed at any time
 
@@ -46,7 +46,7 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
     Raises InputError where an index is damaged or differs among nodes, and, if there is something to compute, where a
     shard is not in place or an image cannot be read (StorageError: not for now); the same on every rank.
     """
-    images = on_main(lambda: _images(task, config.data.patience()))
+    images = on_main(lambda: _images(task, config.data.timeouts()))
     times = on_main(lambda: {"support": write_times(task.support), "query": write_times(task.query)})
     arithmetic = {"batch": config.fewshot.batch, "device": world.device.type}
     plan = []
@@ -58,7 +58,7 @@ def take_features(config: FewshotConfig, entries: Sequence[Entry], task: Task, o
     # The shards may be gone once all features are taken.
     lacking = on_main(lambda: not all(kept(file, times) for *_, file in plan))
     for split, index in (("support", task.support), ("query", task.query)):
-        check_index(index, f"data.{split}", world, config.data.patience(), files=lacking)
+        check_index(index, f"data.{split}", world, config.data.timeouts(), files=lacking)
     taken = []
     for entry, subject, file in plan:
         name = f"{entry.id}: {' '.join(subject.features)}"
@@ -135,10 +135,10 @@ def probe_given(given: Given, protocol: ProtocolSection, id: str) -> tuple[Score
     ), draws
 
 
-def _images(task: Task, patience: Patience) -> dict[str, str]:
+def _images(task: Task, timeouts: Timeouts) -> dict[str, str]:
     return {
-        "support": content(task.support, task.support_ids, patience),
-        "query": content(task.query, task.query_ids, patience),
+        "support": content(task.support, task.support_ids, timeouts),
+        "query": content(task.query, task.query_ids, timeouts),
     }
 
 
@@ -167,7 +167,7 @@ def _compute(
             batch=config.fewshot.batch,
             workers=config.data.workers,
             world=world,
-            patience=config.data.patience(),
+            timeouts=config.data.timeouts(),
             doing=f"features of data.{split}",
         )
         arrays.update({f"{split}_{layer}": values for layer, values in (found or {}).items()})

@@ -13,7 +13,7 @@ from pretrain.errors import InputError
 from pretrain.index.classes import check_classes, check_names, unnamed_text
 from pretrain.index.index import Index
 from pretrain.index.overlap import shared_text
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 
 Paths = str | Sequence[str]
 
@@ -30,12 +30,12 @@ class Task:
     query_ids: NDArray[np.int64]  # those with a label, ascending: an image without one is neither right nor wrong
     query_labels: NDArray[np.int64]  # of `query_ids`
 
-    def colour_notes(self, channels: int, patience: Patience, section: str = "data") -> list[str]:
+    def colour_notes(self, channels: int, timeouts: Timeouts, section: str = "data") -> list[str]:
         """Where a network of `channels` and the images of either index do not fit, a sentence each. Looks at some."""
         from pretrain.stream.colour import colour_text  # here, because it brings torch
 
         indices = {"support": self.support, "query": self.query}
-        texts = [colour_text(channels, index, f"{section}.{name}", patience) for name, index in indices.items()]
+        texts = [colour_text(channels, index, f"{section}.{name}", timeouts) for name, index in indices.items()]
         return [text for text in texts if text]
 
     @property

@@ -63,7 +63,7 @@ def probe_weights(args: argparse.Namespace) -> int:
     entries = open_entries(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
     if world.main:
         for channels in {entry.spec.channels for entry in entries}:
-            for note in task.colour_notes(channels, config.data.patience()):
+            for note in task.colour_notes(channels, config.data.timeouts()):
                 say(f"note: {note}")
     began = time.monotonic()
     taken = study.take_features(config, entries, task, out, world)

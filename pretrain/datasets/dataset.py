@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pretrain.errors import InputError
+from pretrain.storage.filekind import IMAGE_KINDS, image_kind
 
-# What the shards hold as it is; the other formats become PNGs, which loses nothing.
-_SUFFIXES = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+# Formats that become PNGs, which loses nothing; IMAGE_KINDS are stored as they are.
 _CONVERTED = ["BMP", "GIF", "PPM", "TIFF"]
 _READ = "JPEG, PNG, WebP, BMP, GIF, PPM (PGM, PBM) and TIFF"
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
@@ -104,13 +104,13 @@ def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
     for a damaged one, and for pixels that a PNG does not hold.
     """
     # Here, because it brings torch, two seconds that a folder which holds its shards already need not wait.
-    from pretrain.images.decode import UnreadableImage, check_size, decode, kind_of
+    from pretrain.images.decode import UnreadableImage, check_size, decode
 
     try:
-        kind = kind_of(data)
+        kind = image_kind(data)
         if kind and not (kind == "webp" and data[12:16] == b"VP8X" and data[20] & 2):  # a moving one
             decode(data, 3)
-            return _SUFFIXES[kind], data
+            return IMAGE_KINDS[kind][0], data
         # Named formats only: Pillow starts Ghostscript for a PostScript file, whatever the file's name.
         with Image.open(io.BytesIO(data), formats=[kind] if kind else _CONVERTED) as image:
             kind = str(image.format).lower()

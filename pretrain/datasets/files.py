@@ -17,7 +17,7 @@ from pretrain.console import say
 from pretrain.datasets.dataset import Dataset, UnreadableFile, as_stored, fingerprint
 from pretrain.errors import InputError
 from pretrain.files import failure
-from pretrain.storage.filekind import IMAGE_NAMES
+from pretrain.storage.filekind import IMAGE_ENDINGS
 
 _SHOWN = 3  # names in a message
 _HEADS, _HEAD = 1000, 64 << 10  # files, bytes
@@ -136,7 +136,7 @@ def loose_images(place: Path) -> list[str]:
 
 
 def is_image_name(name: str) -> bool:
-    return name.lower().endswith(IMAGE_NAMES) and not _passed_over(name)
+    return name.lower().endswith(IMAGE_ENDINGS) and not _passed_over(name)
 
 
 def _holds_image(folder: Path) -> bool:

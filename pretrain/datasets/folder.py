@@ -41,7 +41,7 @@ from pretrain.datasets.labelsfile import LABELS_NAME, with_lists
 from pretrain.datasets.splits import bears_split_name, is_holder, is_no_class, split_name
 from pretrain.errors import InputError
 from pretrain.files import exists, is_folder
-from pretrain.storage.filekind import IMAGE_NAMES
+from pretrain.storage.filekind import IMAGE_ENDINGS
 
 _LETTER_LISTS = ("ClassName.txt", "categories_places365.txt")  # SUN's, Places365's: "/a/abbey", and more, a line
 _LONGEST_LINE = 10_000
@@ -362,7 +362,7 @@ def _without_classes(base: Path, root: Path) -> str:
     if not found:
         others: list[str] = []
         list(images(base, base, others))
-        kinds = f", but {len(others):,} other files ({shown(others)}; images are called {', '.join(IMAGE_NAMES)})"
+        kinds = f", but {len(others):,} other files ({shown(others)}; images are called {', '.join(IMAGE_ENDINGS)})"
         return f"{base}: no images{kinds if others else ''}: no class folders that hold any; {right}"
     lists = [listing for where in {base: 0, root: 0} for listing in sorted(where.glob("*.csv"))]
     may = "".join(f"; {listing} may ({_columns(listing)})" for listing in lists[:3])

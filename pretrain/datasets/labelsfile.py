@@ -20,7 +20,7 @@ import numpy as np
 from pretrain.datasets.dataset import Dataset
 from pretrain.datasets.files import file_dataset, images, read_text, shown
 from pretrain.errors import InputError
-from pretrain.storage.filekind import IMAGE_NAMES
+from pretrain.storage.filekind import IMAGE_ENDINGS
 
 LABELS_NAME = "labels.json"
 
@@ -64,7 +64,7 @@ def with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
     if left := [path for path in listed if below == "." or path.startswith(below + os.sep)]:
         raise InputError(
             f"{listing}: {len(left):,} files are listed that are no images below {listing.parent} ({shown(left)}); "
-            f"images are called {', '.join(IMAGE_NAMES)}"
+            f"images are called {', '.join(IMAGE_ENDINGS)}"
         )
     return file_dataset(name, split, base, files, np.array(labels, np.int32), np.array(starts), classes)
 

@@ -22,7 +22,7 @@ from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import functional as F
 
 from pretrain.errors import InputError
-from pretrain.storage.filekind import LOOKED_AT, file_kind
+from pretrain.storage.filekind import LOOKED_AT, file_kind, image_kind
 
 Encoded = bytes | memoryview
 
@@ -214,18 +214,9 @@ def critical_chunks(data: Encoded) -> bytes:
     return b"".join(kept)
 
 
-def kind_of(data: Encoded) -> str:
-    """`jpeg`, `png` or `webp` by the first bytes; "" for everything else."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
-        return "png"
-    if data[:2] == b"\xff\xd8":
-        return "jpeg"
-    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
-
-
 def read_header(data: Encoded) -> tuple[str, int, int]:
     """(`jpeg`, `png` or `webp`, height, width) as the first bytes declare. Raises UnreadableImage."""
-    kind = kind_of(data)
+    kind = image_kind(data)
     try:
         if kind == "png":
             width, height = struct.unpack_from(">II", data, 16)

@@ -20,7 +20,7 @@ from pretrain.index.content import count_kinds, etag_of, unhashed_text
 from pretrain.index.indexfile import IndexFile, index_path
 from pretrain.index.overlap import refuse_shared
 from pretrain.index.tar import BLOCK
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import Stat, is_remote, stat
 from pretrain.workers import in_threads
 
@@ -233,7 +233,7 @@ class Index:
         return counts
 
     def check_files(
-        self, *, local: int | None = None, remote: int | None = None, patience: Patience | None = None
+        self, *, local: int | None = None, remote: int | None = None, timeouts: Timeouts | None = None
     ) -> None:
         """Compare the size (of a remote one also the etag) of every shard with what is recorded, 32 at a time; reads
         no data.
@@ -247,7 +247,7 @@ class Index:
             rows[is_remote(url)].append(row)
 
         def first_fault(block: Sequence[int], stop: threading.Event) -> InputError | None:
-            return next((fault for row in block if (fault := _shard_fault(shards[row], stop, patience))), None)
+            return next((fault for row in block if (fault := _shard_fault(shards[row], stop, timeouts))), None)
 
         blocks = [*_blocks(_spread(rows[0], local), 64), *_blocks(_spread(rows[1], remote), 4)]
         with closing(in_threads(first_fault, blocks, _ASKED_AT_ONCE)) as faults:
@@ -350,11 +350,11 @@ def _blocks(rows: Sequence[int], size: int) -> list[Sequence[int]]:
     return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
-def _shard_fault(shard: Shard, stop: threading.Event, patience: Patience | None) -> InputError | None:
+def _shard_fault(shard: Shard, stop: threading.Event, timeouts: Timeouts | None) -> InputError | None:
     """What is wrong with a shard as far as its size and etag tell; None for nothing."""
     remote = is_remote(shard.url)
     try:
-        found = stat(shard.url, patience, stop) if remote else Stat(os.stat(shard.url).st_size, "")
+        found = stat(shard.url, timeouts, stop) if remote else Stat(os.stat(shard.url).st_size, "")
     except (FileNotFoundError, NotADirectoryError) as error:
         return InputError(
             f"{shard.url}: {error.strerror}, but the index lists it; restore it, or index those there are"

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pretrain.errors import InputError
-from pretrain.storage.filekind import IMAGE_NAMES, LOOKED_AT, TAR, file_kind
+from pretrain.storage.filekind import IMAGE_ENDINGS, IMAGE_SUFFIXES, LOOKED_AT, TAR, file_kind
 from pretrain.storage.location import read_range
 
 BLOCK = 512
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "json")
 _LONGEST_HEADER = 1 << 20  # bytes of one extended header; the longest path a kernel takes is 4,096
 _LONGEST_END = 1 << 20  # bytes of zeros behind the samples: what tar writes at the most, of records as large as usual
@@ -23,7 +22,9 @@ _LONGEST_END = 1 << 20  # bytes of zeros behind the samples: what tar writes at 
 # that starts after them.
 _HARMLESS = ("comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname")
 HARMLESS_PAX = frozenset(key.encode() for key in _HARMLESS)
-_OF_SAMPLES = frozenset((*LABEL_SUFFIXES, *(name[1:] for name in IMAGE_NAMES)))  # a file that ends so belongs to one
+_OF_SAMPLES = frozenset(
+    (*LABEL_SUFFIXES, *(ending[1:] for ending in IMAGE_ENDINGS))
+)  # of files of samples
 _SORTED = "tar --sort=name -cf SHARD FOLDER writes them so"
 
 

@@ -12,7 +12,7 @@ from pretrain.errors import InputError, nearest
 from pretrain.images.transforms import Law
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
 from pretrain.run.configfile import FolderName, Indices, Section, Seeds, Shots
-from pretrain.storage.effort import PATIENCE, Patience
+from pretrain.storage.retry import TIMEOUTS, Timeouts
 
 _SIZES = tuple(next(iter(ARCHITECTURES.values())))
 
@@ -124,9 +124,9 @@ class DataSection(Section):
             raise ValueError(f"expected [low, high] with 0 < low <= high, found {list(bounds)}")
         return bounds
 
-    def patience(self) -> Patience:
+    def timeouts(self) -> Timeouts:
         """How long is waited for remote shards."""
-        return replace(PATIENCE, deadline=60 * self.patience_minutes)
+        return replace(TIMEOUTS, deadline=60 * self.patience_minutes)
 
 
 class GuardSection(Section):

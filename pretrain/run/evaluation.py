@@ -17,7 +17,7 @@ from pretrain.ranks.stop import Stop
 from pretrain.ranks.watchdog import Watchdog
 from pretrain.record.meters import Meters
 from pretrain.run.loss import Loss
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.stream.fault import Fault, first_cause
 from pretrain.stream.loader import evaluation_batches
 
@@ -114,14 +114,14 @@ class Validation:
         whole: bool = False,
         batch: int,
         workers: int,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         dtype: torch.dtype,
         every: int | None,
     ) -> None:
         self.every = every
         self._index, self._loss_of, self._world, self._dtype = index, loss_of, world, dtype
         self._transform = EvalImages(image_size, channels, whole)
-        self._batch, self._workers, self._patience = batch, workers, patience
+        self._batch, self._workers, self._timeouts = batch, workers, timeouts
         self._unlabelled = index.unlabelled
         if self._unlabelled == index.samples:
             raise InputError(
@@ -151,7 +151,7 @@ class Validation:
             mask_chunks=True,
             give_up=True,
             pin=world.device.type != "cpu",
-            patience=self._patience,
+            timeouts=self._timeouts,
         )
         faults: list[Fault] = []
         with batches:

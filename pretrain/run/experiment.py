@@ -247,7 +247,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
                 give_up=data.unreadable_chunks == "stop",
                 pin=world.device.type != "cpu",
                 floats=world.device.type == "cpu",  # an accelerator is sent bytes, a quarter of them
-                patience=data.patience(),
+                timeouts=data.timeouts(),
                 decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
         )

@@ -35,7 +35,7 @@ def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[
             f"model.num_classes={classes} would be right for these data"
         )
     for key, index in (("data.train", train), ("data.eval", evaluated)):
-        text = colour_text(model.channels, index, key, config.data.patience()) if index else ""
+        text = colour_text(model.channels, index, key, config.data.timeouts()) if index else ""
         if text:  # colour that is dropped is lost, grey that is repeated is not
             (found if model.channels == 1 else idle).append(text)
     if found and config.data.mismatch == "refuse":

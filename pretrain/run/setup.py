@@ -27,7 +27,7 @@ from pretrain.run.loss import Loss, choose_loss
 from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on, trusted, unlabelled
 from pretrain.run.origin import Origin
 from pretrain.run.resume import resolved
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.stream.order import Order
 
 _REMOTE_CHECKED = 64  # shards, spread over the index
@@ -72,7 +72,7 @@ def prepare(
     """
     config = recipe.of(network)
     data, spec, dtype = config.data, config.model.spec(), precision(config.deepspeed)
-    index = _open_index(data.train, "data.train", spec.num_classes, world, data.patience())
+    index = _open_index(data.train, "data.train", spec.num_classes, world, data.timeouts())
     layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
     steps = run_steps(config, index.samples)
     evaluated = open_eval(config, world, index)
@@ -139,7 +139,7 @@ def open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
     if config.data.eval is None:
         return None
     return _open_index(
-        config.data.eval, "data.eval", config.model.num_classes, world, config.data.patience(), named_as=trained
+        config.data.eval, "data.eval", config.model.num_classes, world, config.data.timeouts(), named_as=trained
     )
 
 
@@ -159,7 +159,7 @@ def validation(config: RunConfig, world: World, layout: Layout, index: Index | N
             whole=config.data.eval_crop == "whole",
             batch=layout.micro_batch,
             workers=config.data.workers,
-            patience=config.data.patience(),
+            timeouts=config.data.timeouts(),
             dtype=precision(config.deepspeed),
             every=config.train.eval_every,
         )
@@ -171,7 +171,7 @@ def _open_index(
     key: str,
     num_classes: int,
     world: World,
-    patience: Patience,
+    timeouts: Timeouts,
     named_as: Index | None = None,
 ) -> Index:
     """The index that a config key names, its shards in place and its labels in the network's classes. Collective.
@@ -185,7 +185,7 @@ def _open_index(
         )
 
     index = collectives.together(lambda: Index.open(paths))
-    check_index(index, key, world, patience)
+    check_index(index, key, world, timeouts)
     index.check_distinct()
     check_names(index.files)
     if named_as is not None:  # before the number of classes: other names number others
@@ -198,7 +198,7 @@ def _open_index(
     return index
 
 
-def check_index(index: Index, key: str, world: World, patience: Patience | None = None, *, files: bool = True) -> None:
+def check_index(index: Index, key: str, world: World, timeouts: Timeouts | None = None, *, files: bool = True) -> None:
     """Refuse an index that is damaged, or whose shards (unless `files` is False) are not in place. Collective.
 
     Every node has a file of its own, and a stale copy on one would stand for other samples: all must hold the same.
@@ -212,7 +212,7 @@ def check_index(index: Index, key: str, world: World, patience: Patience | None 
             # One rank a node asks for every local shard, one rank of all for some of the remote ones: a thousand ranks
             # that ask for 10⁵ each are an attack on the storage. What has changed since is found when it is read.
             local, remote = None if world.local_rank == 0 else 0, _REMOTE_CHECKED if world.main else 0
-            index.check_files(local=local, remote=remote, patience=patience)
+            index.check_files(local=local, remote=remote, timeouts=timeouts)
         if world.local_rank == 0:
             index.check_content()
 

@@ -17,8 +17,9 @@ from pretrain.console import printable
 from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.index.indexfile import IndexFile, key_hash
-from pretrain.index.tar import BLOCK, IMAGE_SUFFIXES, read_sample
+from pretrain.index.tar import BLOCK, read_sample
 from pretrain.progress import Progress
+from pretrain.storage.filekind import IMAGE_SUFFIXES, image_kind
 from pretrain.workers import in_threads
 
 _ENDS_OF_HISTOGRAM = 5
@@ -324,9 +325,9 @@ def _look_at(index: Index, sample_id: int) -> Look:
 
 def _format(data: bytes | memoryview) -> str:
     """Of an image that decodes: its format, and its colours where Pillow knows them."""
-    from pretrain.images.decode import critical_chunks, kind_of
+    from pretrain.images.decode import critical_chunks
 
-    kind = kind_of(data)
+    kind = image_kind(data)
     with suppress(Exception):  # it is choosier than the decoders
         image = Image.open(io.BytesIO(critical_chunks(data) if kind == "png" else data), formats=[kind])
         return f"{image.format} {image.mode}"

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: said where another kind was asked for."""
+"""What a file is: images by their endings and their first bytes, other kinds so that errors can name them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import struct
 
 LOOKED_AT = 512  # bytes
 TAR = "a tar archive"
-# Of images, also in formats that are not read here: they must not go unnoticed in a folder or a shard.
-IMAGE_NAMES = (
+# The images that training decodes, by kind: suffixes of their members in a shard, the first is the one written.
+IMAGE_KINDS = {"jpeg": ("jpg", "jpeg"), "png": ("png",), "webp": ("webp",)}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in IMAGE_KINDS.values() for suffix in suffixes)
+# Endings of image files, also of formats that are not read: those must not go unnoticed in a folder or a shard.
+IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff",
     ".avif", ".heic", ".heif", ".jp2", ".jxl",
 )  # fmt: skip
 
-COMPRESSED = {
+COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".zip")
+_COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
@@ -39,11 +43,20 @@ _BEGINS = {
 _PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<error")
 
 
+def image_kind(data: bytes | memoryview) -> str:
+    """`jpeg`, `png` or `webp` by the first bytes of a file; empty for everything else."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+        return "png"
+    if data[:2] == b"\xff\xd8":
+        return "jpeg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
+
+
 def file_kind(start: bytes) -> str:
-    """What a file is whose first bytes (`LOOKED_AT` will do) are `start`, with its article; empty if nobody knows."""
+    """What a file is, in words, by its first `LOOKED_AT` bytes; empty where they tell nothing."""
     if not start:
         return "an empty file"
-    for magic, name in COMPRESSED.items():
+    for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
             return f"compressed with {name}"
     for magic, name in _BEGINS.items():

@@ -20,12 +20,11 @@ import braceexpand
 from pretrain import files
 from pretrain.errors import InputError, StorageError
 from pretrain.storage import store
-from pretrain.storage.effort import Patience
-from pretrain.storage.filekind import IMAGE_NAMES
+from pretrain.storage.filekind import COMPRESSED_ENDINGS, IMAGE_ENDINGS
 from pretrain.storage.remotefile import RemoteFile
+from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import check_url, in_bucket, is_remote, list_shards
 
-_COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".zip")
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before each further attempt; a disk that is broken stays so
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.
@@ -96,19 +95,19 @@ def read_range(
     etag: str = "",
     size: int = 0,
     *,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
     stop: threading.Event | None = None,
     take: Callable[[int], memoryview] = _new_memory,
 ) -> memoryview:
     """Bytes [begin, end) of a shard, all of them. Every reader of samples comes through here.
 
-    `etag` and `size` (0: not known) are what was indexed. `patience` is how long is waited for a remote shard (default:
-    `effort.PATIENCE`), `stop` an event that ends the waiting with CancelledError. The bytes of a local shard lie in
+    `etag` and `size` (0: not known) are what was indexed. `timeouts` is how long is waited for a remote shard (default:
+    `retry.TIMEOUTS`), `stop` an event that ends the waiting with CancelledError. The bytes of a local shard lie in
     memory from `take`. Raises InputError when the shard is missing, not readable, changed, or ends before `end`;
     StorageError where that may pass.
     """
     if is_remote(url):
-        return memoryview(store.read_range(url, begin, end, etag, size, patience=patience, stop=stop))
+        return memoryview(store.read_range(url, begin, end, etag, size, timeouts=timeouts, stop=stop))
     path, data = local_path(url), take(end - begin)
     for pause in (*_PAUSES, None):
         try:
@@ -209,9 +208,9 @@ def meant(folder: Path) -> str:
     for name in names:
         if name.endswith(".vfi"):
             return f" (the index {folder / name}?)"
-        if name.lower().endswith(_COMPRESSED_NAMES):
+        if name.lower().endswith(COMPRESSED_ENDINGS):
             return f" ({name} is compressed: shards are plain tars)"
-        if name.lower().endswith(IMAGE_NAMES):
+        if name.lower().endswith(IMAGE_ENDINGS):
             return f" (of images, as {name}, {build})"
     for name in names:
         if name.startswith("."):
@@ -221,7 +220,7 @@ def meant(folder: Path) -> str:
             for file in sorted(found):
                 if _is_shard_name(file):
                     return f" ({inner} holds some)"
-                if file.lower().endswith(IMAGE_NAMES):
+                if file.lower().endswith(IMAGE_ENDINGS):
                     return f" (of images, as {os.path.relpath(os.path.join(inner, file), folder)}, {build})"
     return ""
 

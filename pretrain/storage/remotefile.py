@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import read_range, stat
 
 _FIRST_WINDOW, _LARGEST_WINDOW = 16 << 10, 4 << 20  # bytes read ahead
@@ -21,9 +21,9 @@ class RemoteFile(io.RawIOBase):
     the header that told a sample's end.
     """
 
-    def __init__(self, url: str, *, patience: Patience | None = None, stop: threading.Event | None = None) -> None:
-        self.stat = stat(url, patience, stop)
-        self._url, self._patience, self._stop = url, patience, stop
+    def __init__(self, url: str, *, timeouts: Timeouts | None = None, stop: threading.Event | None = None) -> None:
+        self.stat = stat(url, timeouts, stop)
+        self._url, self._timeouts, self._stop = url, timeouts, stop
         self._at = 0
         self._windows: deque[tuple[int, bytes]] = deque([(0, b"")], maxlen=2)
         self._ahead = _FIRST_WINDOW // 2  # doubled by the first read
@@ -64,6 +64,6 @@ class RemoteFile(io.RawIOBase):
         self._ahead = min(2 * self._ahead, _LARGEST_WINDOW) if 0 <= skipped <= self._ahead else _FIRST_WINDOW
         span = max(self._ahead, min(end - self._at, _LARGEST_WINDOW))
         until = min(self._at + span, self.stat.size)
-        data = read_range(self._url, self._at, until, version=self.stat, patience=self._patience, stop=self._stop)
+        data = read_range(self._url, self._at, until, version=self.stat, timeouts=self._timeouts, stop=self._stop)
         self._windows.append((self._at, data))
         return self._windows[-1]

@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import PreconditionError
 
 from pretrain.errors import InputError
-from pretrain.storage.effort import CREDENTIALS, Effort, Patience, ShortBody
+from pretrain.storage.retry import CREDENTIALS, Retry, ShortBody, Timeouts
 
 _REMOTE = re.compile(r"(https?|s3|gs)://", re.IGNORECASE)
 _HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
@@ -115,17 +115,17 @@ def _place(url: str) -> _Place:
     return _Place(scheme, root, name)
 
 
-def stat(url: str, patience: Patience | None = None, stop: threading.Event | None = None) -> Stat:
+def stat(url: str, timeouts: Timeouts | None = None, stop: threading.Event | None = None) -> Stat:
     """Size and etag of an object, by HEAD.
 
     Raises InputError when it is missing or cannot be asked for; StorageError when that may pass.
     """
     place = _object(url)
-    effort = Effort(url, place.scheme, place.root, patience, stop, asked=True)
-    return _stat(effort.run(lambda: obstore.head(effort.client(), place.name)))
+    retry = Retry(url, place.scheme, place.root, timeouts, stop, asked=True)
+    return _stat(retry.run(lambda: obstore.head(retry.client(), place.name)))
 
 
-def list_shards(folder: str, patience: Patience | None = None) -> list[str]:
+def list_shards(folder: str, timeouts: Timeouts | None = None) -> list[str]:
     """URLs of the *.tar right under an s3:// or gs:// folder, in name order.
 
     Raises InputError where it cannot be listed; an http folder never can.
@@ -136,8 +136,8 @@ def list_shards(folder: str, patience: Patience | None = None) -> list[str]:
             f"{folder}: a folder cannot be listed over {place.scheme}; name its shards, e.g. "
             f"{folder.rstrip('/')}/shard-{{000000..000099}}.tar"
         )
-    effort = Effort(f"{folder}: its list", place.scheme, place.root, patience, asked=True)
-    found = effort.run(lambda: obstore.list_with_delimiter(effort.client(), place.name or None))
+    retry = Retry(f"{folder}: its list", place.scheme, place.root, timeouts, asked=True)
+    found = retry.run(lambda: obstore.list_with_delimiter(retry.client(), place.name or None))
     names = sorted(meta["path"] for meta in found["objects"])
     shards = [name for name in names if name.endswith(".tar") and not name.rpartition("/")[2].startswith(".")]
     return [f"{place.scheme}://{place.root}/{name}" for name in shards]
@@ -151,7 +151,7 @@ def read_range(
     size: int = 0,
     *,
     version: Stat | None = None,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
     stop: threading.Event | None = None,
 ) -> bytes:
     """Bytes [begin, end) of an object: all of them, of one version, or an error.
@@ -159,11 +159,11 @@ def read_range(
     `etag` and `size` (0: not known) are what was indexed, `version` what is expected besides; without an etag, what
     this process saw of the object first is expected. A broken transfer goes on from the byte it reached if a strong
     etag tells that it is of one version, and begins anew if none does. Raises InputError where the object is missing,
-    changed or too short, and once `patience` is at an end (StorageError: that may pass); CancelledError soon after
+    changed or too short, and once the deadline has passed (StorageError: that may pass); CancelledError soon after
     `stop` is set.
     """
     place = _object(url)
-    effort = Effort(f"{url}: bytes {begin}-{end}", place.scheme, place.root, patience, stop, asked=False)
+    retry = Retry(f"{url}: bytes {begin}-{end}", place.scheme, place.root, timeouts, stop, asked=False)
     pieces: list[bytes] = []
     at = begin
     if not etag and version is None:
@@ -181,7 +181,7 @@ def read_range(
         if tag and not tag.startswith("W/"):  # If-Match compares strongly: a weak one never matches
             options["if_match"] = tag
         try:
-            answer = obstore.get(effort.client(), place.name, options=options)
+            answer = obstore.get(retry.client(), place.name, options=options)
         except PreconditionError:
             raise _changed(url, f"its etag is no longer {tag}", indexed=bool(etag)) from None
         found = _stat(answer.meta)
@@ -208,14 +208,14 @@ def read_range(
         for piece in answer.stream(min_chunk_size=1):  # as it comes: what is gathered is lost in a break
             pieces.append(piece)
             at += len(piece)
-            effort.arrived()
+            retry.arrived()
             if at > end:
                 raise InputError(f"{url}: bytes {begin}-{end}: more bytes came than were asked for")
         if at < end:
             raise ShortBody(f"the body ended at byte {at}")
         return b"".join(pieces)
 
-    return effort.run(attempt) if begin < end else b""
+    return retry.run(attempt) if begin < end else b""
 
 
 def _object(url: str) -> _Place:

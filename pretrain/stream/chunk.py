@@ -24,9 +24,10 @@ from pretrain.errors import InputError, StorageError
 from pretrain.index.index import Extent, Index
 from pretrain.index.indexfile import key_hash
 from pretrain.index.members import plain_members
-from pretrain.index.tar import BLOCK, IMAGE_SUFFIXES, ShardTar, split_name
-from pretrain.storage.effort import Patience
+from pretrain.index.tar import BLOCK, ShardTar, split_name
+from pretrain.storage.filekind import IMAGE_SUFFIXES
 from pretrain.storage.location import read_range
+from pretrain.storage.retry import Timeouts
 from pretrain.stream.buffers import Ranges
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.fault import NOT_READ, ChunkError
@@ -62,10 +63,10 @@ def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> RangeStream:
     """
     _, span, size, etag, shard = url.split(":", 4)
     begin, end = (int(place) for place in span.split("-"))
-    stop, patience = getattr(_reading, "stop", None), getattr(_reading, "patience", None)
+    stop, timeouts = getattr(_reading, "stop", None), getattr(_reading, "timeouts", None)
     ranges = getattr(_reading, "ranges", None) or Ranges()
     try:
-        found = read_range(shard, begin, end, unquote(etag), int(size), patience=patience, stop=stop, take=ranges.take)
+        found = read_range(shard, begin, end, unquote(etag), int(size), timeouts=timeouts, stop=stop, take=ranges.take)
     except InputError as error:
         raise ChunkError(str(error), isinstance(error, StorageError)) from error
     return RangeStream(found)
@@ -75,13 +76,13 @@ webdataset.gopen_schemes[_SCHEME] = open_range
 
 
 def reading_threads(
-    count: int, stop: threading.Event, members: list[threading.Thread], patience: Patience | None = None
+    count: int, stop: threading.Event, members: list[threading.Thread], timeouts: Timeouts | None = None
 ) -> ThreadPoolExecutor:
     """Threads for reading chunks, themselves in `members`; once `stop` is set they begin no request any more."""
     ranges = Ranges()
 
     def begin() -> None:
-        _reading.stop, _reading.ranges, _reading.patience = stop, ranges, patience
+        _reading.stop, _reading.ranges, _reading.timeouts = stop, ranges, timeouts
         members.append(threading.current_thread())
 
     return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pretrain.images.decode import UnreadableImage, decode
 from pretrain.index.index import Index
-from pretrain.storage.effort import PATIENCE, Patience
+from pretrain.storage.retry import TIMEOUTS, Timeouts
 from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
 from pretrain.stream.fault import ChunkError
@@ -20,11 +20,11 @@ _SECONDS = 10.0  # that storage is waited for: a start is not held up for a note
 _TINT = 8  # levels between the channels of one pixel that a lossy grey image may have
 
 
-def colour_text(channels: int, index: Index, key: str, patience: Patience | None = None) -> str:
+def colour_text(channels: int, index: Index, key: str, timeouts: Timeouts | None = None) -> str:
     """Where a network of `channels` and the images that the config key `key` names, open as `index`, do not fit, in
     words; else empty.
     """
-    coloured, seen = count_coloured(index, patience)
+    coloured, seen = count_coloured(index, timeouts)
     if channels == 1 and coloured:
         return (
             f"model.channels: the network takes grey images, and {coloured} of {seen} images looked at in {key} are in "
@@ -38,16 +38,16 @@ def colour_text(channels: int, index: Index, key: str, patience: Patience | None
     return ""
 
 
-def count_coloured(index: Index, patience: Patience | None = None) -> tuple[int, int]:
+def count_coloured(index: Index, timeouts: Timeouts | None = None) -> tuple[int, int]:
     """How many of some images, spread over the index, are in colour, and how many of them could be read.
 
     By their pixels: grey ones are often stored as RGB.
     """
-    patience = patience or PATIENCE
-    patience = replace(patience, stall=min(patience.stall, _SECONDS), deadline=min(patience.deadline, _SECONDS))
+    timeouts = timeouts or TIMEOUTS
+    timeouts = replace(timeouts, stall=min(timeouts.stall, _SECONDS), deadline=min(timeouts.deadline, _SECONDS))
     ids = np.unique(np.linspace(0, index.samples - 1, _LOOKED_AT).astype(np.int64)).tolist()
     stop = threading.Event()
-    with reading_threads(len(ids), stop, [], patience) as threads:
+    with reading_threads(len(ids), stop, [], timeouts) as threads:
         seen = [found for found in threads.map(partial(_coloured, index, stop), ids) if found is not None]
     return sum(seen), len(seen)
 

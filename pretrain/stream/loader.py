@@ -22,7 +22,7 @@ from pretrain.images.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
 from pretrain.images.mixup import check_pairs, keep_whole, mix_weights
 from pretrain.images.transforms import Transform, to_float, to_unit_
 from pretrain.index.index import Index
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.fault import NOT_READ, Cause, ChunkError, Fault
@@ -96,7 +96,7 @@ class BatchStream:
         pin: bool = False,
         floats: bool = False,
         decoder: Decoder = HOST,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         if workers < 1:
             raise InputError(f"data.workers is {workers}; at least 1 decode thread would be right")
@@ -114,7 +114,7 @@ class BatchStream:
         self._closed, self._cause = False, Cause("", False)
         self._error: BaseException | None = None
         self._threads = _decode_threads(workers, decoder)
-        self._reader = Reader(index, plans, window, read_ahead, self.counters, patience)
+        self._reader = Reader(index, plans, window, read_ahead, self.counters, timeouts)
         try:
             self._fill()
         except BaseException:
@@ -250,7 +250,7 @@ class TrainLoader(BatchStream):
     for more of them; nor is anything read, whatever it says, after one that storage did not serve for now: each of
     the others would be waited for as long · pin: page-locked images, for copies that do not wait
     floats: images in [-1, 1], for a host that trains: made while a row is in the cache · decoder: what decodes, and
-    where · patience: how long is waited for remote shards (default: `effort.PATIENCE`).
+    where · timeouts: how long is waited for remote shards (default: `retry.TIMEOUTS`).
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 
@@ -273,7 +273,7 @@ class TrainLoader(BatchStream):
         pin: bool = False,
         floats: bool = False,
         decoder: Decoder = HOST,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         _check_rank(rank, world)
         batch = order.global_batch
@@ -305,7 +305,7 @@ class TrainLoader(BatchStream):
             pin=pin,
             floats=floats,
             decoder=decoder,
-            patience=patience,
+            timeouts=timeouts,
         )
 
 
@@ -321,13 +321,13 @@ def evaluation_batches(
     mask_chunks: bool = False,
     give_up: bool = False,
     pin: bool = False,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
 ) -> BatchStream:
     """Every sample of `ids` (default: of the index) once over all ranks, in the order given.
 
     Step t of rank r holds run t·world + r of `batch` ids: the batches, by step and then by rank, are `ids`.
     Every rank gets the same number of batches; rows beyond the end are padding, valid False. Transforms are
-    called with epoch 0. `mask_chunks`, `give_up`, `pin` and `patience` as for training. Raises InputError for an id
+    called with epoch 0. `mask_chunks`, `give_up`, `pin` and `timeouts` as for training. Raises InputError for an id
     outside the index.
     """
     _check_rank(rank, world)
@@ -348,7 +348,7 @@ def evaluation_batches(
         mask_chunks=mask_chunks,
         give_up=give_up,
         pin=pin,
-        patience=patience,
+        timeouts=timeouts,
     )
 
 

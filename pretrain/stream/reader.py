@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from pretrain.index.index import Index
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.stream.chunk import Chunk, reading_threads
 from pretrain.stream.counters import Counters
 from pretrain.stream.plan import Plan
@@ -34,7 +34,7 @@ class Reader:
         window: int,
         budget: int,
         counters: Counters,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self._index, self._plans, self._counters = index, plans, counters
         self._window, self._budget = window, budget
@@ -45,7 +45,7 @@ class Reader:
         self._stop = threading.Event()
         self._members: list[threading.Thread] = []
         self._count = REMOTE_THREADS if remote else LOCAL_THREADS
-        self._threads = reading_threads(self._count, self._stop, self._members, patience)
+        self._threads = reading_threads(self._count, self._stop, self._members, timeouts)
 
     def __iter__(self) -> Iterator[Plan]:
         return self

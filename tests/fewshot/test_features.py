@@ -12,7 +12,7 @@ from pretrain.images.decode import decode
 from pretrain.images.transforms import SquashImages, to_float
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World
-from pretrain.storage.effort import Patience
+from pretrain.storage.retry import Timeouts
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 
@@ -125,9 +125,9 @@ def test_a_chunk_that_cannot_be_read_is_refused_and_may_be_read_later_where_stor
     model, digit_shards, remote, ids, alone, unreadable
 ):
     server, path = remote(digit_shards[1])
-    patience = Patience(deadline=0.5, first_backoff=0.01, most_backoff=0.05)
+    timeouts = Timeouts(deadline=0.5, first_backoff=0.01, most_backoff=0.05)
     arguments = {"layers": ["cls"], "image_size": 8, "channels": 1, "batch": 16, "workers": 1, "world": alone}
-    arguments |= {"patience": patience, "doing": "some", "unreadable": unreadable}
+    arguments |= {"timeouts": timeouts, "doing": "some", "unreadable": unreadable}
     server.usual = 503
     with pytest.raises(StorageError, match=r"^some: .*503 Service Unavailable; given up after .* s$"):
         extract(model, Index.open(path), ids, **arguments)

@@ -10,7 +10,7 @@ from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
-from pretrain.storage.effort import PATIENCE
+from pretrain.storage.retry import TIMEOUTS
 
 IMAGES = np.zeros((12, 8, 8), np.uint8)
 OTHERS = IMAGES + 1
@@ -148,7 +148,7 @@ def test_colour_that_a_grey_network_drops_is_told(tmp_path, digit_shards):
     colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     data = Dataset("colour", "all", FOUR.astype(np.int32), None, None, "x", lambda row: ("png", png(colour)))
     task = open_task(digit_shards[0], str(write_shards(data, tmp_path)[0]), **PROTOCOL)
-    (note,) = task.colour_notes(1, PATIENCE)
+    (note,) = task.colour_notes(1, TIMEOUTS)
     assert "takes grey images, and 12 of 12 images looked at in data.query are in colour" in note
-    (note,) = task.colour_notes(3, PATIENCE, "fewshot")
+    (note,) = task.colour_notes(3, TIMEOUTS, "fewshot")
     assert "takes RGB images, and none of 16 images looked at in fewshot.support is in colour" in note

@@ -21,7 +21,7 @@ from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate
 from pretrain.shards.verify import verify
 from pretrain.shards.write import ShardLayout, write_shards
-from pretrain.storage import effort, store
+from pretrain.storage import retry, store
 from pretrain.storage.location import expand, read_range
 
 KINDS = ("http", "s3", "gs")
@@ -47,7 +47,7 @@ def server(serve, built):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr(effort, "PATIENCE", effort.Patience(2, 2, 10, 0.01, 0.05))
+    monkeypatch.setattr(retry, "TIMEOUTS", retry.Timeouts(2, 2, 10, 0.01, 0.05))
 
 
 def big_shard(path, samples, size, first=0):

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError, StorageError
-from pretrain.storage import effort, store
-from pretrain.storage.effort import Patience
+from pretrain.storage import retry, store
 from pretrain.storage.location import open_shard
+from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import check_url, is_remote, list_shards, read_range, stat
 
-SHORT = Patience(connect=2, stall=1, deadline=20, first_backoff=0.01, most_backoff=0.05)
+SHORT = Timeouts(connect=2, stall=1, deadline=20, first_backoff=0.01, most_backoff=0.05)
 SIZE = 3_000_000
 DATA = np.random.default_rng(0).bytes(SIZE)
 KINDS = ("http", "s3", "gs")
@@ -40,7 +40,7 @@ def server(serve, folder):
 def fault(function, *arguments, **options):
     begin = time.monotonic()
     with pytest.raises(InputError) as error:
-        function(*arguments, **{"patience": SHORT, **options})
+        function(*arguments, **{"timeouts": SHORT, **options})
     assert time.monotonic() - begin < SHORT.deadline + SHORT.stall + 1
     assert error.value.__context__ is None or error.value.__suppress_context__
     message = str(error.value)
@@ -68,7 +68,7 @@ def test_servers_with_weak_etags_or_none_serve_as_well(server, etag):
     server.etag = etag
     url = f"{server.http}/a.tar"
     server.faults.extend(["reset", "short"])
-    assert read_range(url, 5, 2_000_005, stat(url).etag, patience=SHORT) == DATA[5:2_000_005]
+    assert read_range(url, 5, 2_000_005, stat(url).etag, timeouts=SHORT) == DATA[5:2_000_005]
     assert all(request.headers.get("if-match", "").startswith("W/") is False for request in server.requests)
 
 
@@ -85,14 +85,14 @@ def test_servers_with_weak_etags_or_none_serve_as_well(server, etag):
 )
 def test_what_passes_by_is_outlasted(server, kind, faults):
     server.faults.extend(faults)
-    assert read_range(f"{getattr(server, kind)}/a.tar", 100, 2_000_100, patience=SHORT) == DATA[100:2_000_100]
+    assert read_range(f"{getattr(server, kind)}/a.tar", 100, 2_000_100, timeouts=SHORT) == DATA[100:2_000_100]
     assert len(server.requests) == len(faults) + 1
 
 
 @pytest.mark.parametrize("broken", ["reset", "stall", "short", "cut"])
 def test_a_broken_transfer_goes_on_from_the_byte_it_reached(server, broken):
     server.faults.extend([broken] * 2)
-    assert read_range(f"{server.http}/a.tar", 0, 2_000_000, patience=SHORT) == DATA[:2_000_000]
+    assert read_range(f"{server.http}/a.tar", 0, 2_000_000, timeouts=SHORT) == DATA[:2_000_000]
     assert server.ranges() == [(begin, 2_000_000) for begin in (0, 1_000_000, 1_500_000)]
     assert server.sent == 2_000_000
 
@@ -146,14 +146,14 @@ def test_without_a_strong_etag_a_broken_transfer_begins_anew(server, etag):
     """Bytes of two versions could not be told apart, and are never joined."""
     server.etag = etag
     server.faults.extend(["reset", "short"])
-    assert read_range(f"{server.http}/a.tar", 0, 2_000_000, patience=SHORT) == DATA[:2_000_000]
+    assert read_range(f"{server.http}/a.tar", 0, 2_000_000, timeouts=SHORT) == DATA[:2_000_000]
     assert server.ranges() == [(0, 2_000_000)] * 3
 
 
 def test_an_object_no_index_knows_the_etag_of_is_held_to_what_was_seen_first(tmp_path, serve):
     (tmp_path / "a.tar").write_bytes(b"1" * 1000)
     url = f"{serve(tmp_path).http}/a.tar"
-    assert read_range(url, 0, 10, patience=SHORT) == b"1" * 10
+    assert read_range(url, 0, 10, timeouts=SHORT) == b"1" * 10
     (tmp_path / "a.tar").write_bytes(b"2" * 1000)
     assert "changed while it was read: its etag is no longer" in fault(read_range, url, 0, 10)
 
@@ -182,26 +182,26 @@ def test_what_ends_too_soon_is_truncated(server):
 )
 def test_what_never_passes_is_given_up_at_the_deadline(server, usual, found):
     server.usual = usual
-    message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, patience=Patience(1, 0.3, 1, 0.01, 0.3))
+    message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, timeouts=Timeouts(1, 0.3, 1, 0.01, 0.3))
     assert f"bytes 0-{SIZE}: cannot be read: " in message
     assert found in message
     with pytest.raises(StorageError):
-        read_range(f"{server.http}/a.tar", 0, SIZE, patience=Patience(1, 0.3, 0.1, 0.01, 0.3))
+        read_range(f"{server.http}/a.tar", 0, SIZE, timeouts=Timeouts(1, 0.3, 0.1, 0.01, 0.3))
     server.requests.clear()
-    message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, patience=Patience(1, 0.3, 1, 0.01, 0.3))
+    message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, timeouts=Timeouts(1, 0.3, 1, 0.01, 0.3))
     assert f"given up after {len(server.requests)} attempts in " in message
 
 
 def test_a_server_that_is_not_there_is_told(server, folder, serve):
     gone = serve(folder)
     gone.close()
-    assert "connection refused; given up after" in fault(stat, f"{gone.http}/a.tar", patience=Patience(1, 1, 0.5))
+    assert "connection refused; given up after" in fault(stat, f"{gone.http}/a.tar", timeouts=Timeouts(1, 1, 0.5))
 
 
 def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away(monkeypatch):
-    monkeypatch.setattr(effort, "_NEW_NAME", 0.3)
+    monkeypatch.setattr(retry, "_NEW_NAME", 0.3)
     # Attempts end short of the deadline by one pause at most: a drawn one, so none is long.
-    patient = Patience(deadline=2.0, first_backoff=0.05, most_backoff=0.05)
+    patient = Timeouts(deadline=2.0, first_backoff=0.05, most_backoff=0.05)
     host = f"{'a' * 64}.invalid"  # too long for a name: nobody has to be asked, who may be slow to answer
     url, silent = f"http://{host}/a.tar", "host not found; given up after"
     begin = time.monotonic()
@@ -211,11 +211,11 @@ def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away
     assert time.monotonic() - begin < 1.5
     begin = time.monotonic()
     with pytest.raises(StorageError, match=silent):
-        read_range(url, 0, 1, patience=patient)  # of an object that has been asked for before, if not by this process
+        read_range(url, 0, 1, timeouts=patient)  # of an object that has been asked for before, if not by this process
     assert time.monotonic() - begin > 1.0
-    monkeypatch.setattr(effort, "_found", {host})
+    monkeypatch.setattr(retry, "_found", {host})
     begin = time.monotonic()
-    assert re.search(silent, fault(stat, url, patience=patient))
+    assert re.search(silent, fault(stat, url, timeouts=patient))
     assert time.monotonic() - begin > 1.0
 
 
@@ -228,9 +228,9 @@ def test_a_redirection_that_goes_round_is_told_at_once(server):
 
 def test_pauses_grow_and_are_drawn(server, monkeypatch):
     drawn = []
-    monkeypatch.setattr("pretrain.storage.effort._jitter.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
+    monkeypatch.setattr("pretrain.storage.retry._jitter.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
     server.faults.extend([503] * 7 + ["reset", 503])
-    read_range(f"{server.http}/a.tar", 0, 1000, patience=Patience(first_backoff=0.5, most_backoff=10))
+    read_range(f"{server.http}/a.tar", 0, 1000, timeouts=Timeouts(first_backoff=0.5, most_backoff=10))
     # Bytes came with the reset: the pauses start again.
     assert drawn == [(0, high) for high in (0.5, 1, 2, 4, 8, 10, 10, 0.5, 1)]
 
@@ -242,15 +242,15 @@ def test_a_stop_ends_the_waiting(server):
     timer.start()
     begin = time.monotonic()
     with pytest.raises(CancelledError):
-        read_range(f"{server.http}/a.tar", 0, 10, patience=Patience(first_backoff=60), stop=stop)
+        read_range(f"{server.http}/a.tar", 0, 10, timeouts=Timeouts(first_backoff=60), stop=stop)
     assert time.monotonic() - begin < 5
 
 
 def test_long_waiting_is_told_while_it_lasts(server, monkeypatch, caplog):
-    monkeypatch.setattr("pretrain.storage.effort._WORTH_A_WORD", 0.0)
+    monkeypatch.setattr("pretrain.storage.retry._WORTH_A_WORD", 0.0)
     server.faults.extend([503, 503])
     with caplog.at_level(logging.WARNING):
-        read_range(f"{server.s3}/a.tar", 0, 10, patience=SHORT)
+        read_range(f"{server.s3}/a.tar", 0, 10, timeouts=SHORT)
     assert [record.message for record in caplog.records] == [
         f"{server.s3}/a.tar: bytes 0-10: 503 Service Unavailable; attempts go on, 20 s in all"
     ]
@@ -323,8 +323,8 @@ def test_urls_that_carry_more_than_a_name_are_refused_unquoted(url, found):
 def test_no_credentials_is_what_is_said(folder):
     """In a process of its own: no metadata service is asked, since the address given for it refuses."""
     code = (
-        "from pretrain.storage.effort import Patience\nfrom pretrain.storage.store import stat\n"
-        "try: stat('s3://some-bucket/a.tar', Patience(1, 1, 1))\n"
+        "from pretrain.storage.retry import Timeouts\nfrom pretrain.storage.store import stat\n"
+        "try: stat('s3://some-bucket/a.tar', Timeouts(1, 1, 1))\n"
         "except Exception as error: print(error, repr(error.__context__))"
     )
     environment = {"PATH": "/usr/bin", "AWS_METADATA_ENDPOINT": "http://169.254.0.1:1", "no_proxy": "*"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import pretrain.storage.effort as effort
+import pretrain.storage.retry as retry
 from pretrain.errors import InputError
 from pretrain.images.transforms import TrainImages
 from pretrain.index.index import Index
@@ -26,8 +26,8 @@ IMAGES = TrainImages(8, 3, seed=2)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    patience = effort.Patience(connect=1, stall=0.5, deadline=4, first_backoff=0.01, most_backoff=0.05)
-    monkeypatch.setattr(effort, "PATIENCE", patience)
+    timeouts = retry.Timeouts(connect=1, stall=0.5, deadline=4, first_backoff=0.01, most_backoff=0.05)
+    monkeypatch.setattr(retry, "TIMEOUTS", timeouts)
 
 
 def batches(index, **options):
@@ -76,8 +76,8 @@ def remote(serve, write_shards, tmp_path):
 def test_after_the_first_chunk_that_cannot_be_read_a_run_that_ends_for_it_waits_for_no_other(remote):
     server, index, _ = remote
     server.named = {"shard-000.tar": 404, "shard-001.tar": "stall first"}
-    patience = effort.Patience(stall=20, deadline=200)
-    found = in_time(lambda: batches(index, give_up=True, patience=patience), seconds=15)
+    timeouts = retry.Timeouts(stall=20, deadline=200)
+    found = in_time(lambda: batches(index, give_up=True, timeouts=timeouts), seconds=15)
     causes = [fault.cause for batch in found for fault in batch.faults]
     assert len(causes) == STEPS * BATCH
     assert all("404 Not Found" in cause.reason for cause in causes if cause.reason != NOT_READ)
@@ -89,8 +89,8 @@ def test_storage_that_does_not_answer_is_waited_for_once_also_where_chunks_are_q
     server, index, _ = remote
     monkeypatch.setattr("pretrain.stream.reader.REMOTE_THREADS", 1)  # of 13 chunks, each for 2 s: one after the other
     server.usual = 503
-    patience = effort.Patience(deadline=2, first_backoff=0.01, most_backoff=0.05)
-    found = in_time(lambda: batches(index, give_up=False, patience=patience), seconds=12)
+    timeouts = retry.Timeouts(deadline=2, first_backoff=0.01, most_backoff=0.05)
+    found = in_time(lambda: batches(index, give_up=False, timeouts=timeouts), seconds=12)
     causes = [fault.cause for batch in found for fault in batch.faults]
     assert len(causes) == STEPS * BATCH
     assert all(cause.passing for cause in causes)
@@ -190,7 +190,7 @@ def test_a_damaged_or_giant_image_is_masked_alone(write_shards, encoded, kind):
 @pytest.mark.parametrize("silence", [503, "stall first", "stall"])
 def test_closing_does_not_wait_for_a_server_that_is_silent(remote, monkeypatch, silence):
     server, index, _ = remote
-    monkeypatch.setattr(effort, "PATIENCE", effort.Patience(connect=1, stall=20, deadline=60))
+    monkeypatch.setattr(retry, "TIMEOUTS", retry.Timeouts(connect=1, stall=20, deadline=60))
     server.usual = silence
     order = Order(index.samples, BATCH, seed=2)
     loader = TrainLoader(index, order, IMAGES, micro_batch=BATCH, rank=0, world=1, workers=2)

@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long is waited, in seconds: for a connection, for the next bytes, and for one range over all attempts.
 
     The pause before attempt k+2 is drawn from 0 … min(first_backoff·2^k, most_backoff); k starts again once
@@ -56,14 +56,14 @@ class Patience:
     most_backoff: float = 20.0
 
 
-PATIENCE = Patience()
+TIMEOUTS = Timeouts()
 
 
 class ShortBody(ConnectionError):
     """A body that ends, without an error of the transport, before its last byte."""
 
 
-class Effort:
+class Retry:
     """The attempts at one request, and what is said of them in the end."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Effort:
         subject: str,
         scheme: str,
         root: str,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         stop: threading.Event | None = None,
         *,
         asked: bool,
@@ -85,7 +85,7 @@ class Effort:
             asked: it is the first that is asked of an object, whose host may be mistyped.
         """
         self._subject, self._scheme, self._root = subject, scheme, root
-        self._patience, self._stop, self._asked = patience or PATIENCE, stop, asked
+        self._timeouts, self._stop, self._asked = timeouts or TIMEOUTS, stop, asked
         self._begun = time.monotonic()
         self._attempts = 0
         self._fruitless = 0  # attempts since bytes came last
@@ -93,12 +93,12 @@ class Effort:
 
     def client(self) -> Any:
         """The library's store for the host or bucket."""
-        return _client(self._scheme, self._root, self._patience)
+        return _client(self._scheme, self._root, self._timeouts)
 
     def run(self, attempt: Callable[[], Result]) -> Result:
         """What `attempt` returns, asked again while that may help.
 
-        Raises InputError where it cannot, StorageError once patience is at an end.
+        Raises InputError where it cannot, StorageError once the deadline has passed.
         """
         while True:
             self._attempts += 1
@@ -120,21 +120,21 @@ class Effort:
         self._fruitless = 0
         if self._stop is not None and self._stop.is_set():
             raise CancelledError
-        if time.monotonic() - self._begun > self._patience.deadline:
+        if time.monotonic() - self._begun > self._timeouts.deadline:
             self._give_up("too slow: bytes still arrive")
 
     def _pause(self, reason: str) -> None:
-        longest = min(self._patience.first_backoff * 2 ** min(self._fruitless, 32), self._patience.most_backoff)
+        longest = min(self._timeouts.first_backoff * 2 ** min(self._fruitless, 32), self._timeouts.most_backoff)
         pause = _jitter.uniform(0, longest)
         self._fruitless += 1
         spent = time.monotonic() - self._begun
         # Only where a person waits for the answer: while samples are read, a name that is not found has gone away.
         new = self._asked and self._root not in _found
-        if spent + pause >= (min(_NEW_NAME, self._patience.deadline) if new else self._patience.deadline):
+        if spent + pause >= (min(_NEW_NAME, self._timeouts.deadline) if new else self._timeouts.deadline):
             self._give_up(reason, passing=not new)
         if spent > _WORTH_A_WORD and not self._told:
             self._told = True
-            _log.warning("%s: %s; attempts go on, %g s in all", self._subject, reason, self._patience.deadline)
+            _log.warning("%s: %s; attempts go on, %g s in all", self._subject, reason, self._timeouts.deadline)
         if (self._stop or threading.Event()).wait(pause):
             raise CancelledError
 
@@ -190,24 +190,24 @@ def _diagnose(error: Exception, scheme: str) -> tuple[str, bool]:
     return f"not understood ({', '.join([type(error).__name__, *kinds[-1:]])}){hint}", True
 
 
-_clients: dict[tuple[str, str, Patience], Any] = {}
+_clients: dict[tuple[str, str, Timeouts], Any] = {}
 _clients_lock = threading.Lock()
 
 
-def _client(scheme: str, root: str, patience: Patience) -> Any:
+def _client(scheme: str, root: str, timeouts: Timeouts) -> Any:
     """The one client of a host or bucket in this process; its connections are shared by all threads."""
     with _clients_lock:
-        key = scheme, root, patience
+        key = scheme, root, timeouts
         if key not in _clients:
             _clients[key] = _connect(*key)
         return _clients[key]
 
 
-def _connect(scheme: str, root: str, patience: Patience) -> Any:
+def _connect(scheme: str, root: str, timeouts: Timeouts) -> Any:
     options: dict[str, Any] = {
-        "connect_timeout": _duration(patience.connect),
-        "read_timeout": _duration(patience.stall),
-        "timeout": _duration(patience.deadline),
+        "connect_timeout": _duration(timeouts.connect),
+        "read_timeout": _duration(timeouts.stall),
+        "timeout": _duration(timeouts.deadline),
     }
     settings: dict[str, Any] = {
         "client_options": options,
