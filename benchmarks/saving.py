@@ -28,6 +28,8 @@ from pretrain.checkpoint import checkpoint
 from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
+from pretrain.engine.schedule import AveragingSection
+from pretrain.engine.section import OptimizerSection
 from pretrain.engine.step import accumulate, agree, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -48,10 +50,7 @@ class Training:
         )
         model = VisionTransformer(spec)
         initialize(model, 0)
-        optimizer = build_optimizer(
-            model, name="adamw", lr=1e-4, betas=(0.9, 0.999), eps=1e-8, momentum=0.9, weight_decay=0.0, decay="all",
-            averages=True,
-        )  # fmt: skip
+        optimizer = build_optimizer(model, OptimizerSection(lr=1e-4, averaging=AveragingSection()))
         self.engine = build_engine(
             model, optimizer, {"zero_optimization": {"stage": stage}}, batch_layout(8, None, self.world.size), 1.0
         )

@@ -31,6 +31,7 @@ from benchmarks.table import print_table, save, spread
 from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import AdamW, build_optimizer
+from pretrain.engine.section import OptimizerSection
 from pretrain.engine.step import accumulate, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import spec_from_arch
@@ -112,9 +113,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
 def network(args: argparse.Namespace) -> tuple[VisionTransformer, AdamW]:
     model = VisionTransformer(spec_from_arch(args.arch))
     initialize(model, 0)
-    optimizer = build_optimizer(
-        model, name="adamw", lr=LR, betas=(0.9, 0.999), eps=1e-8, momentum=0.0, weight_decay=0.1, decay="matrices"
-    )
+    optimizer = build_optimizer(model, OptimizerSection(lr=LR, weight_decay=0.1))
     assert isinstance(optimizer, AdamW)
     return model, optimizer
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from pretrain.run.configfile import FolderName, Indices, Section, Seeds, Shots, each_once
+from pretrain.section import FolderName, Indices, Section, Seeds, Shots, each_once
 from pretrain.storage.retry import TIMEOUTS, Timeouts
 
 PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from pretrain.errors import InputError
+from pretrain.model.section import ModelSection
 from pretrain.model.spec import ViTSpec
-from pretrain.run.config import DataSection, ModelSection, Recipe, RunConfig
-from pretrain.run.configfile import Section
+from pretrain.run.config import RunConfig, TrainingConfig
+from pretrain.section import Section, key
+from pretrain.stream.section import DataSection
 
 
 class TaskModel(Section):
     """What the task says of the network; layers, widths, patch and channels are the checkpoint's."""
 
-    image_size: int | None = Field(default=None, gt=0)  # null: the checkpoint's
-    num_classes: int = Field(gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    image_size: int | None = key(None, about="Side of the square input, in pixels; null: the checkpoint's.", gt=0)
+    num_classes: int = key(about="Classes of the task.", gt=0)
+    dropout: float = key(0.0, about="Share of activations dropped while training.", ge=0, lt=1)
 
 
 class TaskData(DataSection):
     """The task's data, which the network must fit unless the config says otherwise."""
 
-    mismatch: Literal["note", "refuse"] = "refuse"
+    mismatch: Literal["note", "refuse"] = key(
+        "refuse",
+        about="What follows where the network has more outputs than the data have classes, or is grey and the images "
+        "are not.",
+        resume="free",
+    )
 
 
-class FinetuneConfig(Recipe):
+class FinetuneConfig(TrainingConfig):
     """A fine-tuning run (paper, Table 4)."""
 
     needs_weights: ClassVar[bool] = True
 
-    data: TaskData = TaskData()
-    model: TaskModel
+    data: TaskData = key(TaskData(), about="The shard stream and the augmentation.")
+    model: TaskModel = key(about="What the task says of the network.")
 
     def of(self, network: ViTSpec | None) -> RunConfig:
         """The run that fine-tunes weights of `network`: one linear head, no representation layer.
@@ -53,4 +60,4 @@ class FinetuneConfig(Recipe):
             model = ModelSection(**sizes)
         except ValidationError as error:
             raise InputError(f"config {self.name}: {error.errors()[0]['ctx']['error']}") from None
-        return RunConfig(model=model, **{key: getattr(self, key) for key in Recipe.model_fields})
+        return RunConfig(model=model, **{key: getattr(self, key) for key in TrainingConfig.model_fields})

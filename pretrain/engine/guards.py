@@ -9,11 +9,33 @@ import math
 from collections import deque
 from typing import Any, Literal
 
+from pretrain.section import Section, key
+
 # A spike is told from the spread of about so many losses; fewer than the second number say little of it.
 _WINDOW, _ENOUGH = 100, 50
 # On a plateau the losses hardly differ, and everything would be a spike: the deviation counts as at least this share of
 # the mean.
 _LEAST_DEVIATION = 0.01
+
+
+class GuardSection(Section):
+    """Updates that are skipped, and what follows too many of them."""
+
+    skips: int = key(3, about="Updates skipped in a row that are too many.", resume="stated", gt=0)
+    then: Literal["stop", "rollback"] = key(
+        "stop", about="What follows: the run ends, or returns to an earlier checkpoint.", resume="stated"
+    )
+    spike: float | None = key(
+        None,
+        about="Standard deviations above the mean of the last 100 losses that make a spike, which is skipped; null: "
+        "spikes are trained on.",
+        resume="stated",
+        gt=1,
+    )
+    margin: int = key(
+        100, about="Steps before the skipped ones that a roll-back avoids with them.", resume="stated", ge=0
+    )
+    rollbacks: int = key(3, about="The most roll-backs of a run.", resume="stated", gt=0)
 
 
 class DivergedError(RuntimeError):
@@ -40,24 +62,8 @@ class Guard:
     counted from 0.
     """
 
-    def __init__(
-        self,
-        *,
-        skips: int = 3,
-        then: Literal["stop", "rollback"] = "stop",
-        spike: float | None = None,
-        margin: int = 100,
-        rollbacks: int = 3,
-    ) -> None:
-        """
-        Args:
-            skips: this many skipped updates in a row end the patience.
-            then: what follows: the run ends, or goes back (`RollBack`).
-            spike: deviations above the mean that make a spike; None: no loss that is a number is refused.
-            margin: steps before the first of the skipped ones that are avoided with them.
-            rollbacks: a run goes back at most so often.
-        """
-        self._skips, self._then, self._spike, self._margin, self._most = skips, then, spike, margin, rollbacks
+    def __init__(self, section: GuardSection) -> None:
+        self._section = section
         self._losses: deque[float] = deque(maxlen=_WINDOW)
         self._streak: list[int] = []  # the steps skipped in a row up to now
         self.skipped = 0  # updates, in the whole run
@@ -74,12 +80,12 @@ class Guard:
             return "avoided since a roll-back"
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        if self._spike is None or len(self._losses) < _ENOUGH:
+        if self._section.spike is None or len(self._losses) < _ENOUGH:
             return None
         # fsum and sqrt are exactly rounded: the same bits on every machine.
         mean = math.fsum(self._losses) / len(self._losses)
         deviation = math.sqrt(math.fsum((seen - mean) ** 2 for seen in self._losses) / len(self._losses))
-        limit = mean + self._spike * max(deviation, _LEAST_DEVIATION * abs(mean))
+        limit = mean + self._section.spike * max(deviation, _LEAST_DEVIATION * abs(mean))
         return f"the loss is {loss:.6g}, a spike above {limit:.6g}" if loss > limit else None
 
     def note(self, step: int, loss: float, grad_norm: float | None, reason: str | None) -> None:
@@ -97,7 +103,7 @@ class Guard:
         if self.avoids(step):
             return  # says nothing of the parameters
         self._streak.append(step)
-        if len(self._streak) < self._skips:
+        if len(self._streak) < self._section.skips:
             return
         since = self._streak[0]
         norm = "" if grad_norm is None else f", gradient norm {grad_norm:.6g}"
@@ -105,12 +111,12 @@ class Guard:
             f"step {step + 1}: {reason} (loss {loss:.6g}{norm}); {len(self._streak)} updates in a row were skipped, "
             f"from step {since + 1} on"
         )
-        if self._then == "rollback" and len(self.avoided) < self._most:
-            first = max(0, since - self._margin)
+        if self._section.then == "rollback" and len(self.avoided) < self._section.rollbacks:
+            first = max(0, since - self._section.margin)
             self.avoided.append((first, step))
             raise RollBack(first, step, f"{what}; going back, steps {first + 1} to {step + 1} make no update")
         spent = f", after {len(self.avoided)} roll-backs" if self.avoided else ""
-        advice = "" if self._then == "rollback" else ', train.guard.then="rollback"'
+        advice = "" if self._section.then == "rollback" else ', train.guard.then="rollback"'
         raise DivergedError(
             f"{what}{spent}. No skipped update is in a checkpoint: they are whole. A lower optimizer.lr, a longer "
             f"schedule.warmup_steps, optimizer.clip_norm=1{advice} may help"

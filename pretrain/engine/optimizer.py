@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fingerprint import AVERAGE
+from pretrain.engine.section import OptimizerSection
 
 # Two axes or more, but no matrices of a linear map: never decayed under "matrices".
 _TOKENS = ("class_token", "position_embedding")
@@ -105,26 +106,15 @@ class SGD(_Foundry, torch.optim.SGD):
             self._average()
 
 
-def build_optimizer(
-    model: nn.Module,
-    *,
-    name: Literal["adamw", "sgd"],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    momentum: float,
-    weight_decay: float,
-    decay: Literal["matrices", "all"],
-    averages: bool = False,
-) -> AdamW | SGD:
-    """AdamW (pre-training, Table 3) or SGD with momentum (fine-tuning, Table 4); `averages`: keep a Polyak average."""
-    groups = parameter_groups(model, weight_decay, decay)
+def build_optimizer(model: nn.Module, section: OptimizerSection) -> AdamW | SGD:
+    """The optimizer that the section names; it keeps a Polyak average where the section has one."""
+    groups = parameter_groups(model, section.weight_decay, section.decay)
     optimizer: AdamW | SGD
-    if name == "adamw":
-        optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if section.name == "adamw":
+        optimizer = AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
     else:
-        optimizer = SGD(groups, lr=lr, momentum=momentum)
-        if not momentum:
+        optimizer = SGD(groups, lr=section.lr, momentum=section.momentum)
+        if not section.momentum:
             optimizer.moments = ()
-    optimizer.averages = averages
+    optimizer.averages = section.averaging is not None
     return optimizer

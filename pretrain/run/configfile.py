@@ -12,23 +12,18 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from pretrain import files
 from pretrain.errors import InputError, nearest
+from pretrain.section import Section
 
 CONFIG_FOLDER = Path("configs")
 # Python's words for JSON's, as people type them. A lower-case none is a value of some keys.
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
-
-
-class Section(BaseModel):
-    """A closed, immutable group of keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class _Record(Section):
@@ -42,47 +37,6 @@ class _Record(Section):
 
 
 Schema = TypeVar("Schema", bound=Section)
-Values = TypeVar("Values", bound=Sequence[Any])
-
-
-def _not_empty(values: Values) -> Values:
-    if not values:
-        raise ValueError("found []; at least one is needed")
-    return values
-
-
-def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A field's values, of which there is one or more and none twice."""
-    if len(set(_not_empty(values))) < len(values):
-        raise ValueError(f"found {list(values)}; name each once")
-    return values
-
-
-def _some(shots: tuple[int, ...]) -> tuple[int, ...]:
-    if min(shots) < 1:
-        raise ValueError(f"found {list(shots)}; shots are images of each class, 1 or more")
-    return tuple(sorted(shots))
-
-
-def _not_negative(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if min(seeds) < 0:
-        raise ValueError(f"found {list(seeds)}; seeds are 0 or more")
-    return seeds
-
-
-def _folder_name(name: str) -> str:
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ValueError(f"found {name!r}; a folder's name would be right: not empty, no /, neither . nor ..")
-    return name
-
-
-FolderName = Annotated[str, AfterValidator(_folder_name)]  # results go to runs/<name>
-# An INDEX, or a list that is concatenated. An empty one would be the folder that the command runs in.
-IndexPath = Annotated[str, Field(min_length=1)]
-Indices = Annotated[IndexPath | tuple[IndexPath, ...], AfterValidator(_not_empty)]
-# Of few-shot draws, said alike by a run's config and by a few-shot one.
-Shots = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_some)]
-Seeds = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_not_negative)]
 
 
 def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str] = ()) -> Schema:

@@ -39,7 +39,7 @@ from pretrain.record.inspection import Inspection
 from pretrain.record.meters import Meters
 from pretrain.record.quarantine import Quarantine
 from pretrain.run.command import DONE, STOPPED
-from pretrain.run.config import Recipe
+from pretrain.run.config import TrainingConfig
 from pretrain.run.evaluation import Evaluator, due
 from pretrain.run.origin import Init, beginning, check_origin, describe, refuse_unreadable
 from pretrain.run.resume import check_changes
@@ -52,7 +52,7 @@ from pretrain.weights.load import read_weights
 
 
 def run(
-    recipe: Recipe,
+    recipe: TrainingConfig,
     out: Path,
     world: World,
     *,
@@ -119,7 +119,7 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
     minutes = config.train.hang_minutes, config.train.slow_minutes
     with Watchdog(out, world, hang=60 * minutes[0], slow=60 * minutes[1]) as watchdog:
         stop = Stop(out, world, config.train.time_limit_minutes)
-        guard = Guard(**config.train.guard.model_dump())
+        guard = Guard(config.train.guard)
         engine, said = build(setup, None if saved else partial(parameters, setup, init, chosen, fill))
         if saved is not None:
             go_on(engine, guard, saved, world)
@@ -179,12 +179,7 @@ def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tupl
     config = setup.config
     model = VisionTransformer(config.model.spec(), config.train.activation_checkpointing, config.train.compile)
     said = collectives.together(lambda: fill(model)) if fill else ""
-    optimizer = build_optimizer(
-        model,
-        lr=config.optimizer.lr,
-        **config.optimizer.model_dump(exclude={"lr", "clip_norm", "averaging"}),
-        averages=config.optimizer.averaging is not None,
-    )
+    optimizer = build_optimizer(model, config.optimizer)
     return build_engine(model, optimizer, config.deepspeed, setup.layout, config.optimizer.clip_norm), said
 
 
@@ -303,7 +298,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
             iter(loader),
             setup.loss_of,
             setup.schedule,
-            Averaging(**config.optimizer.averaging.model_dump()) if config.optimizer.averaging else Averaging(),
+            Averaging(config.optimizer.averaging),
             setup.layout,
             start=start,
             missed=start > 0 and missed(setup, start),

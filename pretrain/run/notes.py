@@ -12,7 +12,7 @@ from pretrain.index.classes import unnamed_text
 from pretrain.index.index import Index
 from pretrain.index.overlap import shared_shards
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import Section
+from pretrain.section import Section
 from pretrain.stream.colour import colour_text
 
 

@@ -21,7 +21,7 @@ from pretrain.model.spec import ViTSpec
 from pretrain.ranks import collectives
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
-from pretrain.run.config import Recipe, RunConfig
+from pretrain.run.config import RunConfig, TrainingConfig
 from pretrain.run.evaluation import Evaluator, Validation
 from pretrain.run.loss import Loss, choose_loss
 from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on, trusted, unlabelled
@@ -37,7 +37,7 @@ _REMOTE_CHECKED = 64  # shards, spread over the index
 class Setup:
     """A run whose config, data and layout go together: what it takes, before anything is built."""
 
-    recipe: Recipe  # as it was read
+    recipe: TrainingConfig  # as it was read
     config: RunConfig  # with the network
     folder: RunFolder
     world: World
@@ -55,7 +55,7 @@ class Setup:
 
 
 def prepare(
-    recipe: Recipe,
+    recipe: TrainingConfig,
     network: ViTSpec | None,
     folder: RunFolder,
     world: World,
@@ -100,7 +100,7 @@ def prepare(
         world,
         index,
         layout,
-        Schedule(lr=config.optimizer.lr, steps=steps, **config.schedule.model_dump()),
+        Schedule(config.schedule, config.optimizer.lr, steps),
         Order(index.samples, layout.global_batch, config.seed, data.chunk, data.lanes),
         TrainImages(
             spec.image_size,

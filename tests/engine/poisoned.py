@@ -11,6 +11,7 @@ from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
+from pretrain.engine.section import OptimizerSection
 from pretrain.engine.step import accumulate, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -25,9 +26,7 @@ for name, section in variants.items():
     model = VisionTransformer(spec)
     initialize(model, 0)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))  # zero, it hides the rest
-    optimizer = build_optimizer(
-        model, name="adamw", lr=1.0, betas=(0.9, 0.999), eps=1e-8, momentum=0.0, weight_decay=0.1, decay="all"
-    )
+    optimizer = build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=0.1, decay="all"))
     layout = batch_layout(4 * world.size, 2, world.size)
     engine = build_engine(model, optimizer, section, layout, clip_norm=1.0)
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(world.rank))

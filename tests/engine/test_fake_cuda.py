@@ -9,6 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.engine.optimizer import build_optimizer
+from pretrain.engine.schedule import AveragingSection
+from pretrain.engine.section import OptimizerSection
 from pretrain.images.mixup import mix_images
 from pretrain.images.transforms import to_float
 from pretrain.model.spec import ARCHITECTURES, spec_from_arch
@@ -21,10 +23,7 @@ SIZES = {name: spec_from_arch(name, representation_size=64, num_classes=CLASSES)
 
 
 def adamw(model):
-    return build_optimizer(
-        model, name="adamw", lr=1e-3, betas=(0.9, 0.999), eps=1e-8, momentum=0.0, weight_decay=0.1,
-        decay="matrices", averages=True,
-    )  # fmt: skip
+    return build_optimizer(model, OptimizerSection(lr=1e-3, weight_decay=0.1, averaging=AveragingSection()))
 
 
 @pytest.mark.parametrize(

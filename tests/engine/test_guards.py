@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pretrain.engine.guards import DivergedError, Guard, RollBack
+from pretrain.engine.guards import DivergedError, Guard, GuardSection, RollBack
 
 
 def feed(guard, losses, start=0):
@@ -24,12 +24,12 @@ def noisy(count, level=1.0):
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_refused_and_named(loss):
-    assert Guard().refuses(0, loss) == f"the loss is {loss}"
-    assert Guard().refuses(0, 1e30) is None
+    assert Guard(GuardSection()).refuses(0, loss) == f"the loss is {loss}"
+    assert Guard(GuardSection()).refuses(0, 1e30) is None
 
 
 def test_skips_in_a_row_end_the_run_and_an_update_between_them_starts_the_count_anew():
-    guard = Guard(skips=3)
+    guard = Guard(GuardSection(skips=3))
     assert feed(guard, [math.nan, math.nan, 2.0, math.nan, math.nan]) == [0, 1, 3, 4]
     assert guard.skipped == 4
     with pytest.raises(
@@ -39,37 +39,37 @@ def test_skips_in_a_row_end_the_run_and_an_update_between_them_starts_the_count_
 
 
 def test_a_gradient_that_is_not_finite_counts_as_a_loss_does():
-    guard = Guard(skips=2)
+    guard = Guard(GuardSection(skips=2))
     guard.note(0, 1.0, math.inf, "the gradient norm is inf")
     with pytest.raises(DivergedError, match=r"step 2: the gradient norm is inf \(loss 1, gradient norm inf\)"):
         guard.note(1, 1.0, math.inf, "the gradient norm is inf")
 
 
 def test_a_spike_is_refused_only_where_it_is_asked_for_and_once_there_are_losses_to_compare_with():
-    assert feed(Guard(), [*noisy(80), 9.0]) == []
-    assert feed(Guard(spike=5), [*noisy(49), 9.0]) == []
-    assert feed(Guard(spike=5), [*noisy(50), 9.0]) == [50]
+    assert feed(Guard(GuardSection()), [*noisy(80), 9.0]) == []
+    assert feed(Guard(GuardSection(spike=5)), [*noisy(49), 9.0]) == []
+    assert feed(Guard(GuardSection(spike=5)), [*noisy(50), 9.0]) == [50]
 
 
 def test_what_is_within_the_spread_is_no_spike():
     # Around 1 with a deviation of 0.007, which counts as 0.01: the limit is at 1.05.
-    assert feed(Guard(spike=5), [*noisy(100), 1.04]) == []
-    assert feed(Guard(spike=5), [*noisy(100), 1.06]) == [100]
-    assert feed(Guard(spike=5), [*[1.0] * 100, 1.0001]) == []  # a plateau: no spread at all
-    assert feed(Guard(spike=5), [4 * 0.99**step for step in range(300)]) == []  # falling
+    assert feed(Guard(GuardSection(spike=5)), [*noisy(100), 1.04]) == []
+    assert feed(Guard(GuardSection(spike=5)), [*noisy(100), 1.06]) == [100]
+    assert feed(Guard(GuardSection(spike=5)), [*[1.0] * 100, 1.0001]) == []  # a plateau: no spread at all
+    assert feed(Guard(GuardSection(spike=5)), [4 * 0.99**step for step in range(300)]) == []  # falling
 
 
 def test_a_refused_spike_does_not_widen_what_is_allowed_and_old_losses_are_forgotten():
-    guard = Guard(spike=5, skips=2)
+    guard = Guard(GuardSection(spike=5, skips=2))
     feed(guard, noisy(60))
     assert feed(guard, [9.0, 1.0, 3.0, 1.0, 9.0], start=60) == [60, 62, 64]
-    falls = Guard(spike=5)
+    falls = Guard(GuardSection(spike=5))
     feed(falls, [*noisy(100, level=100.0), *noisy(100, level=1.0)])
     assert falls.refuses(200, 2.0)  # of the first hundred nothing is left
 
 
 def test_a_roll_back_avoids_the_steps_before_the_streak_too():
-    guard = Guard(skips=2, then="rollback", margin=4)
+    guard = Guard(GuardSection(skips=2, then="rollback", margin=4))
     before = guard.state()
     with pytest.raises(RollBack) as back:
         feed(guard, [*noisy(10), math.nan, math.nan])
@@ -81,7 +81,7 @@ def test_a_roll_back_avoids_the_steps_before_the_streak_too():
 
 
 def test_avoided_steps_are_no_streak_whatever_their_loss():
-    guard = Guard(skips=2, then="rollback", margin=0)
+    guard = Guard(GuardSection(skips=2, then="rollback", margin=0))
     with pytest.raises(RollBack):
         feed(guard, [1.0, math.nan, math.nan])
     assert feed(guard, [math.nan, math.nan, 1.0, math.nan], start=1) == [1, 2, 4]
@@ -89,12 +89,12 @@ def test_avoided_steps_are_no_streak_whatever_their_loss():
 
 def test_the_range_avoided_begins_with_the_run_at_the_earliest():
     with pytest.raises(RollBack) as back:
-        feed(Guard(skips=2, then="rollback", margin=100), [1.0, math.nan, math.nan])
+        feed(Guard(GuardSection(skips=2, then="rollback", margin=100)), [1.0, math.nan, math.nan])
     assert (back.value.first, back.value.last) == (0, 2)
 
 
 def test_a_run_goes_back_only_so_often():
-    guard = Guard(skips=1, then="rollback", margin=0, rollbacks=2)
+    guard = Guard(GuardSection(skips=1, then="rollback", margin=0, rollbacks=2))
     for step in (3, 5):
         with pytest.raises(RollBack):
             feed(guard, [math.nan], start=step)
@@ -104,11 +104,11 @@ def test_a_run_goes_back_only_so_often():
 
 def test_a_resumed_run_decides_as_the_undisturbed_one():
     losses = [*noisy(60), 9.0, *noisy(30), 1.045, math.nan, 9.0, *noisy(40), 1.06, 1.04, 9.0]
-    whole = Guard(spike=5, skips=3)
+    whole = Guard(GuardSection(spike=5, skips=3))
     expected = feed(whole, losses)
     assert len(expected) >= 4
     for cut in (1, 60, 61, 92, 93, 134):
-        first, second = Guard(spike=5, skips=3), Guard(spike=5, skips=3)
+        first, second = Guard(GuardSection(spike=5, skips=3)), Guard(GuardSection(spike=5, skips=3))
         refused = feed(first, losses[:cut])
         second.restore(json.loads(json.dumps(first.state())))
         assert refused + feed(second, losses[cut:], start=cut) == expected
@@ -116,7 +116,7 @@ def test_a_resumed_run_decides_as_the_undisturbed_one():
 
 
 def test_a_streak_goes_on_over_a_resume():
-    first, second = Guard(skips=3), Guard(skips=3)
+    first, second = Guard(GuardSection(skips=3)), Guard(GuardSection(skips=3))
     feed(first, [1.0, math.nan, math.nan])
     assert not first.calm
     second.restore(first.state())
@@ -125,13 +125,13 @@ def test_a_streak_goes_on_over_a_resume():
 
 
 def test_what_is_avoided_outlives_going_back_and_resuming():
-    guard = Guard(skips=1, then="rollback", margin=1)
+    guard = Guard(GuardSection(skips=1, then="rollback", margin=1))
     start = guard.state()
     for step in (4, 8):
         with pytest.raises(RollBack):
             feed(guard, [math.nan], start=step)
         guard.restore(start)
     assert guard.avoided == [(3, 4), (7, 8)]
-    later = Guard(skips=1, then="rollback", margin=1)
+    later = Guard(GuardSection(skips=1, then="rollback", margin=1))
     later.restore(json.loads(json.dumps(guard.state())))
     assert feed(later, noisy(10)) == [3, 4, 7, 8]

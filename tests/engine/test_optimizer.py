@@ -5,12 +5,12 @@ import torch
 
 from pretrain.engine.engine import batch_layout, deepspeed_config, precision
 from pretrain.engine.optimizer import build_optimizer, parameter_groups
+from pretrain.engine.section import OptimizerSection
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 
 SPEC = ViTSpec(patch_size=4, layers=2, width=8, mlp=16, heads=2, image_size=8, num_classes=3, representation_size=8)
-CHOICES = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.9, "weight_decay": 0.3}
 
 
 def names(model: torch.nn.Module, group: dict) -> set[str]:
@@ -38,7 +38,7 @@ def test_all_decay_where_asked():
 
 
 def test_fine_tuning_gets_sgd_with_momentum():
-    optimizer = build_optimizer(VisionTransformer(SPEC), name="sgd", decay="matrices", **CHOICES)
+    optimizer = build_optimizer(VisionTransformer(SPEC), OptimizerSection(name="sgd", lr=0.1, weight_decay=0.3))
     assert isinstance(optimizer, torch.optim.SGD)
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
 

@@ -18,10 +18,13 @@ from fewshot.study import probe_features, take_features
 from fewshot.subject import open_entries
 from fewshot.task import open_task
 from pretrain.datasets.dataset import Dataset, png
+from pretrain.engine.section import OptimizerSection
 from pretrain.errors import InputError, StorageError
 from pretrain.index.index import Index
-from pretrain.run.config import DataSection, FewshotSection, ModelSection, OptimizerSection, RunConfig, TrainSection
+from pretrain.model.section import ModelSection
+from pretrain.run.config import FewshotSection, RunConfig, TrainSection
 from pretrain.shards.write import write_shards
+from pretrain.stream.section import DataSection
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
 LABELS = np.arange(100) % 10

@@ -1,0 +1,76 @@
+"""What config sections are made of: closed groups of keys, each with its sentence and its rule for a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+# What a resume may do with a key:
+#   fixed       keep it: the key determines the weights
+#   free        change it or leave it out: the weights do not depend on it
+#   measured    as free, but a change is noted: scores are of something else from then on
+#   stated      change it, but only by saying so: a config that leaves it out is refused
+#   extendable  as stated, with --extend only
+Resume = Literal["fixed", "free", "measured", "stated", "extendable"]
+
+Values = TypeVar("Values", bound=Sequence[Any])
+
+
+class Section(BaseModel):
+    """A closed, immutable group of keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def key(default: Any = ..., *, about: str, resume: Resume = "fixed", **further: Any) -> Any:
+    """A field of a `Section`.
+
+    Args:
+        default: its value where a config leaves it out; without one it must be set.
+        about: one sentence on it, for `--keys` and docs/config.md.
+        resume: what a resume may do with it.
+        further: arguments of pydantic's `Field`: bounds, examples.
+    """
+    return Field(default, description=about, json_schema_extra={"resume": resume}, **further)
+
+
+def _not_empty(values: Values) -> Values:
+    if not values:
+        raise ValueError("found []; at least one is needed")
+    return values
+
+
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A field's values, of which there is one or more and none twice."""
+    if len(set(_not_empty(values))) < len(values):
+        raise ValueError(f"found {list(values)}; name each once")
+    return values
+
+
+def _some(shots: tuple[int, ...]) -> tuple[int, ...]:
+    if min(shots) < 1:
+        raise ValueError(f"found {list(shots)}; shots are images of each class, 1 or more")
+    return tuple(sorted(shots))
+
+
+def _not_negative(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if min(seeds) < 0:
+        raise ValueError(f"found {list(seeds)}; seeds are 0 or more")
+    return seeds
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"found {name!r}; a folder's name would be right: not empty, no /, neither . nor ..")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]  # results go to runs/<name>
+# An INDEX, or a list that is concatenated. An empty one would be the folder that the command runs in.
+IndexPath = Annotated[str, Field(min_length=1)]
+Indices = Annotated[IndexPath | tuple[IndexPath, ...], AfterValidator(_not_empty)]
+# Of few-shot draws: a run's config and a few-shot config say them alike.
+Shots = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_some)]
+Seeds = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_not_negative)]
