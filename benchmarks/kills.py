@@ -35,7 +35,8 @@ from typing import Any
 
 from benchmarks.started import ROOT, Command, Forked, Started
 from benchmarks.table import print_table, save
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.stream.order import Order
@@ -117,7 +118,7 @@ class Life:
 
     @property
     def newest(self) -> int:
-        found = checkpoint.candidates(self.out / "checkpoints")
+        found = checkpoints.list_checkpoints(self.out / "checkpoints")
         return int(found[0].name.removeprefix("step_")) if found else 0
 
     @property
@@ -134,15 +135,15 @@ class Life:
         folder, tally = self.out / "checkpoints", self._tally
         self._resumption(started)
         tally.saves_hit += self.saving
-        for path in checkpoint.candidates(folder):
+        for path in checkpoints.list_checkpoints(folder):
             try:
-                checkpoint.verify(checkpoint.read(path))
+                Checkpoint.read(path).verify()
                 tally.checkpoints += 1
             except InputError as error:
                 tally.claim(False, str(error))
         told = max((int(step) for step in re.findall(r"saved \S+step_(\d+)", started.said)), default=0)
         tally.claim(self.newest >= max(told, self._newest), f"step {told} was saved, {self.newest} is the newest")
-        latest = folder / checkpoint.LATEST
+        latest = folder / checkpoints.LATEST
         tally.claim(not latest.exists() or (folder / latest.read_text()).is_dir(), "latest names no checkpoint")
         logged = [line["step"] for line in lines(self.out / "metrics.jsonl")]
         tally.claim(set(range(1, self.newest + 1)) <= set(logged), f"metrics lack steps before {self.newest}")

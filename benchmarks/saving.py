@@ -24,7 +24,7 @@ import time
 import torch
 
 from benchmarks.table import print_table, save, spread
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint import folder as checkpoints
 from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
@@ -85,7 +85,7 @@ class Training:
         seconds = [self.step(saver, saves=number == 0) for number in range(WINDOW)]
         if saver:
             saver.settle()
-            assert checkpoint.newest(self.folder.checkpoints)[0].step == self.done - WINDOW + 1  # type: ignore[union-attr]
+            assert checkpoints.newest(self.folder.checkpoints)[0].step == self.done - WINDOW + 1  # type: ignore[union-attr]
         return seconds
 
     def calibrate(self, save_steps: float) -> None:
@@ -120,7 +120,7 @@ def main() -> None:
                 found = training.window(saver)
                 if number:  # the first round warms up
                     windows[name].append(found)
-        size = checkpoint.newest(training.folder.checkpoints)[0].bytes  # type: ignore[union-attr]
+        size = checkpoints.newest(training.folder.checkpoints)[0].bytes  # type: ignore[union-attr]
     finally:
         shutil.rmtree(out)
     normal = [statistics.median(window) for window in windows["no save"]]

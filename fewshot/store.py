@@ -71,9 +71,9 @@ class Given:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """As `files.whole`, in a folder that is made if it is not there."""
+    """As `files.atomic_write`, in a folder that is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         yield file
 
 

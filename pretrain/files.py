@@ -1,18 +1,26 @@
-"""What the file system says: one place asks it, and what it refuses is told with path, reason and mend."""
+"""Files: refusals of the file system with path, reason and remedy; atomic writes, hashes, patient reading."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pwd
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from pretrain.errors import FileSystemError, InputError, StorageError
+
+Result = TypeVar("Result")
+
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # these say that no such file is there
+_ATTEMPTS, _PAUSE = 4, 2.0  # seconds after the first attempt, twice as long after each one that follows
+_BLOCK = 1 << 24  # bytes hashed at a time
 
 # What passes on a network file system: a server that fails over, a handle that went stale, a client that was evicted
 # (Lustre: ESHUTDOWN), a route that is gone. Not every platform has every name.
@@ -93,10 +101,11 @@ def failure(path: str | Path, error: OSError) -> InputError:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: aside, flushed and renamed to `path` when the block ends well, else removed.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: beside `path`, flushed and renamed to it when the block ends well, else removed.
 
-    Raises OSError, which names `path`; its folder where that may not be written to.
+    A reader sees the old content or the new, never a part. Raises OSError, which names `path`; its folder where that
+    may not be written to.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -113,6 +122,45 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # renamed
             aside.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The hex digest of a file. `advance` is told how many more bytes have been read."""
+    digest, block = hashlib.sha256(), bytearray(_BLOCK)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(memoryview(block)[:size])
+            advance(size)
+    return digest.hexdigest()
+
+
+def patiently(path: Path, read: Callable[[], Result]) -> Result:
+    """What `read` returns of `path`, tried again a few times where storage fails (EIO, ESTALE, ETIMEDOUT, …).
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: there is no such file.
+        OSError: it may not be read, which does not pass; it names `path`.
+        StorageError: it fails every time.
+    """
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE * 2 ** (attempt - 1))
+        try:
+            return read()
+        except ABSENT:
+            raise
+        except OSError as error:
+            if refuses(error):
+                error.filename = error.filename or str(path)
+                raise
+            why = error.strerror or str(error)
+    raise StorageError(f"{path}: cannot be read for now: {why}, {_ATTEMPTS} times")
 
 
 @contextmanager

@@ -18,7 +18,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.pieces import write_share
 from pretrain.index.index import Index
 from pretrain.ranks.launcher import free_port
 from pretrain.shards.scan import index_shards
@@ -235,8 +236,8 @@ def run_folder():
         values = {"weight": [values for _, values in named]}
         if average is not None:
             values["average"] = [parameter.detach().flatten() for parameter in average.parameters()]
-        record = checkpoint.write_share(checkpoint.partial(folder, step), 0, pieces, values, places)
-        checkpoint.commit(folder, step, [record], {"zero_stage": 0, "model": asdict(model.spec)})
+        share = write_share(checkpoints.partial_path(folder, step), 0, pieces, values, places)
+        checkpoints.commit(folder, step, [share], {"zero_stage": 0, "model": asdict(model.spec)})
         return path
 
     return write

@@ -17,8 +17,8 @@ import torch
 
 from fewshot.store import read_given, read_layer, write_features
 from pretrain import files
-from pretrain.checkpoint import checkpoint, reading
-from pretrain.checkpoint.find import newest_whole
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint import pieces
 from pretrain.datasets.dataset import array_dataset
 from pretrain.datasets.sources import open_source
 from pretrain.errors import FileSystemError, InputError, StorageError
@@ -179,13 +179,13 @@ def test_a_claim_that_another_user_holds_the_file_of_is_refused(place, as_anothe
 
 def test_a_checkpoint_that_may_not_be_read_is_not_passed_over_as_damaged(place, as_another):
     for step in (10, 20):
-        aside = checkpoint.partial(place, step)
-        record = checkpoint.write_share(aside, 0, [("w", 0, 2)], {"weight": [torch.zeros(2)]}, {"w": 0})
-        newest = checkpoint.commit(place, step, [record], {})
+        aside = checkpoints.partial_path(place, step)
+        record = pieces.write_share(aside, 0, [("w", 0, 2)], {"weight": [torch.zeros(2)]}, {"w": 0})
+        newest = checkpoints.commit(place, step, [record], {})
     (newest / "state.json").chmod(0)
     as_another()
     with pytest.raises(FileSystemError, match=r"step_00000020/state\.json: Permission denied"):
-        newest_whole(place)
+        checkpoints.newest_verified(place)
 
 
 def test_histories_that_cannot_be_rewound_are_refused(place, as_another):
@@ -217,16 +217,16 @@ def test_ranks_agree_on_what_the_file_system_says(tmp_path, monkeypatch):
     for number, name in ((errno.ENOENT, "x"), (errno.ENOSPC, None)):  # a defect, or nobody knows where
         with pytest.raises(OSError, match=os.strerror(number)):
             together(refuses(number, name))
-    monkeypatch.setattr(reading, "_PAUSE", 0)
+    monkeypatch.setattr(files, "_PAUSE", 0)
     with pytest.raises(OSError, match=r"Permission denied: 'y'"):
-        reading.patiently(Path("y"), refuses(errno.EACCES, None))
+        files.patiently(Path("y"), refuses(errno.EACCES, None))
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with (
         small_disk(1000),
         pytest.raises(OSError, match="File too large") as ended,
-        files.whole(tmp_path / "it") as file,
+        files.atomic_write(tmp_path / "it") as file,
     ):
         file.write(bytes(5000))
     assert str(files.refusal(ended.value)).startswith(f"{tmp_path}/it: File too large; lift the limit")
@@ -236,7 +236,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 def test_a_file_that_another_may_not_replace_names_the_folder(place, as_another):
     (place / "it").touch()
     as_another()
-    with pytest.raises(PermissionError) as ended, files.whole(place / "it"):
+    with pytest.raises(PermissionError) as ended, files.atomic_write(place / "it"):
         pass
     assert str(files.refusal(ended.value)).startswith(f"{place}: Permission denied ({place} is drwxr-xr-x of ")
 

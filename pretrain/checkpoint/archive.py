@@ -1,4 +1,4 @@
-"""Tensors in files: written in the safetensors format in one pass, hashed on the way; read by the slice."""
+"""A file of tensors in the safetensors format: written in one pass and hashed on the way; read by the slice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.checkpoint.reading import ABSENT, patiently
 from pretrain.errors import InputError
+from pretrain.files import ABSENT, patiently
 
-_BLOCK = 1 << 24  # bytes written, or hashed, at a time
+_BLOCK = 1 << 24  # bytes written at a time
 
 
 def write(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, int | str]:
@@ -34,8 +34,8 @@ def write(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, int | 
     text += b" " * (-len(text) % 8)  # the format wants the data aligned
     digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
-        # One tensor after the other: on a device, each is on the host for as long as it is written.
-        blocks = (_bytes(tensor) for _, tensor in tensors)
+        # One tensor after the other: a tensor on a device is on the host only while it is written.
+        blocks = (tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data for _, tensor in tensors)
         for block in itertools.chain([memoryview(len(text).to_bytes(8, "little") + text)], blocks):
             for start in range(0, len(block), _BLOCK):
                 part = block[start : start + _BLOCK]
@@ -48,7 +48,7 @@ def write(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, int | 
 
 
 class Archive:
-    """A file that `write` has written, open for reading."""
+    """A file made by `write`, open for reading."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -70,17 +70,3 @@ class Archive:
         if len(values) != numel:
             raise InputError(f"{self._path}: {name} ends at {begin + len(values)}, not {begin + numel}")
         return values
-
-
-def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
-    """The hex digest of a file. `advance` is told how many more bytes have been read."""
-    digest, block = hashlib.sha256(), bytearray(_BLOCK)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(memoryview(block)[:size])
-            advance(size)
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data

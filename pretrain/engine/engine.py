@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pretrain.checkpoint.fingerprint import WEIGHT
+from pretrain.checkpoint.pieces import WEIGHT
 from pretrain.engine.fragments import allocate, check_names, held
 from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
 from pretrain.errors import InputError

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint.fingerprint import AVERAGE, WEIGHT
+from pretrain.checkpoint.pieces import AVERAGE, WEIGHT
 from pretrain.engine.quiet import deepspeed
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import together

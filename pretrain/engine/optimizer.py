@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoint.fingerprint import AVERAGE
+from pretrain.checkpoint.pieces import AVERAGE
 from pretrain.engine.section import OptimizerSection
 
 # Two axes or more, but no matrices of a linear map: never decayed under "matrices".

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from pretrain.checkpoint.checkpoint import Saved
-from pretrain.checkpoint.fingerprint import AVERAGE, WEIGHT, fingerprint
-from pretrain.checkpoint.pieces import Pieces
+from pretrain.checkpoint.pieces import AVERAGE, WEIGHT, Pieces, fingerprint
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.engine.fragments import check_names, held, kinds, places, refresh
 from pretrain.engine.step import set_loss_scale
 from pretrain.errors import InputError
@@ -17,7 +16,7 @@ from pretrain.ranks.collectives import all_gather_list, together
 
 
 @torch.no_grad()
-def restore(engine: Any, saved: Saved, loaded: Callable[[int], None] = lambda values: None) -> None:
+def restore(engine: Any, saved: Checkpoint, loaded: Callable[[int], None] = lambda values: None) -> None:
     """Put a checkpoint's weights, optimizer states and counts into `engine`. Collective.
 
     `loaded` is told how many more values this rank has, of its `values_held`. Every value is then read back out of the

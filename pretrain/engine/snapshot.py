@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint.checkpoint import Piece
+from pretrain.checkpoint.pieces import Piece
 from pretrain.engine import hostmemory
 from pretrain.engine.fragments import kinds, places, share
 from pretrain.engine.quiet import get_accelerator

@@ -128,5 +128,5 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         file.writelines(line.encode() for line in lines)

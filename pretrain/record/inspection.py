@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 
-from pretrain.checkpoint import checkpoint
+from pretrain import files
+from pretrain.checkpoint import folder as checkpoints
 from pretrain.console import say
 from pretrain.ranks.collectives import World, broadcast_object
 from pretrain.record.folder import RunFolder
@@ -28,11 +29,11 @@ class Inspection:
         """Keep the state before `step`, and of this rank the `ids` and the mean `loss` of its images. Collective."""
         if self._world.main:
             say(f"step {step + 1}: {reason}; its update is skipped")
-        place, kept = checkpoint.whole(self._folder, step), checkpoint.candidates(self._folder)
+        place, kept = checkpoints.step_path(self._folder, step), checkpoints.list_checkpoints(self._folder)
         if broadcast_object(place in kept or len(kept) >= _MOST):  # as rank 0 sees it
             return
         if not self._save(step, wait=True, folder=self._folder):
             return
         said = {"step": step, "reason": reason, "loss": str(loss), "ids": ids}
         with suppress(OSError):  # a disk that is full by now
-            checkpoint.write_text(place / f"batch_{self._world.rank:05d}.json", json.dumps(said))
+            files.write_text(place / f"batch_{self._world.rank:05d}.json", json.dumps(said))

@@ -11,9 +11,8 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import checkpoint
-from pretrain.checkpoint.checkpoint import Saved
-from pretrain.checkpoint.find import look, newest_whole
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.console import say
 from pretrain.engine.engine import build_engine, zero_stage
 from pretrain.engine.fragments import values_held
@@ -91,9 +90,9 @@ def run(
         return STOPPED
 
 
-def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, extend: bool) -> int:
+def _go(setup: Setup, init: Init | None, chosen: Checkpoint | None, fill: Fill, extend: bool) -> int:
     config, world, folder, out = setup.config, setup.world, setup.folder, setup.folder.path
-    saved, passed_over = newest_whole(folder.checkpoints)
+    saved, passed_over = checkpoints.newest_verified(folder.checkpoints)
     start, steps = 0, setup.schedule.steps
     resumed: list[str] = []  # what is to be said of a run that is
     if saved is None:
@@ -142,7 +141,7 @@ def _go(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, exten
 def _begun(folder: RunFolder) -> bool:
     """Whether there is a checkpoint to go on from. There may be, where the folder does not answer either."""
     try:
-        return bool(checkpoint.candidates(folder.checkpoints))
+        return bool(checkpoints.list_checkpoints(folder.checkpoints))
     except OSError:
         return True
 
@@ -161,9 +160,9 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
         if world.main:
             said = {**setup.recipe.model_dump(mode="json"), "train": setup.resolved["train"]}
             folder.write_config({**said, "network": asdict(config.model.spec()), "origin": setup.origin})
-            checkpoint.set_aside(passed_over)
-            checkpoint.point(folder.checkpoints)
-            checkpoint.clear_partial(folder.checkpoints)
+            checkpoints.set_aside(passed_over)
+            checkpoints.update_latest(folder.checkpoints)
+            checkpoints.remove_partial(folder.checkpoints)
         folder.rewind(start, world.rank, world.size)
 
     collectives.together(record)
@@ -183,7 +182,7 @@ def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tupl
     return build_engine(model, optimizer, config.deepspeed, setup.layout, config.optimizer.clip_norm), said
 
 
-def parameters(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill, model: VisionTransformer) -> str:
+def parameters(setup: Setup, init: Init | None, chosen: Checkpoint | None, fill: Fill, model: VisionTransformer) -> str:
     """Set those of a run that begins now: the weights of the checkpoint `chosen`, or drawn from the seed."""
     if init is None or chosen is None:
         initialize(model, setup.config.seed, head_bias=setup.config.model.head_bias)
@@ -193,7 +192,7 @@ def parameters(setup: Setup, init: Init | None, chosen: Saved | None, fill: Fill
     return f"from {describe(setup.origin)}" + (f"\n{details}" if details else "")
 
 
-def go_on(engine: Any, guard: Guard, saved: Saved, world: World) -> None:
+def go_on(engine: Any, guard: Guard, saved: Checkpoint, world: World) -> None:
     """Make engine and guard what they were when `saved` was. Collective."""
     with Progress("loading the checkpoint", "values", values_held(engine)) as progress:
         restore(engine, saved, progress.advance if world.main else lambda values: None)
@@ -207,16 +206,16 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
         DivergedError: there is none.
     """
     folder, world = setup.folder, setup.world
-    found = look(folder.checkpoints)
-    early = [path for path in found if path <= checkpoint.whole(folder.checkpoints, back.first)]
-    saved, _ = newest_whole(folder.checkpoints, [*early, *found[-1:]][0]) if found else (None, {})
+    found = checkpoints.list_on_main(folder.checkpoints)
+    early = [path for path in found if path <= checkpoints.step_path(folder.checkpoints, back.first)]
+    saved, _ = checkpoints.newest_verified(folder.checkpoints, [*early, *found[-1:]][0]) if found else (None, {})
     if saved is None:
         raise DivergedError(f"{back}, but there is no checkpoint to go back to")
     go_on(engine, guard, saved, world)
     late = f", the oldest there is: it has been trained on steps from {back.first + 1} on" if not early else ""
     _say(world, f"went back to {saved.path}{late}")
     if world.main:
-        checkpoint.remove_after(folder.checkpoints, saved.step)
+        checkpoints.remove_after(folder.checkpoints, saved.step)
     collectives.together(lambda: folder.rewind(saved.step, world.rank, world.size))
     return saved.step
 

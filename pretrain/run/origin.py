@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import checkpoint
-from pretrain.checkpoint.checkpoint import Saved
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
@@ -33,7 +33,7 @@ class Init:
         """As `--weights` says it."""
         return "averaged" if self.averaged else "raw"
 
-    def origin(self, chosen: Saved) -> Origin:
+    def origin(self, chosen: Checkpoint) -> Origin:
         """Of a run that begins from the checkpoint `chosen`. Its hash says what it holds, wherever it stands."""
         return {
             "source": os.path.abspath(chosen.path),  # as a resume from elsewhere names it
@@ -61,7 +61,7 @@ def describe(origin: Origin | None) -> str:
     return f"{kind} of {origin['source']} (step {origin['step']}, checkpoint sha256 {origin['sha256'][:12]}…)"
 
 
-def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Saved | None, ViTSpec | None]:
+def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Checkpoint | None, ViTSpec | None]:
     """The checkpoint that a run which begins now is to begin from, and its network. Collective.
 
     Args:
@@ -74,7 +74,7 @@ def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Sa
     Raises:
         InputError: `init` names no whole checkpoint, or is missing; none of the run's own can be read.
     """
-    begun, passed_over = on_main(lambda: checkpoint.newest(folder.checkpoints))
+    begun, passed_over = on_main(lambda: checkpoints.newest(folder.checkpoints))
     if begun is not None:
         return None, ViTSpec(**(begun.state.get("origin") or {}).get("model", begun.state["model"]))
     refuse_unreadable(folder, passed_over)
@@ -98,7 +98,7 @@ def refuse_unreadable(folder: RunFolder, passed_over: dict[Path, str]) -> None:
         )
 
 
-def check_origin(saved: Saved, init: Init | None) -> None:
+def check_origin(saved: Checkpoint, init: Init | None) -> None:
     """Refuse to resume `saved` with weights that its run did not begin from. Collective.
 
     The checkpoints are compared by hash, so a moved or copied folder is the same. Where the weights are no longer to be

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from pretrain.checkpoint.checkpoint import Saved
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.engine.offered import FIXED, LOGGING
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
@@ -45,7 +45,7 @@ def resolved(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[str, Any
     return {**tree, "train": {**tree["train"], **length}, "precision": str(dtype).removeprefix("torch.")}
 
 
-def check_changes(saved: Saved, config: RunConfig, now: dict[str, Any], *, extend: bool) -> list[str]:
+def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, extend: bool) -> list[str]:
     """Refuse to resume `saved` under a config that trains another function.
 
     Args:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import files
-from pretrain.checkpoint import checkpoint
-from pretrain.checkpoint.checkpoint import Record
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint import pieces
+from pretrain.checkpoint.pieces import Share
 from pretrain.console import say
 from pretrain.engine.fragments import kinds
 from pretrain.engine.guards import DivergedError, RollBack
@@ -62,7 +63,7 @@ class Saver:
         self._seconds = every_minutes * 60 if every_minutes else float("inf")
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
-        self._result: Record | Exception | None = None
+        self._result: Share | Exception | None = None
         self._under_way: tuple[Path, int, float, float] | None = None  # folder, step, when begun, seconds waited
         self._snapshot = Snapshot(engine)
         self._background = background
@@ -100,12 +101,12 @@ class Saver:
             return self._failed(done, short, final)
         copied = not wait and self._copies()
         values = self._snapshot.take() if copied else self._snapshot.values()
-        target = checkpoint.partial(into, done)
+        target = checkpoints.partial_path(into, done)
 
         def write() -> None:
             try:
                 self._flush()
-                self._result = checkpoint.write_share(
+                self._result = pieces.write_share(
                     target, self._world.rank, self._snapshot.pieces, values, self._snapshot.places
                 )
             except Exception as error:  # told by rank 0, for all
@@ -167,15 +168,15 @@ class Saver:
         results = gather_object(self._result)
         failure = None
         if results is not None:  # rank 0
-            records = [result for result in results if isinstance(result, Record)]
+            records = [result for result in results if isinstance(result, Share)]
             try:
                 for rank, result in enumerate(results):
-                    if not isinstance(result, Record):
+                    if not isinstance(result, Share):
                         raise OSError(f"rank {rank}: {result}") from result
-                path = checkpoint.commit(into, done, records, self._known)
+                path = checkpoints.commit(into, done, records, self._known)
             except OSError as error:
                 failure = str(error)
-                shutil.rmtree(checkpoint.partial(into, done), ignore_errors=True)
+                shutil.rmtree(checkpoints.partial_path(into, done), ignore_errors=True)
             else:
                 if into == self._folder:
                     self._prune()
@@ -203,7 +204,7 @@ class Saver:
 
     def _prune(self) -> None:
         try:
-            checkpoint.prune(self._folder, self._keep, self._keep_every)
+            checkpoints.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:  # the new one is whole all the same
             say(f"{self._folder}: an old checkpoint could not be removed: {error}")
 

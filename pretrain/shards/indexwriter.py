@@ -134,7 +134,7 @@ class IndexWriter:
     def _save(self, header: dict[str, Any], columns: dict[str, tuple[str, int, Pieces]]) -> None:
         start, _ = place_arrays(header, {name: (dtype, length) for name, (dtype, length, _) in columns.items()})
         try:
-            with files.whole(self._path) as file:
+            with files.atomic_write(self._path) as file:
                 file.write(start)
                 for dtype, _, pieces in columns.values():
                     for piece in pieces:

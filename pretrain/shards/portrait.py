@@ -330,7 +330,7 @@ def _sentence(words: str) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        with files.whole(path) as file:
+        with files.atomic_write(path) as file:
             file.write(data)
     except OSError as error:
         raise files.failure(path, error) from error

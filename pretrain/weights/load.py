@@ -9,10 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from pretrain import files
-from pretrain.checkpoint import checkpoint
-from pretrain.checkpoint.checkpoint import Saved
-from pretrain.checkpoint.find import newest_whole, read_verified
-from pretrain.checkpoint.pieces import read_whole
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.pieces import read_tensors
+from pretrain.checkpoint.step import STATE, Checkpoint
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
@@ -44,15 +43,15 @@ def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
     return read_weights(find_checkpoint(Path(path)), averaged=averaged)
 
 
-def read_weights(saved: Saved, *, averaged: bool = False) -> Weights:
+def read_weights(saved: Checkpoint, *, averaged: bool = False) -> Weights:
     """The weights of a checkpoint, which must hold what it did when it was opened. Raises as `load_weights`."""
     spec = ViTSpec(**saved.state["model"])
-    tensors = read_whole(saved, tensor_shapes(spec), averaged=averaged)
+    tensors = read_tensors(saved, tensor_shapes(spec), averaged=averaged)
     trained_on = saved.state.get("stream", {}).get("index_hash", "")
     return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged, trained_on)
 
 
-def choose(path: str | Path) -> Saved:
+def choose(path: str | Path) -> Checkpoint:
     """The checkpoint that WEIGHTS names, whole to the last hash: the one given, or the newest of a run folder.
 
     Collective, and the same on every rank: the run may be under way, or a file system lag, and one rank would see a
@@ -64,8 +63,8 @@ def choose(path: str | Path) -> Saved:
     path = Path(path)
     one, folder = on_main(lambda: _place(path))
     if one:
-        return read_verified(path)
-    saved, passed_over = newest_whole(folder)
+        return checkpoints.read_verified(path)
+    saved, passed_over = checkpoints.newest_verified(folder)
     found = _found(path, folder, saved, passed_over)
     for fault in passed_over.values() if is_main() else ():
         say(f"weights {path}: passed over: {fault}")
@@ -77,14 +76,14 @@ def agreed(path: str | Path) -> Path:
     return choose(path).path
 
 
-def find_checkpoint(path: Path) -> Saved:
+def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint that WEIGHTS names, by the sizes of its files; `choose` looks at the hashes too. Not collective.
 
     Raises:
         InputError: there is none, with what was looked for.
     """
     one, folder = _place(path)
-    return checkpoint.read(path) if one else _found(path, folder, *checkpoint.newest(folder))
+    return Checkpoint.read(path) if one else _found(path, folder, *checkpoints.newest(folder))
 
 
 def _place(path: Path) -> tuple[bool, Path]:
@@ -96,11 +95,11 @@ def _place(path: Path) -> tuple[bool, Path]:
             f"weights {path}: a file, and weights are read from folders only, not yet from files of any format; give a "
             "run folder or a checkpoint inside one"
         )
-    one = checkpoint.is_named(path) or files.is_file(path / checkpoint.STATE)
+    one = checkpoints.is_checkpoint_name(path) or files.is_file(path / STATE)
     return one, path if path.name == "checkpoints" else path / "checkpoints"
 
 
-def _found(path: Path, folder: Path, saved: Saved | None, passed_over: dict[Path, str]) -> Saved:
+def _found(path: Path, folder: Path, saved: Checkpoint | None, passed_over: dict[Path, str]) -> Checkpoint:
     if saved is None:
         damaged = "".join(f"; {fault}" for fault in passed_over.values())
         raise InputError(

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from benchmarks.started import Forked
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint.step import Checkpoint, seal
 
 STEPS, EVERY = 12, 4
 
@@ -124,9 +124,9 @@ def test_the_one_before_a_damaged_one_is_used_and_the_damage_told(name, harm, co
 
 UNSERVED = """
 import errno, os
-from pretrain.checkpoint import archive, reading
+from pretrain import files
 
-left, sha256 = [%d], archive.sha256
+left, sha256 = [%d], files.sha256
 
 def fails(path, *advance):
     if os.environ["RANK"] == "1" and "step_00000008" in str(path) and left[0]:
@@ -134,7 +134,7 @@ def fails(path, *advance):
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
     return sha256(path, *advance)
 
-archive.sha256, reading._PAUSE = fails, 0.01
+files.sha256, files._PAUSE = fails, 0.01
 """
 
 
@@ -190,11 +190,11 @@ def test_where_all_are_damaged_the_run_is_refused_and_left_as_it_is(config, out)
 
 def forge(path: Path, name: str, change: Callable[[Path], None]) -> None:
     """Change a file of a checkpoint, and its hash with it, so that the file looks as it was written."""
-    state = checkpoint.read(path).state
+    state = Checkpoint.read(path).state
     change(path / name)
     content = (path / name).read_bytes()
     state["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (path / "state.json").write_text(json.dumps({**state, "seal": checkpoint.seal(state)}))
+    (path / "state.json").write_text(json.dumps({**state, "seal": seal(state)}))
 
 
 def exchange(file: Path, kind: str) -> None:
@@ -230,7 +230,8 @@ def test_what_the_hashes_do_not_show_the_fingerprints_do(kind, name, change, con
 
 FULL = """
 import errno, os
-from pretrain.checkpoint import archive, checkpoint
+from pretrain import files
+from pretrain.checkpoint import archive
 
 def full(write):
     def fails(path, what):
@@ -240,7 +241,7 @@ def full(write):
         return write(path, what)
     return fails
 
-archive.write, checkpoint.write_text = full(archive.write), full(checkpoint.write_text)
+archive.write, files.write_text = full(archive.write), full(files.write_text)
 """
 
 

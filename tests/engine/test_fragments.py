@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from pretrain.checkpoint.fingerprint import WEIGHT, fingerprint
+from pretrain.checkpoint.pieces import WEIGHT, fingerprint
 from pretrain.engine import restore
 
 

@@ -1,4 +1,4 @@
-"""Saved by some ranks under one ZeRO stage, a run goes on on others, under another, as if nothing had happened."""
+"""Checkpoint by some ranks under one ZeRO stage, a run goes on on others, under another, as if nothing had happened."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint.step import Checkpoint
 
 HALF, STEPS = 6, 12
 
@@ -72,7 +72,7 @@ def test_any_ranks_and_stage_go_on_with_the_same_losses_ids_and_average(world, b
     config = config_with(tmp_path / "reshape.json", digits)
     half = begin(ranks, config, tmp_path, world, begun)
     expected, batches = losses(tmp_path / "whole"), audit(tmp_path / "whole", world)
-    saved = checkpoint.read(tmp_path / "whole" / "checkpoints" / f"step_{STEPS:08d}")
+    saved = Checkpoint.read(tmp_path / "whole" / "checkpoints" / f"step_{STEPS:08d}")
     for now, variants in {
         1: {"1_zero2": stage(2, "train.micro_batch=3")},
         2: {"2_zero0": stage(0), "2_zero3": stage(3, "train.micro_batch=2")},
@@ -83,6 +83,6 @@ def test_any_ranks_and_stage_go_on_with_the_same_losses_ids_and_average(world, b
             assert losses(tmp_path / name) == pytest.approx(expected, rel=0, abs=1e-5), name
             assert losses(tmp_path / name)[:HALF] == expected[:HALF]
             assert audit(tmp_path / name, now) == batches
-            again = checkpoint.read(tmp_path / name / "checkpoints" / f"step_{STEPS:08d}")
+            again = Checkpoint.read(tmp_path / name / "checkpoints" / f"step_{STEPS:08d}")
             assert again.state["updates"] == saved.state["updates"] == STEPS
             assert set(again.state["fingerprints"]) == {"weight", "exp_avg", "exp_avg_sq", "average"}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint import archive, checkpoint
+from pretrain.checkpoint import archive
+from pretrain.checkpoint import folder as checkpoints
 from pretrain.engine import guards, processgroup
 from pretrain.engine.guards import DivergedError
 from pretrain.engine.quiet import get_accelerator
@@ -72,7 +73,7 @@ def slowly(path, tensors, write=archive.write):
 
 
 def note_newest(name, attempt):
-    newest = checkpoint.newest(out / name / "checkpoints")[0]
+    newest = checkpoints.newest(out / name / "checkpoints")[0]
     (out / f"{name}.{world.rank}.{attempt}.refused").write_text(str(newest.step))
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.index.index import Index
 from pretrain.stream.order import Order
 from pretrain.weights.load import load_weights
@@ -72,7 +73,7 @@ def lines(run: Path, file: str = "metrics.jsonl") -> list[dict]:
 
 
 def state(run: Path, step: int = STEPS) -> dict:
-    return checkpoint.read(run / "checkpoints" / f"step_{step:08d}").state
+    return Checkpoint.read(run / "checkpoints" / f"step_{step:08d}").state
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_the_update_is_skipped_and_the_run_goes_on(runs, name):
     assert (told[6]["loss"] is None) == (name == "once")
     assert all(line["loss"] is not None for line in told[7:])
     # Nothing changed with that step: what is kept for inspection is what had been saved before it.
-    kept = checkpoint.read(runs / name / "inspection" / "step_00000006")
+    kept = Checkpoint.read(runs / name / "inspection" / "step_00000006")
     assert kept.state["fingerprints"] == state(runs / name, 6)["fingerprints"]
     assert load_weights(kept.path).sha256 == load_weights(runs / name / "checkpoints" / "step_00000006").sha256
 
@@ -112,7 +113,7 @@ def test_too_many_in_a_row_end_the_run_on_all_ranks_with_whole_checkpoints(runs)
     said = {(runs / f"end.{rank}.diverged").read_text() for rank in range(2)}
     assert len(said) == 1
     assert "step 9: the loss is nan" in said.pop()
-    assert checkpoint.newest(runs / "end" / "checkpoints")[0].step == 6
+    assert checkpoints.newest(runs / "end" / "checkpoints")[0].step == 6
     assert [line["step"] for line in lines(runs / "end")] == list(range(1, 10))
 
 
@@ -171,4 +172,4 @@ def test_overflows_that_the_loss_scale_cannot_answer_end_the_run_like_others(run
     said = (runs / "half.0.diverged").read_text()
     assert said.startswith("step 7: the gradient norm is "), said
     assert "2 updates in a row were skipped, from step 6 on" in said, "the first took the scale from 2 to 1"
-    assert checkpoint.newest(runs / "half" / "checkpoints")[0].step == 6
+    assert checkpoints.newest(runs / "half" / "checkpoints")[0].step == 6

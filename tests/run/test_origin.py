@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.datasets.dataset import png
 from pretrain.datasets.sources import open_source
 from pretrain.errors import InputError
@@ -129,12 +130,12 @@ def record(run: Path) -> dict:
 
 
 def newest(run: Path) -> dict:
-    saved, _ = checkpoint.newest(run / "checkpoints")
+    saved, _ = checkpoints.newest(run / "checkpoints")
     return saved.state
 
 
 def test_the_start_is_kept_from_checkpoint_to_checkpoint_and_in_the_config(told):
-    began = checkpoint.read(told.folder / "runs_a/checkpoints/step_00000002")
+    began = Checkpoint.read(told.folder / "runs_a/checkpoints/step_00000002")
     origin = newest(told.folder / "runs_f")["origin"]
     assert origin["source"] == str(told.folder / "runs_a/checkpoints/step_00000004")
     assert (origin["step"], origin["weights"]) == (4, "raw")
@@ -252,7 +253,7 @@ def test_a_start_that_is_gone_is_told_by_its_path_however_that_is_typed(tmp_path
     shutil.rmtree(path)
     typed_then = {**origin, "source": "a/checkpoints/step_00000003"}  # as an earlier version recorded it
     for began in (origin, typed_then):
-        saved = checkpoint.Saved(tmp_path / "b/checkpoints/step_00000001", 1, {"origin": began})
+        saved = Checkpoint(tmp_path / "b/checkpoints/step_00000001", 1, {"origin": began})
         for same in ("a", "a/checkpoints/step_00000003", "./b/../a/", tmp_path / "a"):
             check_origin(saved, Init(Path(same)))
         with pytest.raises(InputError, match=f"b: no such file or folder.* began from weights of {began['source']}"):

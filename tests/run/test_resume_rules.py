@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint.checkpoint import Saved
+from pretrain.checkpoint.step import Checkpoint
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
@@ -74,7 +74,7 @@ def kept(config):
 
 def resume(before, now, *, extend=False, key="config"):
     tree = before if isinstance(before, dict) else kept(before)
-    saved = Saved(Path("checkpoints/step_00000010"), 10, {key: tree, "updates": 10})
+    saved = Checkpoint(Path("checkpoints/step_00000010"), 10, {key: tree, "updates": 10})
     return check_changes(saved, now, kept(now), extend=extend)
 
 

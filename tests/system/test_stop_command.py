@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.started import Command, Forked, Started
-from pretrain.checkpoint import checkpoint
+from pretrain.checkpoint.step import Checkpoint
 
 STEPS = 120
 ALL: tuple[int, ...] = ()
@@ -75,8 +75,8 @@ def stopped(started: Started, out: Path, reason: str) -> int:
     last = lines(out / "metrics.jsonl")[-1]["step"]
     assert last < STEPS
     assert (out / "checkpoints" / "latest").read_text() == f"step_{last:08d}"
-    saved = checkpoint.read(out / "checkpoints" / f"step_{last:08d}")
-    checkpoint.verify(saved)
+    saved = Checkpoint.read(out / "checkpoints" / f"step_{last:08d}")
+    saved.verify()
     assert saved.state["ranks"] == 2
     for rank in range(2):
         assert lines(out / "audit" / f"rank_{rank:05d}.jsonl")[-1]["step"] == last - 1, f"counted from 0, rank {rank}"
@@ -129,13 +129,13 @@ def test_a_file_or_the_clock_is_one_stop(way, config, undisturbed, tmp_path):
 # The save of step 11 is slow, and fails: when the last step is done it is still under way.
 FAILS = """
 import errno, os, time
-from pretrain.checkpoint import checkpoint
-def write_share(path, *rest, real=checkpoint.write_share):
+from pretrain.checkpoint import pieces
+def write_share(path, *rest, real=pieces.write_share):
     if path.name.endswith("00000011"):
         time.sleep(3)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     return real(path, *rest)
-checkpoint.write_share = write_share
+pieces.write_share = write_share
 """
 
 

@@ -1,0 +1,211 @@
+"""The checkpoints of a run: written aside, renamed when whole, `latest` last; found, verified, kept and removed.
+
+checkpoints/
+  latest                            the name of the newest, a text file
+  step_00001000/                    a whole checkpoint (`checkpoint.step`)
+  partial_00002000/                 one that is being written
+  damaged_00000500/                 one that was found damaged, moved out of the way
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pretrain import files
+from pretrain.checkpoint.pieces import Share
+from pretrain.checkpoint.step import FORMAT, LAYOUT, STATE, Checkpoint, seal
+from pretrain.errors import FileSystemError, InputError, StorageError
+from pretrain.files import ABSENT, patiently
+from pretrain.ranks.collectives import on_main, portion, together
+
+LATEST = "latest"
+_PREFIX, _PARTIAL, _DAMAGED = "step_", "partial_", "damaged_"
+
+
+def partial_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is written until it is whole."""
+    return folder / f"{_PARTIAL}{step:08d}"
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` steps."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+def commit(folder: Path, step: int, shares: Sequence[Share], state: dict[str, Any]) -> Path:
+    """Make a checkpoint whole once every rank has written its share aside. For one rank.
+
+    Args:
+        folder: of the checkpoints.
+        step: steps completed.
+        shares: every rank's.
+        state: what `state.json` holds beside the step and the files.
+    """
+    aside, final = partial_path(folder, step), step_path(folder, step)
+    layout = json.dumps({share.rank: share.pieces for share in shares}, separators=(",", ":"))
+    files.write_text(aside / LAYOUT, layout)
+    written = {LAYOUT: {"bytes": len(layout.encode()), "sha256": files.sha256(aside / LAYOUT)}}
+    for share in shares:
+        written |= share.files
+    prints = {
+        kind: f"{sum(share.fingerprints[kind] for share in shares) % 2**64:016x}" for kind in shares[0].fingerprints
+    }
+    known = {"format": FORMAT, "step": step, "ranks": len(shares), **state, "fingerprints": prints, "files": written}
+    files.write_text(aside / STATE, json.dumps({**known, "seal": seal(known)}, indent=1))
+    if os.path.lexists(final):
+        set_aside([final])
+    os.replace(aside, final)
+    files.flush(folder)
+    with suppress(OSError):  # the checkpoint is whole and found without; the next save or start updates `latest`
+        update_latest(folder)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The folders under `folder` that bear the name of a checkpoint, newest first.
+
+    Raises:
+        OSError: the folder cannot be listed, which does not mean that there are none.
+    """
+    try:
+        names = os.listdir(folder)
+    except ABSENT:
+        return []
+    return sorted(filter(is_checkpoint_name, (folder / name for name in names)), key=_step, reverse=True)
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether a folder bears the name of a checkpoint."""
+    return path.name.startswith(_PREFIX) and path.name.removeprefix(_PREFIX).isdecimal()
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest checkpoint whose files have their sizes, and what is wrong with each newer one. Not collective.
+
+    Raises:
+        StorageError: one cannot be read for now; it may be whole.
+        OSError: one may not be read, which does not pass.
+    """
+    passed_over: dict[Path, str] = {}
+    for path in patiently(folder, partial(list_checkpoints, folder)):
+        try:
+            return Checkpoint.read(path), passed_over
+        except StorageError:
+            raise
+        except InputError as error:
+            passed_over[path] = str(error)
+    return None, passed_over
+
+
+def list_on_main(folder: Path) -> list[Path]:
+    """The checkpoints that rank 0 sees under `folder`, newest first, on every rank. Collective.
+
+    Raises:
+        StorageError, FileSystemError: the folder cannot be listed for now, or may not be.
+    """
+    return on_main(lambda: patiently(folder, partial(list_checkpoints, folder)))
+
+
+def read_verified(path: Path) -> Checkpoint:
+    """The checkpoint in the folder `path`, sizes and hashes checked; the same on every rank. Collective.
+
+    Rank 0 checks the sizes; the ranks share the reading of the files.
+
+    Raises:
+        InputError: it is not whole.
+        StorageError: it cannot be read for now.
+    """
+    found = on_main(lambda: Checkpoint.read(path))
+    together(lambda: found.verify_with_progress(portion(sorted(found.state["files"]))))
+    return found
+
+
+def newest_verified(folder: Path, upto: Path | None = None) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest checkpoint whose files have their hashes, and what is wrong with each newer one. Collective.
+
+    Rank 0 lists the folder: a network file system may show the ranks different content, and all must resume alike.
+
+    Args:
+        folder: of the checkpoints.
+        upto: the newest one to consider; None: any.
+
+    Raises:
+        StorageError, FileSystemError: one cannot be read for now, or may not be. It is not passed over: it may be
+            whole, and hours newer than the next.
+    """
+    passed_over: dict[Path, str] = {}
+    found = list_on_main(folder)
+    for path in found[found.index(upto) if upto in found else 0 :]:
+        try:
+            return read_verified(path), passed_over
+        except StorageError as error:
+            raise StorageError(f"{error}; should that last, move {path} away to go on from the one before it") from None
+        except FileSystemError:
+            raise
+        except InputError as error:
+            passed_over[path] = str(error)
+    return None, passed_over
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename damaged checkpoints `damaged_…`: they neither count among those kept nor block a new one. For one rank.
+
+    An earlier one of the same step is not replaced: either may have what somebody needs.
+    """
+    for path in paths:
+        name = f"{_DAMAGED}{path.name.removeprefix(_PREFIX)}"
+        names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+        os.replace(path, next(aside for aside in map(path.with_name, names) if not os.path.lexists(aside)))
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what interrupted saves and removals left behind. For one rank, while none saves."""
+    for leftover in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of more than `step` steps, newest first, and update `latest`. For one rank."""
+    for path in list_checkpoints(folder):
+        if _step(path) > step:
+            _remove(path)
+    update_latest(folder)
+
+
+def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and the first of every `keep_every` steps. For one rank.
+
+    The first within these steps, not the one at a multiple of them: a run that saves by the clock seldom has that one.
+    """
+    found = [(_step(path), path) for path in list_checkpoints(folder)]
+    firsts = {step // keep_every: step for step, _ in found} if keep_every else {}  # newest first: the last one stays
+    firsts.pop(0, None)
+    for step, path in found[keep:]:
+        if step not in firsts.values():
+            _remove(path)
+
+
+def update_latest(folder: Path) -> None:
+    """Write the name of the newest checkpoint under `folder` into `latest`, if there is one. For one rank."""
+    for path in list_checkpoints(folder)[:1]:
+        files.write_text(folder / LATEST, path.name)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a half-removed checkpoint must not look like one.
+    doomed = path.with_name(f"{_PARTIAL}{path.name.removeprefix(_PREFIX)}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
