@@ -22,7 +22,8 @@ def draw_charts(report: Mapping[str, Any], folder: Path) -> list[str]:
         from matplotlib.figure import Figure  # no pyplot: no display, no state
     except ImportError:
         return []
-    from pretrain.shards.charts import name_style, shortened
+    from pretrain.page.figure import name_style
+    from pretrain.page.text import shortened
 
     charts: dict[str, Callable[[Any, Mapping[str, Any]], tuple[str, Lines]]] = {"accuracy.png": _accuracy}
     if report["oracle"]["curves"]:

@@ -83,23 +83,18 @@ def verify(args: argparse.Namespace) -> int:
 def stats(args: argparse.Namespace) -> int:
     from pretrain.shards.survey import survey, survey_text
 
-    wanted = [path for path in (args.html, args.png) if path]
-    if wanted:
-        from pretrain.shards.portrait import check_target, portray, write_page, write_picture
+    if args.html:
+        from pretrain.page.page import check_target
+        from pretrain.shards.page import dataset_page
 
-        for path in wanted:
-            check_target(path)  # now, not after minutes of counting
+        check_target(args.html)  # now, not after minutes of counting
     found = survey(Index.open(args.index), args.images)
-    if wanted:
-        portrait = portray(found)
-        if args.html:
-            write_page(portrait, args.html)
-        if args.png:
-            write_picture(portrait, args.png)
     figures = found.figures()
+    if args.html:
+        dataset_page(found).write(args.html)
     deliver([json.dumps(figures) if args.json else survey_text(figures)])
-    for path in wanted:
-        say(f"written: {path}", to=sys.stderr if args.json else sys.stdout)
+    if args.html:
+        say(f"written: {args.html}", to=sys.stderr if args.json else sys.stdout)
     return DONE
 
 
@@ -251,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     figures = commands.add_parser(
         "stats",
         help="samples, bytes, classes, image sizes, as figures or as a page to look at",
-        description="Figures of an index; with --html or --png also charts of them and a contact sheet of samples.",
+        description="Figures of an index; with --html also charts of them and a contact sheet of samples.",
     )
     index_argument(figures)
     figures.add_argument("--json", action="store_true", help="as JSON")
@@ -263,7 +258,6 @@ def parser() -> argparse.ArgumentParser:
         help="decode N images, spread evenly, for their sizes (default: 1000)",
     )
     figures.add_argument("--html", type=Path, metavar="OUT", help="write a page that needs no other file")
-    figures.add_argument("--png", type=Path, metavar="OUT", help="write the same as one picture")
     figures.set_defaults(run=stats)
 
     sequence = commands.add_parser(

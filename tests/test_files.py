@@ -23,13 +23,13 @@ from pretrain.datasets.dataset import array_dataset
 from pretrain.datasets.sources import open_source
 from pretrain.errors import FileSystemError, InputError, StorageError
 from pretrain.index.index import Index
+from pretrain.page.page import check_target
 from pretrain.ranks.collectives import World, together
 from pretrain.ranks.stop import Stop
 from pretrain.record.claim import claimed
 from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.shards.portrait import check_target
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
 from pretrain.storage.location import expand

@@ -1,71 +1,103 @@
-"""The charts of a survey, each drawn into a figure of any size."""
+"""The page of an index: its survey as figures and charts, and a contact sheet of its samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+from PIL import Image
 
-from pretrain.console import printable
+from pretrain.images.decode import UnreadableImage, decode
+from pretrain.index.index import Index
+from pretrain.index.indexfile import INDEX_NAME
 from pretrain.index.tar import BLOCK
-from pretrain.shards.survey import Survey, class_name, spread, spread_of_counts
+from pretrain.page.figure import FILL, GREY, mark, name_style, set_frame, set_plain_ticks
+from pretrain.page.page import THUMBNAIL, Chart, Page, Picture
+from pretrain.page.text import Table, byte_unit, bytes_text, sentence, shortened
+from pretrain.shards.survey import (
+    AT_ONCE,
+    Survey,
+    class_name,
+    read_image,
+    spread,
+    spread_ids,
+    spread_of_counts,
+    unreadable_text,
+)
+from pretrain.workers import in_threads
 
-GREY = "0.45"
 NAMED_CLASSES = 60  # as bars; more are a curve
 _ONE_COLUMN, _COLUMN = 14, 20  # bars
 _SHARD_BARS = 400
 _BINS = 60
-_FILL = "#5799c7"  # C0, lighter
 _ENDS = 10  # classes in a table
 _FAR_APART = 20  # largest over smallest from which an axis is logarithmic
 _ASPECTS = {"2:1": 2.0, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "1:2": 0.5}
-# Where DejaVu has no glyph for a class name, the first of these that is installed has it.
-_FALLBACK_FONTS = ("Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
-
-Tables = dict[str, list[tuple[str, int]]]  # heading -> rows (name, samples)
-
-
-@dataclass(frozen=True)
-class Chart:
-    """`draw` fills a figure whose height in inches is `height`. `text` says in words what is seen. A `wide` chart
-    takes the whole width of a page, others half of it.
-    """
-
-    text: str
-    draw: Callable[[Figure], None]
-    height: float = 3.6
-    wide: bool = False
-    tables: Tables | None = None  # what a page can show as tables instead
+_FILES_NAMED = 3  # in the title
+_CANDIDATES = 4096  # for the contact sheet
+_LABELS_NAMED = 2  # in a picture's caption
 
 
-def charts(survey: Survey) -> list[Chart]:
-    """The charts that have something to show: what is the same for all samples is a `constants` sentence."""
-    found: list[Chart] = []
-    if len(survey.class_samples) > 1:
-        found.append(_class_chart(survey))
-    if len(survey.class_samples) > NAMED_CLASSES:
-        found.append(_ends_chart(survey))
-    if _varies(survey.label_counts):
-        found.append(_labels_chart(survey))
-    if len(np.unique(survey.sizes, axis=0)) > 1:
-        found.append(_sizes_chart(survey))
-    if _varies(survey.blocks):
-        found.append(_bytes_chart(survey))
-    if len(survey.shard_bytes) > 1:
-        found.append(_shard_chart(survey))
+def dataset_page(survey: Survey) -> Page:
+    """The page of a survey. Raises InputError for a shard that cannot be read."""
+    index = survey.index
+    pictures = contact_sheet(index)
+    page = Page(_title(index))
+    if len(index.files) > 1:
+        page.notes(f"{file.path}: {file.samples:,} samples" for file in index.files)
+    page.cards(_headline(survey))
+    page.notes(_faults(survey, pictures), warning=True)
+    page.notes(constants(survey))
+    parts: list[Chart | Sequence[Table]] = [*charts(survey)]
+    if ends := class_ends(survey):
+        parts.insert(1, ends)  # beside the curve
+    page.grid(parts)
+    page.heading(f"{len(pictures)} of {index.samples:,} samples")
+    page.notes(["Spread over the classes; below each its class and its id (shards.py locate INDEX ID finds it)."])
+    page.pictures(pictures)
+    page.notes([f"Index hash {index.hash}"])
+    return page
+
+
+def _title(index: Index) -> str:
+    """The folders (or files) of the index files."""
+    names = [str(file.path.parent if file.path.name == INDEX_NAME else file.path) for file in index.files]
+    more = [f"{len(names) - _FILES_NAMED} more"] if len(names) > _FILES_NAMED else []
+    return " + ".join(names[:_FILES_NAMED] + more)
+
+
+def _headline(survey: Survey) -> dict[str, str]:
+    width, height = (spread(axis)["median"] for axis in survey.sizes.T)
+    counts = survey.class_samples
+    empty = int((counts == 0).sum())
+    return {
+        "samples": f"{survey.index.samples:,}",
+        "bytes": bytes_text(survey.bytes),
+        "shards": f"{len(survey.shard_bytes):,}",
+        f"classes, {empty:,} empty" if empty else "classes": f"{len(counts):,}",
+        "labels a sample": f"{survey.labels_mean:,.2f}" if survey.index.multilabel else "1",
+        "median image": f"{width:,.10g} × {height:,.10g}" if width else "none",
+        "unreadable": f"{len(survey.unreadable):,} of {len(survey.looks):,}",
+        "index hash": survey.index.hash[:12],
+    }
+
+
+def _faults(survey: Survey, pictures: Sequence[Picture]) -> list[str]:
+    found = []
+    if survey.unreadable:
+        found.append(sentence(unreadable_text(survey.figures()["images"])))
+    if dark := sum(picture.image is None for picture in pictures):
+        found.append(f"On the contact sheet {dark:,} of {len(pictures):,} do not decode.")
     return found
 
 
 def constants(survey: Survey) -> list[str]:
-    """Sentences on what needs no chart: the formats, and what is the same everywhere."""
+    """Sentences on what needs no chart: the formats, and what is the same for all samples."""
     formats = ", ".join(f"{name} {count:,}" for name, count in survey.formats.items())
     found = [f"{len(survey.looks):,} images looked at: {formats or 'none of them decodes'}."]
     sizes = np.unique(survey.sizes, axis=0)
@@ -79,25 +111,78 @@ def constants(survey: Survey) -> list[str]:
     return found
 
 
-def bytes_text(count: float) -> str:
-    """4608 -> "4.61 kB"."""
-    scale, unit = _byte_unit(count)
-    return f"{count / scale:.0f} {unit}" if count >= 99.5 * scale else f"{count / scale:.3g} {unit}"
+# The contact sheet
 
 
-@cache
-def name_style() -> dict[str, Any]:
-    """How text from outside is set: in a font that has it, and never read as mathematics."""
-    installed = {font.name for font in fontManager.ttflist}
-    return {
-        "parse_math": False,
-        "fontfamily": ["DejaVu Sans", *(font for font in _FALLBACK_FONTS if font in installed)],
-    }
+def contact_sheet(index: Index, pictures: int = 48) -> list[Picture]:
+    """`pictures` samples by class and id. Raises InputError for a shard that cannot be read."""
+    ids = choose(index, pictures)
+    return list(in_threads(lambda sample_id, _: _picture(index, sample_id), ids.tolist(), AT_ONCE))
 
 
-def shortened(name: str, letters: int) -> str:
-    name = printable(name)
-    return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"
+def choose(index: Index, wanted: int) -> NDArray[np.int64]:
+    """Up to `wanted` ids, by class (the first label) and id: of every class about as many; of more classes than
+    `wanted`, classes spread evenly.
+
+    Rare classes are found among 4,096 samples drawn over the whole index, not in all of it.
+    """
+    # Shuffled: what is taken of a class is not its first, but from anywhere.
+    ids = np.random.default_rng(1).permutation(spread_ids(index.samples, max(wanted, _CANDIDATES)))
+    labels = index.labels(ids)[:, :1].sum(axis=1)  # a sum, because there is no first column where all lists are empty
+    classes = np.unique(labels)
+    shown = classes[np.linspace(0, len(classes) - 1, min(wanted, len(classes))).round().astype(int)]
+    ids, labels = (array[np.isin(labels, shown)] for array in (ids, labels))
+    by_class = np.argsort(labels, kind="stable")
+    ids, labels = ids[by_class], labels[by_class]
+    occurrence = np.arange(len(ids)) - np.searchsorted(labels, labels)  # the occurrence number within its class
+    taken = np.argsort(occurrence, kind="stable")[:wanted]
+    return ids[taken[np.lexsort((ids[taken], labels[taken]))]]
+
+
+def _picture(index: Index, sample_id: int) -> Picture:
+    labels = [label for label in index.labels([sample_id])[0].tolist() if label >= 0]
+    caption = ", ".join(class_name(index, label) for label in labels[:_LABELS_NAMED]) or "no label"
+    if len(labels) > _LABELS_NAMED:
+        caption += f" +{len(labels) - _LABELS_NAMED}"
+    _, data = read_image(index, sample_id)
+    try:
+        image = Image.fromarray(decode(data, 3).permute(1, 2, 0).contiguous().numpy())
+    except UnreadableImage as error:
+        return Picture(caption, f"id {sample_id}", None, str(error))
+    if max(image.size) > THUMBNAIL:
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return Picture(caption, f"id {sample_id}", image)
+
+
+# Charts
+
+
+def charts(survey: Survey) -> list[Chart]:
+    """The charts that have something to show: what is the same for all samples is a `constants` sentence."""
+    found: list[Chart] = []
+    if len(survey.class_samples) > 1:
+        found.append(_class_chart(survey))
+    if _varies(survey.label_counts):
+        found.append(_labels_chart(survey))
+    if len(np.unique(survey.sizes, axis=0)) > 1:
+        found.append(_sizes_chart(survey))
+    if _varies(survey.blocks):
+        found.append(_bytes_chart(survey))
+    if len(survey.shard_bytes) > 1:
+        found.append(_shard_chart(survey))
+    return found
+
+
+def class_ends(survey: Survey) -> list[Table]:
+    """Where classes are a curve: the largest, and the smallest of those that are not empty."""
+    counts = survey.class_samples
+    if len(counts) <= NAMED_CLASSES:
+        return []
+    order = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label]]
+    return [
+        Table(("class", "samples"), [(class_name(survey.index, label), f"{counts[label]:,}") for label in labels], name)
+        for name, labels in (("Most samples", order[:_ENDS]), ("Fewest samples", order[: -_ENDS - 1 : -1]))
+    ]
 
 
 def _varies(counts: NDArray[np.int64]) -> bool:
@@ -117,12 +202,8 @@ def _class_chart(survey: Survey) -> Chart:
         return Chart(text, lambda figure: _ranks(figure.subplots(), counts, text))
     columns = 1 if len(counts) <= _ONE_COLUMN else max(2, -(-len(counts) // _COLUMN))
     rows = -(-len(counts) // columns)
-    return Chart(
-        text,
-        lambda figure: _bars(figure, survey, text, columns, rows),
-        height=3.6 if columns == 1 else 0.9 + 0.2 * rows,
-        wide=columns > 1,
-    )
+    height = None if columns == 1 else 0.9 + 0.2 * rows
+    return Chart(text, lambda figure: _bars(figure, survey, text, columns, rows), height)
 
 
 def _bars(figure: Figure, survey: Survey, title: str, columns: int, rows: int) -> None:
@@ -130,7 +211,7 @@ def _bars(figure: Figure, survey: Survey, title: str, columns: int, rows: int) -
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for column, axes in enumerate(figure.subplots(1, columns, sharex=True, squeeze=False)[0]):
         labels = range(column * rows, min((column + 1) * rows, len(counts)))
-        bars = axes.barh(range(len(labels)), counts[labels.start : labels.stop], height=0.65, color=_FILL)
+        bars = axes.barh(range(len(labels)), counts[labels.start : labels.stop], height=0.65, color=FILL)
         axes.bar_label(bars, [f"{counts[label]:,}" for label in labels], padding=3, fontsize=7, color=GREY)
         names = [shortened(class_name(survey.index, label), 28) for label in labels]
         axes.set_yticks(range(len(labels)), names, fontsize=8, **name_style())
@@ -146,7 +227,7 @@ def _ranks(axes: Axes, counts: NDArray[np.int64], title: str) -> None:
     ordered = np.sort(counts[counts > 0])[::-1]
     half = int(np.searchsorted(np.cumsum(ordered), ordered.sum() / 2)) + 1
     ranks = np.arange(1, len(ordered) + 1)
-    _frame(axes, title)
+    set_frame(axes, title)
     axes.fill_between(ranks, ordered, step="mid", alpha=0.2, linewidth=0)
     axes.step(ranks, ordered, where="mid")
     if ordered[0] >= _FAR_APART * ordered[-1]:
@@ -155,31 +236,10 @@ def _ranks(axes: Axes, counts: NDArray[np.int64], title: str) -> None:
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlim(0.5, len(ordered) + 0.5)
-    axes.axvline(half, color="0.2", linestyle=":")
+    mark(axes, half)
     axes.set_xlabel(f"classes by size; the first {half:,} (dotted) hold half of all labels")
     axes.set_ylabel("samples")
-    _plain(axes.xaxis, axes.yaxis)
-
-
-def _ends_chart(survey: Survey) -> Chart:
-    """The largest classes, and the smallest of those that are not empty."""
-    counts = survey.class_samples
-    order = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label]]
-    tables = {
-        heading: [(class_name(survey.index, label), int(counts[label])) for label in labels]
-        for heading, labels in (("most samples", order[:_ENDS]), ("fewest samples", order[: -_ENDS - 1 : -1]))
-    }
-
-    def draw(figure: Figure) -> None:
-        for axes, (heading, rows) in zip(figure.subplots(1, 2), tables.items(), strict=True):
-            axes.set_axis_off()
-            axes.set_title(heading, fontsize=10, loc="left")
-            for row, (name, samples) in enumerate(rows):
-                place = 0.95 - row / _ENDS
-                axes.text(0, place, shortened(name, 26), fontsize=8, va="center", **name_style())
-                axes.text(0.95, place, f"{samples:,}", fontsize=8, va="center", ha="right", color=GREY)
-
-    return Chart("Classes with the most and the fewest samples", draw, tables=tables)
+    set_plain_ticks(axes.xaxis, axes.yaxis)
 
 
 def _labels_chart(survey: Survey) -> Chart:
@@ -187,7 +247,7 @@ def _labels_chart(survey: Survey) -> Chart:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _frame(axes, text)
+        set_frame(axes, text)
         _distribution(axes, survey.label_counts, 1, str)
         axes.set_xlabel("labels")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -202,10 +262,10 @@ def _bytes_chart(survey: Survey) -> Chart:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _frame(axes, text)
-        scale, unit = _byte_unit(found["median"] * BLOCK)
+        set_frame(axes, text)
+        scale, unit = byte_unit(found["median"] * BLOCK)
         _distribution(axes, survey.blocks, BLOCK / scale, lambda value: bytes_text(value * scale))
-        axes.axvline(found["median"] * BLOCK / scale, color="0.2", linestyle=":")
+        mark(axes, found["median"] * BLOCK / scale)
         axes.set_xlabel(f"{unit}; dotted: the median")
 
     return Chart(text, draw)
@@ -222,10 +282,10 @@ def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, say: Calla
     width = -(-(shown + 1 - low) // _BINS)
     edges = np.arange(low, shown + 1 + width, width)
     bins = np.diff(below[np.minimum(edges[1:], shown + 1) - 1], prepend=0)
-    axes.stairs(bins, (edges - 0.5) * unit, fill=True, color=_FILL)
+    axes.stairs(bins, (edges - 0.5) * unit, fill=True, color=FILL)
     axes.set_xlim((edges[0] - 0.5 - width / 4) * unit, (edges[-1] - 0.5 + width / 4) * unit)
     axes.set_ylabel("samples")
-    _plain(axes.yaxis)
+    set_plain_ticks(axes.yaxis)
     if shown < high:
         beyond = (
             f"{100 * (1 - below[shown] / below[-1]):.2g} % above {say(shown * unit)}, the largest {say(high * unit)}"
@@ -242,7 +302,7 @@ def _sizes_chart(survey: Survey) -> Chart:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _frame(axes, text, pad=16)
+        set_frame(axes, text, pad=16)
         areas = 10 + 250 * (count - 1) / len(survey.sizes)
         axes.scatter(unique[:, 0], unique[:, 1], s=areas, alpha=0.5, linewidth=0, zorder=3)
         if max(right / left, top / bottom) >= _FAR_APART:
@@ -252,7 +312,7 @@ def _sizes_chart(survey: Survey) -> Chart:
                 axis.set_minor_formatter(NullFormatter())
         else:
             axes.set(xlim=(0, 1.08 * right), ylim=(0, 1.08 * top))
-        _plain(axes.xaxis, axes.yaxis)
+        set_plain_ticks(axes.xaxis, axes.yaxis)
         _aspect_lines(axes)
         axes.set_xlabel("width, pixels")
         axes.set_ylabel("height, pixels")
@@ -288,55 +348,27 @@ def _shard_chart(survey: Survey) -> Chart:
     )
 
     def draw(figure: Figure) -> None:
-        scale, unit = _byte_unit(size["median"])
+        scale, unit = byte_unit(size["median"])
         above, below = figure.subplots(2, 1, sharex=True)
-        _frame(above, text)
-        _frame(below, "")
+        set_frame(above, text)
+        set_frame(below, "")
         _by_shard(above, survey.shard_samples)
         _by_shard(below, survey.shard_bytes / scale)
         above.set_ylabel("samples")
         below.set_ylabel(unit)
         below.set_xlabel("shard")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(below.xaxis, above.yaxis)
+        set_plain_ticks(below.xaxis, above.yaxis)
 
     return Chart(text, draw)
 
 
 def _by_shard(axes: Axes, values: NDArray[Any]) -> None:
     if len(values) <= _SHARD_BARS:
-        axes.bar(range(len(values)), values, width=0.7, color=_FILL)
+        axes.bar(range(len(values)), values, width=0.7, color=FILL)
     else:  # the smallest of neighbours, and above it the largest
         edges = np.arange(_SHARD_BARS + 1) * len(values) // _SHARD_BARS
-        axes.stairs(np.maximum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=_FILL, alpha=0.4)
-        axes.stairs(np.minimum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=_FILL)
+        axes.stairs(np.maximum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=FILL, alpha=0.4)
+        axes.stairs(np.minimum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=FILL)
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_ylim(0, 1.08 * values.max())
-
-
-def _frame(axes: Axes, title: str, pad: float = 6) -> None:
-    axes.set_title(title, fontsize=10, loc="left", pad=pad)
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-
-
-def _plain(*axes: Any) -> None:
-    """Ticks as people write numbers: 1,500 and 20k, never 1.5e3."""
-    for axis in axes:
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-
-
-def _short(value: float) -> str:
-    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * scale:
-            return f"{value / scale:g}{unit}"
-    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
-
-
-def _byte_unit(count: float) -> tuple[float, str]:
-    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= scale:
-            return scale, unit
-    return 1.0, "B"

@@ -1,0 +1,140 @@
+"""The page room: one file that needs no other, and text that shows as it is."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.errors import InputError
+from pretrain.page.figure import DARK_PAPER, name_style
+from pretrain.page.page import THUMBNAIL, Chart, Page, Picture, check_target
+from pretrain.page.text import Table, bytes_text, html_text, markdown_text, shortened
+from tests.page.parsed import ParsedPage
+
+NAME = '5$ & <b>6$\x1b]0;title\x07\u202e\n\udce9 "quoted"'
+SHOWN = '5$ & <b>6$\\x1b]0;title\\x07\\u202e\\n\\udce9 "quoted"'
+
+
+def draw(figure):
+    figure.subplots().set_title(shortened(NAME, 60), **name_style())
+
+
+@pytest.fixture(scope="module")
+def page():
+    page = Page(NAME)
+    page.cards({NAME: "1", "bytes": "2 kB"})
+    page.notes([NAME])
+    page.notes([f"amiss: {NAME}"], warning=True)
+    page.grid(
+        [
+            Chart(f"half of {NAME}", draw),
+            [Table(("class", "samples"), [(NAME, "12")], NAME)],
+            Chart("the whole width", draw, height=1.0),
+            Chart("left over", draw),
+        ]
+    )
+    page.heading(NAME)
+    page.table(Table(("weights", "features", "1-shot"), [("a", "cls", "1.5"), ("b", "tanh", "2.5")], names=2))
+    noise = np.random.default_rng(0).integers(0, 256, (THUMBNAIL, 20, 3), dtype=np.uint8)
+    page.pictures(
+        [
+            Picture(NAME, "id 1", Image.fromarray(noise)),
+            Picture("small", "id 2", Image.fromarray(noise[:8])),
+            Picture("none", "id 3", None, f"damaged: {NAME}"),
+        ]
+    )
+    return page
+
+
+def test_text_from_outside_shows_as_it_is(page):
+    parsed = ParsedPage(page.html())  # every tag is closed in turn
+    assert parsed.text.count(SHOWN) == 2 + 1 + 1 + 2 + 1 + 1  # titles, card, note, caption and row, heading, picture
+    attributes = [
+        value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("alt", "title")
+    ]
+    assert f"half of {SHOWN}" in attributes
+    assert f"damaged: {SHOWN}" in attributes
+    assert not set("\x1b\x07\u202e\udce9") & set(page.html())
+
+
+def test_the_page_needs_no_other_file_and_runs_nothing(page, tmp_path):
+    assert not re.search(r"https?:|url\(|@import", page.html())
+    assert {tag for tag, _ in ParsedPage(page.html()).tags}.isdisjoint({"script", "link", "iframe", "object"})
+    page.write(tmp_path / "x.html")
+    assert (tmp_path / "x.html").read_text(encoding="utf-8") == page.html()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+
+
+def test_every_image_says_in_words_what_it_shows(page):
+    shown = [(attributes["alt"], image) for attributes, image in ParsedPage(page.html()).images()]
+    assert [text for text, _ in shown[:3]] == ["the whole width", f"half of {SHOWN}", "left over"]
+    wide, half, left_over = (image for _, image in shown[:3])
+    assert wide.width == left_over.width > 2 * half.width
+    assert (wide.height, half.height) == (120, 432)
+    assert [(text, image.format, image.size) for text, image in shown[3:]] == [
+        (f"{SHOWN}, id 1", "JPEG", (20, THUMBNAIL)),
+        ("small, id 2", "PNG", (20, 8)),
+    ]
+
+
+def test_charts_are_drawn_for_the_light_and_the_dark_page(page):
+    parsed = ParsedPage(page.html())
+    dark = [attributes for tag, attributes in parsed.tags if tag == "source"]
+    assert [attributes["media"] for attributes in dark] == ["screen and (prefers-color-scheme: dark)"] * 3
+    data = base64.b64decode(dark[0]["srcset"].split(",")[1])
+    corner = Image.open(io.BytesIO(data)).convert("RGB").getpixel((0, 0))
+    assert f"#{bytes(corner).hex()}" == DARK_PAPER
+    light = next(image for _, image in parsed.images())
+    assert light.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert f"--paper: {DARK_PAPER}" in page.html()
+
+
+def test_headers_of_tables_say_what_they_head(page):
+    scopes = [attributes["scope"] for tag, attributes in ParsedPage(page.html()).tags if tag == "th"]
+    assert scopes == ["col", "col", "row", *["col"] * 3, *["row"] * 4]
+
+
+def test_a_table_as_markdown_and_for_a_terminal():
+    table = Table(("weights", "features", "1-shot"), [("a|b", "cls", "1.50"), ("b\x1b", "pre_tanh", "12.50")], names=2)
+    assert table.markdown() == [
+        "| weights | features | 1-shot |",
+        "|---|---|---|",
+        "| a\\|b | cls | 1.50 |",
+        "| b\\\\x1b | pre_tanh | 12.50 |",
+    ]
+    assert table.text() == [
+        "weights  features  1-shot",
+        "a|b      cls         1.50",
+        "b\\x1b    pre_tanh   12.50",
+    ]
+
+
+def test_text_is_escaped_for_where_it_goes():
+    assert markdown_text("_a_ b_c <i> $x$\n") == "\\_a\\_ b_c \\<i\\> \\$x\\$\\\\n"
+    assert html_text('<a b="c">\x1b') == "&lt;a b=&#34;c&#34;&gt;\\x1b"
+    assert html_text(html_text("&")) == "&amp;"
+    assert shortened("a name that is long\x1b", 11) == "a name tha…"
+    assert [bytes_text(count) for count in (0, 512, 4608, 99_600, 3.2e12)] == [
+        "0 B",
+        "512 B",
+        "4.61 kB",
+        "100 kB",
+        "3.2 TB",
+    ]
+
+
+def test_a_file_that_cannot_be_written_is_refused(page, tmp_path):
+    for path, what in [
+        (tmp_path, "is a folder"),
+        (tmp_path / "no" / "x.html", "there is no folder"),
+        (Path("s3://bucket/x.html"), "there is no folder s3:/bucket"),
+    ]:
+        with pytest.raises(InputError, match=what):
+            check_target(path)
+    with pytest.raises(InputError, match=r"x\.html: No such file"):
+        page.write(tmp_path / "no" / "x.html")
+    assert list(tmp_path.iterdir()) == []
