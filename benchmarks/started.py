@@ -1,17 +1,20 @@
-"""Runs of launch/pretrain.py, started to be signalled and killed: on CPU ranks, one thread each.
+"""Commands and scripts started on CPU ranks, one thread each, to be waited for, signalled or killed.
 
-`Command` is the `deepspeed` command. `Forked` runs the same script, from its words to its exit status, in ranks forked
-from a warm parent, which has imported torch, DeepSpeed and the project once: a start takes one second instead of ten.
+`Command` is the real `deepspeed` command. `Forked` runs the same script, from its words to its exit status, in ranks
+forked from a warm parent, which has imported torch, DeepSpeed and the project once: a rank takes less than a second
+of a core instead of five.
 """
 
 import contextlib
+import importlib
+import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Protocol
@@ -19,10 +22,12 @@ from typing import Protocol
 from pretrain.ranks.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-_SCRIPT = ROOT / "launch" / "pretrain.py"
-# The last is what DeepSpeed imports as it builds an engine; torch's compiler comes with it, three seconds of a rank.
-_PRELOAD = ["pretrain.run.experiment", "deepspeed.runtime.zero.muon.muon_optimizer"]
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+PRETRAIN = "launch/pretrain.py"
+_WARM = "benchmarks.warm"
+# No long wait for a resolver that loses questions: torch's store looks up the name of whoever connects, and answers
+# nobody meanwhile.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RES_OPTIONS": "timeout:1 attempts:1"}
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Started(Protocol):
@@ -40,26 +45,42 @@ class Started(Protocol):
 
 
 class Forked:
-    """Ranks forked from the warm parent, each in a session of its own, all writing what they say to one file."""
+    """Ranks forked from the warm parent, each in a session of its own; what all of them print goes to one file."""
 
-    def __init__(self, world: int, words: Sequence[object], log: Path, *, prelude: str = "") -> None:
+    def __init__(
+        self,
+        world: int,
+        words: Sequence[object],
+        log: Path,
+        *,
+        script: str | Path = PRETRAIN,
+        prelude: str = "",
+        errors: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        folder: Path = ROOT,
+    ) -> None:
         """
         Args:
-            words: of the command, after launch/pretrain.py.
-            log: what the ranks say is appended to it.
-            prelude: Python that every rank executes first.
+            world: number of ranks; a single one is told of no launcher, as under plain `python`.
+            words: the command line after the script.
+            log: the ranks' stdout is appended to it, and their stderr unless `errors` takes it.
+            script: run as `python script words`; relative to the repository's root.
+            prelude: Python that every rank executes before the script.
+            environment: of the ranks; this process's without a launcher's variables if left out.
+            folder: the working directory.
         """
         _warm_up()
         self._log, context = log, get_context("forkserver")
-        log.touch()
+        for file in {log, errors or log}:
+            file.touch()
+        kept = dict(os.environ if environment is None else environment)
+        if environment is None:
+            kept = {name: value for name, value in kept.items() if name not in _PLACE} | _ENVIRONMENT
         place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        places = [{**place, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(world)] if world > 1 else [{}]
+        start = (str(ROOT / script), [str(word) for word in words], (log, errors or log), prelude, folder)
         self._processes = [
-            context.Process(
-                target=_rank,
-                args=({**place, "RANK": str(n), "LOCAL_RANK": str(n)}, list(map(str, words)), log, prelude),
-                daemon=True,
-            )
-            for n in range(world)
+            context.Process(target=_rank, args=({**kept, **place}, *start), daemon=True) for place in places
         ]
         for process in self._processes:
             process.start()
@@ -102,7 +123,7 @@ class Command:
     """`deepspeed … launch/pretrain.py`, in a session of its own."""
 
     def __init__(self, world: int, words: Sequence[object], log: Path) -> None:
-        launcher = ["deepspeed", "--quiet", "--num_gpus", world, "--master_port", free_port(), "launch/pretrain.py"]
+        launcher = ["deepspeed", "--quiet", "--num_gpus", world, "--master_port", free_port(), PRETRAIN]
         environment = {**os.environ, **_ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self._log, self._world = log, world
         with log.open("ab") as file:
@@ -163,21 +184,30 @@ class Command:
 def _warm_up() -> None:
     """Start the parent, if it does not run yet. It sees the environment as it is then."""
     before = dict(os.environ)
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(_ENVIRONMENT, PYTHONPATH=str(ROOT))
     try:
-        forkserver.set_forkserver_preload(_PRELOAD)
+        forkserver.set_forkserver_preload([_WARM])
         forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def _rank(place: dict[str, str], words: list[str], log: Path, prelude: str) -> None:
+def _rank(
+    environment: dict[str, str], script: str, words: list[str], logs: tuple[Path, Path], prelude: str, folder: Path
+) -> None:
+    importlib.import_module(_WARM)  # the parent passes over what it cannot import, and would be cold
     os.setsid()
-    said = os.open(log, os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(said, stream)
-    os.environ.update(place)
-    sys.argv = [str(_SCRIPT), *words]
-    exec(prelude, {})
-    runpy.run_path(str(_SCRIPT), run_name="__main__")
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may start workers
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, log in enumerate(logs, start=1):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), number)
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = [script, *words]
+    sys.path.insert(0, str(Path(script).parent))  # as python does; launch/*.py replace it
+    exec(prelude, {"__name__": "prelude"})
+    runpy.run_path(script, run_name="__main__")

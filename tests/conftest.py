@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,84 +19,144 @@ import pytest
 import webdataset
 from PIL import Image
 
+from benchmarks.started import Forked
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.pieces import write_share
+from pretrain.datasets.sources import open_source
 from pretrain.index.index import Index
-from pretrain.ranks.launcher import free_port
 from pretrain.shards.scan import index_shards
+from pretrain.shards.write import write_shards as build_shards
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def environment() -> dict[str, str]:
-    """One thread a process: the ranks and threads under test share two cores.
-
-    And no long wait for a resolver that loses questions: torch's store looks up the name of whoever connects, and
-    answers nobody meanwhile.
-    """
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
-    few = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RES_OPTIONS": "timeout:1 attempts:1"}
-    return {**kept, **few, "PATH": path}
+# A rank that does not speak leaves the others time to; a launcher would end it, and here nothing does.
+_HASTY = "from pretrain.run import command; command._OTHERS_FIRST = 0.0"
 
 
 @pytest.fixture(scope="session")
-def run() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command from the repository's root: words in, status and both outputs out."""
+def real() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """real(*words): a command as users start it, from the repository's root, on one thread a process."""
 
-    def run(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(word) for word in words],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def real(*words: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path}
+        words = tuple(str(word) for word in words)
+        return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return real
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run("launch/pretrain.py", *words, ranks=1): the command's status (a list where ranks differ) and both outputs.
+
+    Its ranks are forked from a parent that has imported everything; `real` starts what users start.
+    """
+    folder = tmp_path_factory.mktemp("said")
+
+    def run(script: str, *words: object, ranks: int = 1, prelude: str = "", timeout: float = 600):
+        told, errors = (folder / f"{len(list(folder.iterdir()))}.{stream}" for stream in ("out", "err"))
+        prelude = f"{_HASTY}\n{prelude}" if ranks > 1 else prelude
+        forked = Forked(ranks, words, told, script=script, prelude=prelude, errors=errors)
+        try:
+            statuses = forked.wait(timeout)
+        finally:
+            forked.kill()
+        status = statuses[0] if len(set(statuses)) == 1 else statuses
+        return subprocess.CompletedProcess([script, *words], status, *(f.read_text("utf-8") for f in (told, errors)))
 
     return run
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
-    """Shards of scikit-learn's digits: `train` (8×8 grey, 10 classes) and `test`."""
+def ranks(run) -> Callable[..., None]:
+    """Run a Python script as `count` ranks of one process group; any rank that fails fails the test with its words."""
+
+    def ranks(count: int, script: Path, *words: object, timeout: float = 600) -> None:
+        done = run(script, *words, ranks=count, timeout=timeout)
+        assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+
+    return ranks
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of scikit-learn's digits: `train` (8×8 grey, 10 classes) and `test`. Read only."""
     folder = tmp_path_factory.mktemp("digits")
     for split in ("train", "test"):
-        done = run(sys.executable, "launch/shards.py", "build", "digits", folder / split, "--split", split)
-        assert done.returncode == 0, done.stderr
+        build_shards(open_source("digits", split, None), folder / split)
     return folder
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Callable[..., None]:
-    """Run a Python script as `count` ranks of one process group; any rank that fails fails the test with its words."""
+def tiny_config(digits: Path) -> Callable[..., Path]:
+    """tiny_config(path, model={…}, …) -> path: a config of a small network on the digits; what is given replaces."""
 
-    def ranks(count: int, script: Path, *words: object, timeout: float = 300) -> None:
-        place = {
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "PYTHONPATH": str(ROOT),
-        }
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(script), *map(str, words)],
-                cwd=ROOT,
-                env={**environment(), **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-        try:
-            said: Sequence[str] = [process.communicate(timeout=timeout)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert all(process.returncode == 0 for process in processes), "\n".join(said)
+    def tiny_config(path: Path, *, name: str = "tiny", **sections: dict) -> Path:
+        tree: dict = {
+            "model": {
+                "patch_size": 4, "layers": 1, "width": 24, "mlp": 24, "heads": 3,
+                "image_size": 8, "channels": 1, "num_classes": 10,
+            },
+            "data": {"train": str(digits / "train"), "workers": 1},
+            "train": {"global_batch": 24, "steps": 30},
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"warmup_steps": 5},
+            "logging": {"every": 1, "peak_tflops": 1, "tensorboard": False},
+        }  # fmt: skip
+        for section, values in sections.items():
+            tree[section] = {**tree.get(section, {}), **values}
+        path.write_text(json.dumps({"name": name, **tree}))
+        return path
 
-    return ranks
+    return tiny_config
+
+
+def lines(path: Path) -> list[dict]:
+    """Of a JSONL file that may be being written, the whole lines."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run folder tells: metrics without the clock's, audits by rank, checkpoints.
+
+    metrics: a dict for each logged line: step, loss, grad_norm, lr, and what evaluations found.
+    audits: for each rank, the ids of each step from 0.
+    """
+
+    metrics: list[dict]
+    audits: list[list[list[int]]]
+    checkpoints: list[str]
+
+    @property
+    def losses(self) -> list[tuple[int, float, float]]:
+        """(step, loss, gradient norm) of every training line."""
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in self.metrics if "loss" in line]
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The ids of each step, in batch order."""
+        return [[number for ids in step for number in ids] for step in zip(*self.audits, strict=True)]
+
+    @property
+    def trained(self) -> tuple:
+        """What is the same of two runs that trained alike, wherever they were interrupted."""
+        return self.losses, self.audits
+
+
+def history(out: Path) -> History:
+    """The history of the run folder `out`; its audits have one line a step."""
+
+    def of_training(key: str) -> bool:
+        return key in ("step", "loss", "grad_norm", "lr") or "eval/" in key or "fewshot/" in key
+
+    metrics = [{k: v for k, v in line.items() if of_training(k)} for line in lines(out / "metrics.jsonl")]
+    audits = [lines(path) for path in sorted((out / "audit").glob("rank_?????.jsonl"))]
+    assert all([line["step"] for line in audit] == list(range(len(audit))) for audit in audits)
+    kept = sorted(path.name for path in (out / "checkpoints").glob("*/"))
+    return History(metrics, [[line["ids"] for line in audit] for audit in audits], kept)
 
 
 # Small shards of real encoded images, indexed as users index theirs.

@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import sys
 import tarfile
 import tempfile
 import time
@@ -268,15 +267,14 @@ def test_checking_asks_for_sizes_and_etags_side_by_side(serve, built, tmp_path):
 
 
 def test_the_commands_take_urls(server, built, tmp_path, run):
-    shards = (sys.executable, "launch/shards.py")
-    done = run(*shards, "index", f"{server.http}/train/{NAMES}", "--out", tmp_path / "i.vfi")
+    done = run("launch/shards.py", "index", f"{server.http}/train/{NAMES}", "--out", tmp_path / "i.vfi")
     assert done.returncode == 0, done.stderr
     assert Index.open(built).sequence in done.stdout
     assert "note: content of the shards: etag of 5 shards; not all of it is in the hash" in done.stderr
-    done = run(*shards, "verify", tmp_path / "i.vfi")
+    done = run("launch/shards.py", "verify", tmp_path / "i.vfi")
     assert (done.returncode, done.stdout.splitlines()[0][:22]) == (0, "in order: 60 samples, ")
-    done = run(*shards, "index", built, "--base", f"{server.http}/train", "--out", tmp_path / "u.vfi")
+    done = run("launch/shards.py", "index", built, "--base", f"{server.http}/train", "--out", tmp_path / "u.vfi")
     assert done.returncode == 0, done.stderr
-    done = run(*shards, "index", f"{server.http}/train/", "--out", tmp_path / "i.vfi")
+    done = run("launch/shards.py", "index", f"{server.http}/train/", "--out", tmp_path / "i.vfi")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "a folder cannot be listed over http" in done.stderr

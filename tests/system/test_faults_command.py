@@ -2,50 +2,34 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from pretrain.index.index import Index
-from pretrain.ranks.launcher import free_port
+from tests.conftest import history, lines
 
-DEEPSPEED = ("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2, "launch/pretrain.py")
-PYTHON = (sys.executable, "launch/pretrain.py")
+PRETRAIN = "launch/pretrain.py"
 STEPS = 30  # of 24 images: 720 of the 1,442, each at most once
 CHANGE = range(16, 17)  # a step in which every lane begins a chunk
 
 
 @pytest.fixture
-def config(digits: Path, tmp_path: Path) -> Path:
+def config(digits: Path, tiny_config, tmp_path: Path) -> Path:
     shutil.copytree(digits / "train", tmp_path / "train")
-    path = tmp_path / "tiny.json"
-    tree = {
-        "name": "tiny",
-        "model": {
-            "patch_size": 4, "layers": 1, "width": 24, "mlp": 24, "heads": 3,
-            "image_size": 8, "channels": 1, "num_classes": 10,
-        },
-        "data": {"train": str(tmp_path / "train"), "workers": 1, "audit": True},
-        "train": {"global_batch": 24, "steps": STEPS},
-        "optimizer": {"lr": 1e-3},
-        "schedule": {"warmup_steps": 5},
-        "checkpoint": {"every": 5, "keep": 9},
-        "logging": {"every": 1, "peak_tflops": 0.1, "tensorboard": False},
-    }  # fmt: skip
-    path.write_text(json.dumps(tree))
-    return path
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return tiny_config(
+        tmp_path / "tiny.json",
+        data={"train": str(tmp_path / "train"), "audit": True},
+        train={"steps": STEPS},
+        checkpoint={"every": 5, "keep": 9},
+    )
 
 
 def trained(out: Path) -> list[int]:
     """The ids of all steps in order, ranks joined."""
-    ranks = [lines(path) for path in sorted((out / "audit").glob("rank_?????.jsonl"))]
-    assert all([line["step"] for line in of_rank] == list(range(STEPS)) for of_rank in ranks)
-    return [u for step in zip(*ranks, strict=True) for line in step for u in line["ids"]]
+    ids = history(out).ids
+    assert len(ids) == STEPS
+    return [number for step in ids for number in step]
 
 
 def damage_images(folder: Path, ids: list[int]) -> None:
@@ -68,17 +52,15 @@ def damage_header(folder: Path, u: int) -> None:
 
 
 def ids_of(config: Path, run, steps: range) -> list[list[int]]:
-    order = run(
-        sys.executable, "launch/shards.py", "order", config.parent / "train",
-        "--global-batch", 24, "--seed", 0, "--steps", f"{steps.start}:{steps.stop}",
-    )  # fmt: skip
+    words = ("order", config.parent / "train", "--global-batch", 24, "--seed", 0)
+    order = run("launch/shards.py", *words, "--steps", f"{steps.start}:{steps.stop}")
     return [json.loads(line)["ids"] for line in order.stdout.splitlines()]
 
 
 def test_a_chunk_that_one_rank_cannot_read_ends_all_ranks_with_one_message(config, run, tmp_path):
     u = ids_of(config, run, CHANGE)[0][17]
     damage_header(tmp_path / "train", u)
-    done = run(*DEEPSPEED, "--config", config, "--out", tmp_path / "out")
+    done = run(PRETRAIN, "--config", config, "--out", tmp_path / "out", ranks=2)
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert said.count("error:") == 1
@@ -96,12 +78,12 @@ def test_a_chunk_that_one_rank_cannot_read_ends_all_ranks_with_one_message(confi
 def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(config, run, serve, tmp_path, chunks):
     server, out = serve(tmp_path / "train"), tmp_path / "out"
     shards = [f"{server.http}/{path.name}" for path in sorted((tmp_path / "train").glob("*.tar"))]
-    assert run(sys.executable, "launch/shards.py", "index", *shards, "--out", tmp_path / "far.vfi").returncode == 0
-    command = (*DEEPSPEED, "--config", config, "--out", out, f"data.train={tmp_path / 'far.vfi'}")
+    assert run("launch/shards.py", "index", *shards, "--out", tmp_path / "far.vfi").returncode == 0
+    command = (PRETRAIN, "--config", config, "--out", out, f"data.train={tmp_path / 'far.vfi'}")
     command += (f"data.unreadable_chunks={chunks}",)
     server.requests.clear()
     server.usual, server.good = 503, 70  # of about 120
-    done = run(*command, "data.patience_minutes=0.02")
+    done = run(*command, "data.patience_minutes=0.02", ranks=2)
     said = done.stdout + done.stderr
     assert done.returncode == 75, said
     assert said.count("503 Service Unavailable; given up after") == 1
@@ -111,10 +93,10 @@ def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(con
     assert 0 < stopped < STEPS
     assert (out / "checkpoints/latest").read_text() == f"step_{stopped:08d}"
 
-    done = run(*command, "data.patience_minutes=0.02")  # it has not come back yet
+    done = run(*command, "data.patience_minutes=0.02", ranks=2)  # it has not come back yet
     assert (done.returncode, "stopped: " in done.stdout) == (75, True), done.stdout + done.stderr
     server.usual = None
-    done = run(*command)
+    done = run(*command, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     seen = trained(out)
     assert seen == [u for ids in ids_of(config, run, range(STEPS)) for u in ids]
@@ -126,10 +108,10 @@ def test_storage_that_goes_away_during_an_evaluation_costs_no_step(config, run, 
     shutil.copytree(digits / "test", tmp_path / "test")
     server, out, far = serve(tmp_path / "test"), tmp_path / "out", tmp_path / "far.vfi"
     shards = [f"{server.http}/{path.name}" for path in sorted((tmp_path / "test").glob("*.tar"))]
-    assert run(sys.executable, "launch/shards.py", "index", *shards, "--out", far).returncode == 0
+    assert run("launch/shards.py", "index", *shards, "--out", far).returncode == 0
     fewshot = {"every": 20, "support": str(tmp_path / "train"), "query": str(far)}
     change = [f"data.eval={far}", "train.eval_every=20"] if of == "validation" else [f"fewshot={json.dumps(fewshot)}"]
-    command = (*PYTHON, "--config", config, "--out", out, "checkpoint.every=null", *change)
+    command = (PRETRAIN, "--config", config, "--out", out, "checkpoint.every=null", *change)
     server.usual, server.good = 503, len(server.requests) + len(shards) + 3
     done = run(*command, "data.patience_minutes=0.02")
     assert done.returncode == 75, done.stdout + done.stderr
@@ -152,7 +134,7 @@ def test_its_samples_are_quarantined_where_the_config_says_so(config, run, tmp_p
     u = ids_of(config, run, CHANGE)[0][17]
     damage_header(tmp_path / "train", u)
     out = tmp_path / "out"
-    done = run(*DEEPSPEED, "--config", config, "--out", out, "data.unreadable_chunks=quarantine")
+    done = run(PRETRAIN, "--config", config, "--out", out, "data.unreadable_chunks=quarantine", ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     written = lines(out / "quarantine.jsonl")
     seen = trained(out)
@@ -166,7 +148,7 @@ def test_unreadable_images_are_written_down_once_whatever_happens_to_the_run(con
     bad = [ids[step] for step, ids in enumerate(ids_of(config, run, range(10, 16)))]
     damage_images(tmp_path / "train", bad)
     out = tmp_path / "out"
-    command = (*PYTHON, "--config", config, "--out", out)
+    command = (PRETRAIN, "--config", config, "--out", out)
     first = run(*command, "data.max_unreadable=0.00045")  # 4.5 of the last 10,000
     assert first.returncode == 2
     assert "5 of the last 10,000 images could not be read, above data.max_unreadable=0.00045" in first.stderr
@@ -190,7 +172,7 @@ def test_unreadable_images_are_written_down_once_whatever_happens_to_the_run(con
 
 
 def test_where_the_time_goes_is_in_every_logged_line(config, run, tmp_path):
-    done = run(*DEEPSPEED, "--config", config, "--out", tmp_path / "out")
+    done = run(PRETRAIN, "--config", config, "--out", tmp_path / "out", ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "out/quarantine.jsonl").exists()
     for line in lines(tmp_path / "out/metrics.jsonl"):

@@ -1,7 +1,6 @@
 """The few-shot score that a run logs, and that of its checkpoint afterwards."""
 
 import json
-import sys
 
 import pytest
 
@@ -29,13 +28,13 @@ def test_in_the_runs_arithmetic_the_score_afterwards_is_the_logged_one(run, digi
     for config in (trained, after):
         (tmp_path / f"{config['name']}.json").write_text(json.dumps(config))
     runs = tmp_path / "run"
-    done = run(sys.executable, "launch/pretrain.py", "--config", tmp_path / "half.json", "--out", runs)
+    done = run("launch/pretrain.py", "--config", tmp_path / "half.json", "--out", runs)
     assert done.returncode == 0, done.stderr
     logged = json.loads((runs / "metrics.jsonl").read_text().splitlines()[-1])
     words = ["--config", tmp_path / "after.json", "--init", runs, "--weights", "both", "--out", tmp_path / "out"]
     scores = {}
     for dtype in ("bfloat16", "float32"):
-        done = run(sys.executable, "launch/fewshot.py", *words, f"fewshot.dtype={dtype}")
+        done = run("launch/fewshot.py", *words, f"fewshot.dtype={dtype}")
         assert done.returncode == 0, done.stderr
         report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
         scores[dtype] = {(row["weights"], row["shots"]): row["mean"] for row in report["summary"]}

@@ -1,7 +1,6 @@
-"""launch/finetune.py: a checkpoint becomes a task, at another resolution, through the real commands."""
+"""launch/finetune.py: a checkpoint becomes a task, at another resolution, through its command."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from finetune.head import transfer
 from pretrain.model.vit import VisionTransformer, load_tensors
-from pretrain.ranks.launcher import free_port
 from pretrain.weights.load import load_weights
 
 PRETRAIN = {
@@ -44,7 +42,7 @@ def home(digits, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pretrained(home, run) -> Path:
-    done = run(sys.executable, "launch/pretrain.py", "--config", home / "before.json", "--out", home / "before")
+    done = run("launch/pretrain.py", "--config", home / "before.json", "--out", home / "before")
     assert done.returncode == 0, done.stderr
     return home / "before"
 
@@ -71,7 +69,7 @@ def test_a_transferred_network_starts_from_the_same_features_and_zero_logits(pre
 
 def test_it_fine_tunes_at_a_higher_resolution_and_goes_on_where_it_was(home, pretrained, run):
     words = ("launch/finetune.py", "--config", home / "after.json", "--init", pretrained, "--out", home / "after")
-    done = run("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2, *words)
+    done = run(*words, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dropped: representation layer (32) and head of 10 classes" in done.stdout
     assert "4x4 → 6x6 (16 → 24 px)" in done.stdout
@@ -81,7 +79,7 @@ def test_it_fine_tunes_at_a_higher_resolution_and_goes_on_where_it_was(home, pre
     weights = load_weights(home / "after")
     assert (weights.spec.image_size, weights.spec.representation_size) == (24, None)
 
-    again = run("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2, *words)
+    again = run(*words, ranks=2)
     assert (again.returncode, "finished at step 60" in again.stdout) == (0, True)
 
 
@@ -95,7 +93,7 @@ def test_it_fine_tunes_at_a_higher_resolution_and_goes_on_where_it_was(home, pre
 )
 def test_what_does_not_fit_is_refused(changes, words, home, pretrained, run, tmp_path):
     command = ("launch/finetune.py", "--config", home / "after.json", "--init", pretrained, "--out", tmp_path)
-    done = run(sys.executable, *command, *changes)
+    done = run(*command, *changes)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ")
     for word in words:
@@ -105,6 +103,6 @@ def test_what_does_not_fit_is_refused(changes, words, home, pretrained, run, tmp
 def test_weights_that_are_not_there_are_named(home, run, tmp_path):
     (tmp_path / "empty").mkdir()
     for place in ("nowhere", "empty"):
-        done = run(sys.executable, "launch/finetune.py", "--config", home / "after.json", "--init", tmp_path / place)
+        done = run("launch/finetune.py", "--config", home / "after.json", "--init", tmp_path / place)
         assert done.returncode == 2
         assert str(tmp_path / place) in done.stderr

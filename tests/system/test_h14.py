@@ -4,14 +4,27 @@ import json
 
 import pytest
 
+from pretrain.ranks.launcher import free_port
+
 
 @pytest.mark.long
-def test_h14_takes_two_optimizer_steps_in_fp32_and_writes_a_checkpoint(digits, run, tmp_path):
+def test_h14_takes_two_optimizer_steps_in_fp32_and_writes_a_checkpoint(digits, real, tmp_path):
     changes = (
         f"data.train={digits / 'train'}", "model.num_classes=1000", "schedule.warmup_steps=0",
         "train.micro_batch=1", "train.global_batch=1", "train.steps=2", "logging.every=1",
     )  # fmt: skip
-    done = run("deepspeed", "launch/pretrain.py", "--config", "h14.json", "--out", tmp_path, *changes, timeout=1500)
+    done = real(
+        "deepspeed",
+        "--master_port",
+        free_port(),
+        "launch/pretrain.py",
+        "--config",
+        "h14.json",
+        "--out",
+        tmp_path,
+        *changes,
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]

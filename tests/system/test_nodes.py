@@ -139,7 +139,7 @@ def test_a_cut_link_and_a_dead_node_are_named_and_the_run_goes_on_with_the_nodes
         assert "resumed from" in job.said()
 
     words = ("launch/shards.py", "order", digits / "train", "--global-batch", BATCH, "--seed", 0, "--steps")
-    order = run(sys.executable, *words, f"0:{STEPS}")
+    order = run(*words, f"0:{STEPS}")
     trained: dict[int, list[int]] = {step: [] for step in range(STEPS)}
     for path in sorted((job.out / "audit").glob("rank_?????.jsonl")):
         for line in lines(path):
