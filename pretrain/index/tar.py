@@ -22,9 +22,7 @@ _LONGEST_END = 1 << 20  # bytes of zeros behind the samples: what tar writes at 
 # that starts after them.
 _HARMLESS = ("comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname")
 HARMLESS_PAX = frozenset(key.encode() for key in _HARMLESS)
-_OF_SAMPLES = frozenset(
-    (*LABEL_SUFFIXES, *(ending[1:] for ending in IMAGE_ENDINGS))
-)  # of files of samples
+_OF_SAMPLES = frozenset((*LABEL_SUFFIXES, *(ending[1:] for ending in IMAGE_ENDINGS)))  # of files of samples
 _SORTED = "tar --sort=name -cf SHARD FOLDER writes them so"
 
 
