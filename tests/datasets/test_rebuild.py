@@ -59,21 +59,6 @@ def test_a_changed_source_is_refused(built, change, told):
     assert str(refused.value).endswith("; choose another folder, or remove this one")
 
 
-def test_what_an_earlier_versions_record_does_not_tell_is_not_called_different(built):
-    source, out = built
-    record = json.loads((out / "build.json").read_text())
-    del record["files"]
-    (out / "build.json").write_text(json.dumps({**record, "fingerprint": "0" * 64}))
-    with pytest.raises(InputError) as refused:
-        write_shards(open_folder(source), out)
-    assert str(refused.value) == (
-        f"{out}: was built by an earlier version, whose record (build.json) does not tell whether the files of the "
-        "source are still those; choose another folder, or remove this one"
-    )
-    with pytest.raises(InputError, match=r"holds another data set \(seed is 0, asked for 1\)"):
-        write_shards(open_folder(source), out, ShardLayout(seed=1))
-
-
 def test_a_folder_that_another_build_writes_is_let_alone(built, tmp_path):
     source, _ = built
     data = open_folder(source)
