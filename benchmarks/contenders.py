@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from benchmarks.photos import Photos
 from pretrain.images.transforms import TrainImages, to_float
 from pretrain.index.index import Index
-from pretrain.stream.loader import TrainLoader
+from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 
 SIZE, BATCH = 224, 64
@@ -58,9 +58,7 @@ def ours(photos: Photos, threads: int, floats: bool = False) -> Batches:
     index = Index.open(photos.shards)
     order = Order(index.samples, BATCH, seed=0)
     images = TrainImages(SIZE, 3, seed=0, area=AREA, aspect=ASPECT)
-    with TrainLoader(
-        index, order, images, micro_batch=BATCH, rank=0, world=1, workers=threads, floats=floats
-    ) as loader:
+    with TrainLoader(index, order, images, LoaderOptions(workers=threads, floats=floats), micro_batch=BATCH) as loader:
         for batch in loader:
             yield batch.images
 

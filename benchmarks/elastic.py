@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pretrain.images.transforms import TrainImages
 from pretrain.index.index import Index
-from pretrain.stream.loader import TrainLoader
+from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 
 BATCH, STEPS, KILLS, SAVED_EVERY = 24, 300, 50, 4
@@ -57,7 +57,7 @@ def _steps(index: Index, order: Order, start: int, world: int, workers: int) -> 
     """The global batches from a step on, all ranks' parts joined."""
     images, share = TrainImages(32, 3, seed=0), BATCH // world
     loaders = [
-        TrainLoader(index, order, images, micro_batch=share, rank=rank, world=world, workers=workers, start_step=start)
+        TrainLoader(index, order, images, LoaderOptions(rank, world, workers), micro_batch=share, start_step=start)
         for rank in range(world)
     ]
     try:

@@ -35,7 +35,7 @@ from benchmarks.vast import ids_near, write_vast_index
 from pretrain.images.transforms import TrainImages
 from pretrain.index.index import Index
 from pretrain.progress import Progress
-from pretrain.stream.loader import Batch, TrainLoader
+from pretrain.stream.loader import Batch, LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 
 VAST, VAST_BATCH, VAST_WORLD = 300_000_000, 4096, 64
@@ -54,10 +54,8 @@ def first_batch(index_path: Path, batch: int, world: int, part: float) -> float:
         index,
         order,
         TrainImages(32, 3, seed=0),
+        LoaderOptions(world=world, workers=THREADS),
         micro_batch=BATCH,
-        rank=0,
-        world=world,
-        workers=THREADS,
         start_step=step,
     ) as batches:
         next(batches)
@@ -142,15 +140,13 @@ def _epochs(shards: Path, world: int, rank: int, epochs: int) -> Iterator[Batch]
     """A rank's batches of the first epochs."""
     index = Index.open(shards)
     order = Order(index.samples, BATCH, seed=0)
-    with _loader(index, order, rank=rank, world=world, stop_step=epochs * index.samples // BATCH) as batches:
+    with _loader(index, order, LoaderOptions(rank, world, THREADS), epochs * index.samples // BATCH) as batches:
         yield from batches
 
 
-def _loader(index: Index, order: Order, *, world: int, **place: int) -> TrainLoader:
-    micro_batch = order.global_batch // world
-    return TrainLoader(
-        index, order, TrainImages(32, 3, seed=0), micro_batch=micro_batch, world=world, workers=THREADS, **place
-    )
+def _loader(index: Index, order: Order, options: LoaderOptions, stop_step: int) -> TrainLoader:
+    micro_batch = order.global_batch // options.world
+    return TrainLoader(index, order, TrainImages(32, 3, seed=0), options, micro_batch=micro_batch, stop_step=stop_step)
 
 
 def _kernel(file: str, name: str) -> int:

@@ -18,7 +18,7 @@ from pretrain.progress import Progress
 from pretrain.ranks.collectives import World, all_gather_list, any_rank, gather_rows, refuse_unlike
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.fault import Cause, Fault, first_cause
-from pretrain.stream.loader import Batch, evaluation_batches
+from pretrain.stream.loader import Batch, LoaderOptions, evaluation_batches
 
 IMAGES = "images"  # beside the layers: digests of the images
 
@@ -59,15 +59,16 @@ def extract(
     batches = evaluation_batches(
         index,
         SquashImages(image_size, channels),
+        LoaderOptions(
+            world.rank,
+            world.size,
+            workers,
+            unreadable_chunks="stop",
+            pin=world.device.type != "cpu",
+            timeouts=timeouts,
+        ),
         batch=batch,
-        rank=world.rank,
-        world=world.size,
-        workers=workers,
         ids=ids,
-        mask_chunks=True,
-        give_up=True,
-        pin=world.device.type != "cpu",
-        timeouts=timeouts,
     )
     grey: list[Fault] = []
     training = model.training

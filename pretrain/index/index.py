@@ -21,26 +21,18 @@ from pretrain.index.indexfile import IndexFile, index_path
 from pretrain.index.overlap import refuse_shared
 from pretrain.index.tar import BLOCK
 from pretrain.storage.retry import Timeouts
-from pretrain.storage.store import Stat, is_remote, stat
+from pretrain.storage.store import Extent, Stat, is_remote, stat
 from pretrain.workers import in_threads
 
 _ASKED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Extent:
-    """Bytes [begin, end) of one shard, which hold exactly the samples [first_id, first_id + count).
+class SampleExtent(Extent):
+    """Bytes of one shard that hold exactly the samples [first_id, first_id + count)."""
 
-    `etag` and `size` are those of the shard when it was indexed; empty and 0 where none was recorded.
-    """
-
-    url: str
-    begin: int
-    end: int
-    first_id: int
-    count: int
-    etag: str = ""
-    size: int = 0
+    first_id: int = 0
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,7 +178,7 @@ class Index:
             hashes[rows] = file.key_hashes[local]
         return hashes
 
-    def extents(self, ids: np.ndarray | Sequence[int]) -> list[Extent]:
+    def extents(self, ids: np.ndarray | Sequence[int]) -> list[SampleExtent]:
         """Byte ranges that hold canonical ids [n], made of runs u, u+1, u+2, …: one a run, split at shard
         borders.
 
@@ -195,7 +187,7 @@ class Index:
         # Plain integers here and below: a run is short, numpy's calls are long.
         return [extent for run in _runs(self._integers(ids).tolist()) for extent in self._run(*run)]
 
-    def _run(self, first: int, last: int) -> Iterator[Extent]:
+    def _run(self, first: int, last: int) -> Iterator[SampleExtent]:
         """The byte ranges of ids first, first + 1, … last."""
         self._check_bounds(first, last)
         while first <= last:
@@ -211,10 +203,10 @@ class Index:
                 raise InputError(
                     f"{file.path}: damaged: ids {first} to {first + end - begin - 1} in bytes {start}-{until}"
                 )
-            yield Extent(file.shard_url(shard), start, until, first, end - begin, file.etag(shard), size)
+            yield SampleExtent(file.shard_url(shard), start, until, file.etag(shard), size, first, end - begin)
             first = origin + end
 
-    def borders(self, extent: Extent) -> tuple[list[int], list[int]]:
+    def borders(self, extent: SampleExtent) -> tuple[list[int], list[int]]:
         """Where the samples of a byte range begin, and its end, in bytes from the shard's begin [count + 1]; and the
         crc32 of their keys [count].
         """

@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from pretrain.errors import InputError
 from pretrain.storage.filekind import IMAGE_ENDINGS, IMAGE_SUFFIXES, LOOKED_AT, TAR, file_kind
-from pretrain.storage.location import read_range
+from pretrain.storage.shardfile import ShardReader
+from pretrain.storage.store import Extent
 
 BLOCK = 512
 LABEL_SUFFIXES = ("cls", "json")
@@ -290,12 +291,10 @@ class _HeaderReads(io.RawIOBase):
         return self._file.tell()
 
 
-def read_sample(url: str, begin: int, end: int, etag: str = "") -> tuple[str, dict[str, bytes]]:
-    """The one sample in bytes [begin, end) of a shard: (key, suffix → data). Raises InputError if it is not
-    one.
-    """
-    data = bytes(read_range(url, begin, end, etag))
-    where = f"{url} from byte {begin}"
+def read_sample(extent: Extent) -> tuple[str, dict[str, bytes]]:
+    """The one sample in an extent: (key, suffix → data). Raises InputError if it is not one."""
+    data = bytes(ShardReader().read(extent))
+    where = f"{extent.url} from byte {extent.begin}"
     samples = list(ShardTar(io.BytesIO(data + bytes(2 * BLOCK)), where).samples())
     if len(samples) != 1:
         raise InputError(f"{where}: {len(samples)} samples where the index has one; index the shards again")

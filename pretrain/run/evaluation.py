@@ -19,7 +19,7 @@ from pretrain.record.meters import Meters
 from pretrain.run.loss import Loss
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.fault import Fault, first_cause
-from pretrain.stream.loader import evaluation_batches
+from pretrain.stream.loader import LoaderOptions, evaluation_batches
 
 
 class Evaluator(Protocol):
@@ -144,14 +144,15 @@ class Validation:
         batches = evaluation_batches(
             self._index,
             self._transform,
+            LoaderOptions(
+                world.rank,
+                world.size,
+                self._workers,
+                unreadable_chunks="stop",
+                pin=world.device.type != "cpu",
+                timeouts=self._timeouts,
+            ),
             batch=self._batch,
-            rank=world.rank,
-            world=world.size,
-            workers=self._workers,
-            mask_chunks=True,
-            give_up=True,
-            pin=world.device.type != "cpu",
-            timeouts=self._timeouts,
         )
         faults: list[Fault] = []
         with batches:

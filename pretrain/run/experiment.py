@@ -45,7 +45,7 @@ from pretrain.run.resume import check_changes
 from pretrain.run.saver import Saver
 from pretrain.run.setup import Setup, prepare
 from pretrain.run.trainer import train
-from pretrain.stream.loader import TrainLoader
+from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.weights.fill import Fill, load_same
 from pretrain.weights.load import read_weights
 
@@ -229,20 +229,22 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, watchdog: Watch
                 setup.index,
                 setup.order,
                 setup.images,
+                LoaderOptions(
+                    world.rank,
+                    world.size,
+                    data.workers,
+                    data.read_ahead_mib << 20,
+                    # Masked in either case: the quarantine ends the run, on all ranks together.
+                    unreadable_chunks="stop" if data.unreadable_chunks == "stop" else "mask",
+                    pin=world.device.type != "cpu",
+                    floats=world.device.type == "cpu",  # an accelerator is sent bytes, a quarter of them
+                    decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
+                    timeouts=data.timeouts(),
+                ),
                 micro_batch=setup.layout.micro_batch,
-                rank=world.rank,
-                world=world.size,
-                workers=data.workers,
                 start_step=start,
                 stop_step=setup.schedule.steps,
-                read_ahead=data.read_ahead_mib << 20,
                 mixup=data.mixup,
-                mask_chunks=True,  # the quarantine ends the run, on all ranks together
-                give_up=data.unreadable_chunks == "stop",
-                pin=world.device.type != "cpu",
-                floats=world.device.type == "cpu",  # an accelerator is sent bytes, a quarter of them
-                timeouts=data.timeouts(),
-                decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
             )
         )
         audit = collectives.together(lambda: Audit(folder, world.rank, data.audit))

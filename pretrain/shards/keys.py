@@ -12,7 +12,7 @@ from pretrain.errors import InputError
 from pretrain.index.indexfile import key_bytes
 from pretrain.index.tar import BLOCK, ShardTar
 from pretrain.shards.column import Column
-from pretrain.storage.location import open_shard
+from pretrain.storage.shardfile import open_shard
 
 
 def wide_hash(key: str) -> int:

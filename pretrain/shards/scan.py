@@ -26,8 +26,8 @@ from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, key_h
 from pretrain.index.tar import BLOCK, ShardTar, TarSample
 from pretrain.shards.indexwriter import IndexWriter, ShardEntry
 from pretrain.shards.keys import KeyHashes, wide_hash
-from pretrain.storage.location import expand, local_path, open_shard, open_whole, stored_path
-from pretrain.storage.remotefile import RemoteFile
+from pretrain.storage.location import expand, local_path, stored_path
+from pretrain.storage.shardfile import RemoteFile, open_shard, open_whole
 from pretrain.storage.store import is_remote, object_name, stat, url_under
 from pretrain.workers import map_shards
 

@@ -234,7 +234,7 @@ def class_name(index: Index, label: int) -> str:
 def read_image(index: Index, sample_id: int) -> tuple[str, bytes]:
     """(key, encoded image) of one sample. Raises InputError when its shard holds another one there."""
     [extent] = index.extents([sample_id])
-    key, members = read_sample(extent.url, extent.begin, extent.end, extent.etag)
+    key, members = read_sample(extent)
     if key_hash(key) != int(index.key_hash([sample_id])[0]):
         raise InputError(
             f"{extent.url}: holds {key!r} at byte {extent.begin}, the index another key; index the shards again"

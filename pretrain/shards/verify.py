@@ -19,7 +19,7 @@ from pretrain.index.indexfile import IndexFile, key_hash
 from pretrain.index.tar import BLOCK, ShardTar
 from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.shards.scan import file_digest, read_labels
-from pretrain.storage.location import open_whole
+from pretrain.storage.shardfile import open_whole
 from pretrain.storage.store import is_remote, same_etag, stat
 from pretrain.stream.chunk import Sample
 from pretrain.stream.fault import ChunkError

@@ -1,31 +1,20 @@
-"""Where shards are: names and patterns to paths, and the one door through which a shard is opened."""
+"""Where shards are: names, patterns and folders to paths and URLs."""
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import glob
 import os
 import re
-import shutil
-import tempfile
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import braceexpand
 
 from pretrain import files
-from pretrain.errors import InputError, StorageError
-from pretrain.storage import store
+from pretrain.errors import InputError
 from pretrain.storage.filekind import COMPRESSED_ENDINGS, IMAGE_ENDINGS
-from pretrain.storage.remotefile import RemoteFile
-from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import check_url, in_bucket, is_remote, list_shards
-
-_PAUSES = (0.5, 2.0, 8.0)  # seconds before each further attempt; a disk that is broken stays so
 
 # Two letters or more before the colon. `pipe:` (a shell, in webdataset) is a scheme like any other: refused.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -47,101 +36,6 @@ def local_path(url: str | Path) -> Path:
     if not text or "\0" in text:
         raise InputError(f"{text!r}: not a path")
     return Path(text)
-
-
-def open_shard(url: str | Path, *, stop: threading.Event | None = None) -> BinaryIO:
-    """A shard, local or remote, opened for seekable binary reading. Every reader of whole shards comes through here.
-
-    Raises InputError when it is missing, not a file, or not readable. Reading a remote one raises CancelledError
-    once `stop` is set.
-    """
-    if is_remote(url):
-        return cast(BinaryIO, RemoteFile(str(url), stop=stop))
-    path = local_path(url)
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise files.failure(path, error) from error
-
-
-def open_whole(url: str, *, stop: threading.Event | None = None) -> BinaryIO:
-    """A shard that will be read whole, and not just once: a remote one is copied to a temporary file (in TMPDIR).
-
-    Raises as `open_shard`, and InputError when the copy does not fit on the disk.
-    """
-    file = open_shard(url, stop=stop)
-    if not is_remote(url):
-        return file
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller's)
-    try:
-        shutil.copyfileobj(file, copy, 4 << 20)
-    except OSError as error:
-        raise InputError(
-            f"{url}: its copy in {tempfile.gettempdir()} cannot be written: {error.strerror}; name a larger disk in "
-            "TMPDIR"
-        ) from error
-    copy.seek(0)
-    return cast(BinaryIO, copy)
-
-
-def _new_memory(size: int) -> memoryview:
-    return memoryview(bytearray(size))
-
-
-def read_range(
-    url: str,
-    begin: int,
-    end: int,
-    etag: str = "",
-    size: int = 0,
-    *,
-    timeouts: Timeouts | None = None,
-    stop: threading.Event | None = None,
-    take: Callable[[int], memoryview] = _new_memory,
-) -> memoryview:
-    """Bytes [begin, end) of a shard, all of them. Every reader of samples comes through here.
-
-    `etag` and `size` (0: not known) are what was indexed. `timeouts` is how long is waited for a remote shard (default:
-    `retry.TIMEOUTS`), `stop` an event that ends the waiting with CancelledError. The bytes of a local shard lie in
-    memory from `take`. Raises InputError when the shard is missing, not readable, changed, or ends before `end`;
-    StorageError where that may pass.
-    """
-    if is_remote(url):
-        return memoryview(store.read_range(url, begin, end, etag, size, timeouts=timeouts, stop=stop))
-    path, data = local_path(url), take(end - begin)
-    for pause in (*_PAUSES, None):
-        try:
-            at, found = _fill(path, begin, data)
-            break
-        except OSError as error:
-            passing = error.errno in files.PASSING
-            if pause is None or not passing:
-                text = f"{path}: bytes {begin}-{end} cannot be read: {error.strerror}"
-                # EIO is also what a broken disk says, and goes on saying.
-                raise (StorageError if passing and error.errno != errno.EIO else InputError)(text) from error
-            if (stop or threading.Event()).wait(pause):
-                raise CancelledError from None
-    if at < end:
-        raise InputError(
-            f"{path}: truncated: the index places samples in bytes {begin}-{end}, the file ends at byte "
-            f"{at}; copy or write the shard again"
-        )
-    if size and found > size:
-        raise InputError(
-            f"{path}: changed since it was indexed: {found} bytes, not {size}; restore it, or index it again and start "
-            "a new run"
-        )
-    return data
-
-
-def _fill(path: Path, begin: int, data: memoryview) -> tuple[int, int]:
-    """Read a file from `begin` on until `data` is full or it ends; the byte reached, and the file's size."""
-    at = begin
-    # Not by way of a buffered file, which would copy what it reads once more.
-    with open(path, "rb", buffering=0) as file:
-        while at < begin + len(data) and (count := os.preadv(file.fileno(), [data[at - begin :]], at)):
-            at += count
-        return at, os.fstat(file.fileno()).st_size
 
 
 def expand(patterns: Iterable[str | Path]) -> list[str]:

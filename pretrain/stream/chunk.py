@@ -1,101 +1,35 @@
-"""A chunk: neighbouring samples, read together as byte ranges of shards, each given up once it is used.
+"""A chunk: neighbouring samples, read together as byte ranges of shards, each released once it is used.
 
-webdataset's part is the table of openers and the expansion of unusual tars. It ends in silence where a tar is cut,
-and its grouping can join the halves of two samples; so a chunk is a pipeline of its own, its bytes are counted before
-they are parsed, and its keys are compared with the index.
+webdataset expands unusual tars. It ends in silence where a tar is cut, and its grouping can join the halves of two
+samples; so the bytes of a chunk are counted before they are parsed, and its keys are compared with the index.
 """
 
 from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from typing import NamedTuple
-from urllib.parse import quote, unquote
 
 import numpy as np
-import webdataset
 from numpy.typing import NDArray
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import tar_file_expander
 
 from pretrain.errors import InputError, StorageError
-from pretrain.index.index import Extent, Index
+from pretrain.index.index import Index, SampleExtent
 from pretrain.index.indexfile import key_hash
 from pretrain.index.members import plain_members
 from pretrain.index.tar import BLOCK, ShardTar, split_name
 from pretrain.storage.filekind import IMAGE_SUFFIXES
-from pretrain.storage.location import read_range
-from pretrain.storage.retry import Timeouts
-from pretrain.stream.buffers import Ranges
+from pretrain.storage.shardfile import ShardReader
 from pretrain.stream.counters import Counters, Laps
 from pretrain.stream.fault import NOT_READ, ChunkError
 
-_SCHEME = "vfrange"
+_POLL = 0.5  # seconds until a thread that waits for a chunk looks whether reading was stopped
 
-# How long a reading thread waits, what ends that, and its memory: webdataset's openers are given nothing but a URL.
-_reading = threading.local()
-_NEVER = threading.Event()
-_LOOK_UP = 0.5  # seconds, until a waiting thread looks whether it should go on waiting
-
-# By canonical id: key and encoded image, or why it is none.
+# By canonical id: key and encoded image, or why there is none.
 Images = dict[int, tuple[str, memoryview] | ChunkError]
-
-
-class RangeStream:
-    """A stream of bytes in memory, `data`, as tarfile reads it; io.BytesIO would copy them."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.data, self._at = data, 0
-
-    def read(self, size: int) -> bytes:
-        """The next `size` bytes; fewer at the end."""
-        part = bytes(self.data[self._at : self._at + size])
-        self._at += len(part)
-        return part
-
-
-def open_range(url: str, mode: str = "rb", bufsize: int = -1) -> RangeStream:
-    """Opener in webdataset's table: `vfrange:BEGIN-END:SIZE:ETAG:SHARD` -> those bytes of a shard, local or remote.
-
-    Raises ChunkError where they cannot be had, CancelledError where the thread's `stop` is set before they are.
-    """
-    _, span, size, etag, shard = url.split(":", 4)
-    begin, end = (int(place) for place in span.split("-"))
-    stop, timeouts = getattr(_reading, "stop", None), getattr(_reading, "timeouts", None)
-    ranges = getattr(_reading, "ranges", None) or Ranges()
-    try:
-        found = read_range(shard, begin, end, unquote(etag), int(size), timeouts=timeouts, stop=stop, take=ranges.take)
-    except InputError as error:
-        raise ChunkError(str(error), isinstance(error, StorageError)) from error
-    return RangeStream(found)
-
-
-webdataset.gopen_schemes[_SCHEME] = open_range
-
-
-def reading_threads(
-    count: int, stop: threading.Event, members: list[threading.Thread], timeouts: Timeouts | None = None
-) -> ThreadPoolExecutor:
-    """Threads for reading chunks, themselves in `members`; once `stop` is set they begin no request any more."""
-    ranges = Ranges()
-
-    def begin() -> None:
-        _reading.stop, _reading.ranges, _reading.timeouts = stop, ranges, timeouts
-        members.append(threading.current_thread())
-
-    return ThreadPoolExecutor(count, thread_name_prefix="read", initializer=begin)
-
-
-def read_extents(extents: Sequence[Extent]) -> list[memoryview]:
-    """The bytes of each byte range. Raises ChunkError naming the shard where it is missing, changed or too short."""
-    # The table is asked directly: webdataset.gopen() lets GOPEN_REWRITE turn any URL into a shell command.
-    opener = webdataset.gopen_schemes[_SCHEME]
-    return [
-        opener(f"{_SCHEME}:{one.begin}-{one.end}:{one.size}:{quote(one.etag, safe='')}:{one.url}", "rb").data
-        for one in extents
-    ]
 
 
 class Sample(NamedTuple):
@@ -131,14 +65,15 @@ class Sample(NamedTuple):
         return found[0]
 
     def _files(self) -> list[tuple[str, memoryview]]:
-        """Members with headers of the usual kinds by a walk over them, all others by webdataset's expansion of tars."""
+        """Name and content of the members: by a walk over plain headers, else by webdataset's expansion of tars."""
         try:
             files = plain_members(self.data)
             if files is None:
-                # Refuses what tarfile would take besides, compressed tars and sparse files of any size among it.
-                list(ShardTar(io.BytesIO(bytes(self.data) + bytes(2 * BLOCK)), self.url).samples())
+                tar = bytes(self.data) + bytes(2 * BLOCK)
+                # Refuses what tarfile would take as well: compressed tars, and sparse files of any size.
+                list(ShardTar(io.BytesIO(tar), self.url).samples())
                 # No other member is opened: webdataset's decoders would unpickle some of them.
-                source = [{"url": self.url, "stream": RangeStream(self.data)}]
+                source = [{"url": self.url, "stream": io.BytesIO(tar)}]
                 expanded = tar_file_expander(source, reraise_exception, _is_image, eof_value=None)
                 files = [(file["fname"], memoryview(file["data"])) for file in expanded]
         except MemoryError:
@@ -161,56 +96,53 @@ def _is_image(name: str) -> bool:
 
 
 class Chunk:
-    """The samples of one chunk that this rank will use: ids [n], ascending; read together, handed over one by one.
+    """The samples of one chunk that this rank will use: ids [n], ascending; read together, taken one by one.
 
-    A reading thread also takes its bytes apart: a few samples, one after the other. A decode thread would come to each
-    of them with other things in its caches, and take longer.
+    A reading thread also splits its bytes into samples, a few in a row: a decode thread, which comes to each with
+    other things in its caches, would take longer.
     """
 
     def __init__(self, ids: NDArray[np.int64]) -> None:
         self.ids = ids
+        self.located = False
         self.bytes = 0  # in the shards; known once it is located
-        self._index: Index | None = None
-        self._extents: list[Extent] = []
-        self._here = threading.Event()  # read, or found that it cannot be
+        self._index: Index
+        self._reader: ShardReader
+        self._extents: list[SampleExtent] = []
+        self._done = threading.Event()  # it was read, or cannot be
         self._error: BaseException | None = None
-        # What was read is held by these alone.
-        self._samples: Images = {}
+        self._samples: Images = {}  # holds the only references to what was read
 
-    def locate(self, index: Index, stop: threading.Event | None = None) -> None:
-        """Look up where it lies, before a reading thread's `read`; once `stop` is set, nobody waits for that."""
-        self._index, self._stop = index, stop or threading.Event()
+    def locate(self, index: Index, reader: ShardReader) -> None:
+        """Look up the byte ranges that `read` will ask `reader` for; once that is stopped, nobody waits for them."""
+        self._index, self._reader, self.located = index, reader, True
         try:
             self._extents = index.extents(self.ids)
             self.bytes = sum(extent.end - extent.begin for extent in self._extents)
-        except InputError as error:  # of a damaged index; told where the samples are asked for, as all that is
+        except InputError as error:  # a damaged index; raised where a sample is taken, as every error is
             self._error = ChunkError(str(error))
 
     def read(self, counters: Counters) -> None:
-        """Read it, in a reading thread."""
+        """Read it, in a reading thread. An error is raised where its samples are taken."""
         laps = Laps()
         try:
             if self._error is None:
-                if getattr(_reading, "stop", _NEVER).is_set():
-                    raise ChunkError(NOT_READ)
                 self._samples = self._read()
         except BaseException as error:
             self._error = error
-        self._here.set()
+        self._done.set()
         laps.lap("read_seconds")
         counters.add(bytes_read=self.bytes, **laps.spent)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether it is still to be located."""
-        return self._index is None
-
     def take(self, sample_id: int) -> tuple[str, memoryview]:
-        """Key and encoded image of one sample, once; waits for the reading and raises its error."""
-        assert self._index is not None, "taken before it was located"
-        # A read that its storage holds up cannot be ended, only left.
-        while not self._here.is_set() and not self._here.wait(0 if self._stop.is_set() else _LOOK_UP):
-            if self._stop.is_set() and not self._here.is_set():
+        """Key and encoded image of one sample, once; waits until it was read.
+
+        Raises ChunkError where it cannot be had.
+        """
+        stop = self._reader.stop
+        # A read that its storage holds up cannot be interrupted, only abandoned.
+        while not (self._done.is_set() or self._done.wait(0 if stop.is_set() else _POLL)):
+            if stop.is_set() and not self._done.is_set():
                 raise ChunkError(NOT_READ)
         if self._error is not None:
             raise self._error
@@ -220,23 +152,23 @@ class Chunk:
         return sample
 
     def _read(self) -> Images:
-        assert self._index is not None
+        found: Images = {}
         try:
-            found: Images = {}
-            for extent, data in zip(self._extents, read_extents(self._extents), strict=True):
+            for extent, data in [(extent, self._reader.read(extent)) for extent in self._extents]:
                 borders, hashes = self._index.borders(extent)
-                for at, key_hash in enumerate(hashes):
-                    begin, end, sample_id = borders[at], borders[at + 1], extent.first_id + at
+                for number, hashed in enumerate(hashes):
+                    begin, end, sample_id = borders[number], borders[number + 1], extent.first_id + number
                     part = data[begin - extent.begin : end - extent.begin]
                     try:
-                        found[sample_id] = Sample(extent.url, begin, part, sample_id, key_hash).image()
-                    except ChunkError as error:  # the others are none the worse
+                        found[sample_id] = Sample(extent.url, begin, part, sample_id, hashed).image()
+                    except ChunkError as error:  # of this sample alone
                         found[sample_id] = error
             return found
         except CancelledError:
             raise ChunkError(NOT_READ) from None
-        except (ChunkError, MemoryError):
+        except InputError as error:
+            raise ChunkError(str(error), isinstance(error, StorageError)) from error
+        except MemoryError:
             raise
-        except Exception as error:  # what nobody foresaw is still a chunk, in its shard, that cannot be read
-            first = self._extents[0]
-            raise ChunkError(f"{first.url}, bytes {first.begin}-{first.end}: {error!r}") from error
+        except Exception as error:  # unforeseen, and still a chunk that cannot be read
+            raise ChunkError(f"{self._extents[0]}: {error!r}") from error

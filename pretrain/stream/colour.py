@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +11,8 @@ import numpy as np
 from pretrain.images.decode import UnreadableImage, decode
 from pretrain.index.index import Index
 from pretrain.storage.retry import TIMEOUTS, Timeouts
-from pretrain.stream.chunk import Chunk, reading_threads
+from pretrain.storage.shardfile import ShardReader
+from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 from pretrain.stream.fault import ChunkError
 
@@ -46,15 +47,15 @@ def count_coloured(index: Index, timeouts: Timeouts | None = None) -> tuple[int,
     timeouts = timeouts or TIMEOUTS
     timeouts = replace(timeouts, stall=min(timeouts.stall, _SECONDS), deadline=min(timeouts.deadline, _SECONDS))
     ids = np.unique(np.linspace(0, index.samples - 1, _LOOKED_AT).astype(np.int64)).tolist()
-    stop = threading.Event()
-    with reading_threads(len(ids), stop, [], timeouts) as threads:
-        seen = [found for found in threads.map(partial(_coloured, index, stop), ids) if found is not None]
+    reader = ShardReader(timeouts)
+    with ThreadPoolExecutor(len(ids)) as threads:
+        seen = [found for found in threads.map(partial(_coloured, index, reader), ids) if found is not None]
     return sum(seen), len(seen)
 
 
-def _coloured(index: Index, stop: threading.Event, sample_id: int) -> bool | None:
+def _coloured(index: Index, reader: ShardReader, sample_id: int) -> bool | None:
     chunk = Chunk(np.array([sample_id]))
-    chunk.locate(index, stop)
+    chunk.locate(index, reader)
     chunk.read(Counters())
     try:
         pixels = decode(chunk.take(sample_id)[1], 3)

@@ -1,6 +1,6 @@
-"""Micro-batches of uint8 images on the host: planned, read and decoded ahead by threads of this process.
+"""Micro-batches of images on the host: planned, read and decoded ahead by threads of this process.
 
-Decoding and resizing leave the interpreter lock, so threads do: no worker processes to copy through or lose.
+Decoding and resizing release the interpreter lock, so threads suffice: no worker processes to copy through or lose.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,13 +36,51 @@ _STRIPE = 16  # images a decode thread takes at a time, at the most
 
 
 @dataclass(frozen=True)
+class LoaderOptions:
+    """How a rank loads its batches. None of it changes which sample is trained on at which step.
+
+    Args:
+        rank, world: this rank, and how many there are.
+        workers: decode threads a rank.
+        read_ahead: bytes of shards read beyond what is asked for.
+        unreadable_chunks: for the samples of a chunk that cannot be read: "raise" a ChunkError at their batch; "mask":
+            they come grey and masked, with their faults; "stop": they are masked, and nothing is read after the first
+            such chunk, as a run that will end for it should not wait for more of them. Where storage does not serve
+            a chunk for now, nothing is read after it in any case: each of the others would be waited for as long.
+        pin: page-locked images, for copies that do not wait.
+        floats: images in [-1, 1], converted while a row is in the cache, for a host that trains.
+        decoder: what decodes, and where.
+        timeouts: how long remote shards are waited for; by default `retry.TIMEOUTS`.
+    """
+
+    rank: int = 0
+    world: int = 1
+    workers: int = 4
+    read_ahead: int = READ_AHEAD
+    unreadable_chunks: Literal["raise", "mask", "stop"] = "raise"
+    pin: bool = False
+    floats: bool = False
+    decoder: Decoder = HOST
+    timeouts: Timeouts | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"data.workers is {self.workers}; at least 1 decode thread would be right")
+        if not 0 <= self.rank < self.world:
+            raise InputError(f"rank {self.rank} of {self.world}; 0 <= rank < world would be right")
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch. It is the caller's: nothing writes to it again.
 
-    images: uint8 [m, c, h, w], channels-last, or as `floats` fp32 in [-1, 1], on the host · labels: int64 [m, L],
-    padded with -1 · ids: np.int64 [m] · valid: bool [m], False for a sample that could not be read (grey; its id and
-    labels stand) and for a row that pads an evaluation (grey; id and labels -1) · weight: fp32 [m], each row's own
-    share under mixup; None without · faults: one for each sample that could not be read.
+    images: uint8 [m, c, h, w], channels-last, or with `floats` fp32 in [-1, 1]; on the host.
+    labels: int64 [m, L], padded with -1.
+    ids: np.int64 [m].
+    valid: bool [m], False for a sample that could not be read (grey; its id and labels stand) and for a row that pads
+        an evaluation (grey; id and labels -1).
+    weight: fp32 [m], each row's own share under mixup; None without mixup.
+    faults: one for each sample that could not be read.
     """
 
     images: Tensor
@@ -76,8 +115,8 @@ class _Pending:
 class BatchStream:
     """Iterator of `Batch`es in the order of `plans`, a few of them decoded ahead; a context manager.
 
-    `rows` is m, `counters` tell what it did. An error in a thread is raised where its batch would have come, and
-    again by every later call. Reading has its own threads, so decode threads that wait for a chunk cannot hold it up.
+    `rows` is m, `counters` tell what it did. An error in a thread is raised in place of its batch, and again by every
+    later call. Reading has its own threads, so decode threads that wait for a chunk cannot hold it up.
     """
 
     def __init__(
@@ -85,36 +124,27 @@ class BatchStream:
         index: Index,
         plans: Iterator[Plan],
         transform: Transform,
+        options: LoaderOptions,
         *,
         rows: int,
         window: int,
-        workers: int,
-        read_ahead: int,
         weigh: Callable[[Plan], Tensor] | None = None,
-        mask_chunks: bool = False,
-        give_up: bool = False,
-        pin: bool = False,
-        floats: bool = False,
-        decoder: Decoder = HOST,
-        timeouts: Timeouts | None = None,
     ) -> None:
-        if workers < 1:
-            raise InputError(f"data.workers is {workers}; at least 1 decode thread would be right")
-        self.counters = Counters()
-        self._index, self._transform, self.rows = index, transform, rows
-        self._weigh, self._mask_chunks, self._give_up, self._decoder = weigh, mask_chunks, give_up, decoder
+        """`window`: samples read ahead. `weigh`: gives the mixup weights of a plan's rows."""
+        self.rows, self.counters = rows, Counters()
+        self._index, self._transform, self._options, self._weigh = index, transform, options, weigh
+        workers, floats = options.workers, options.floats
         size = transform.image_size
         grey = torch.tensor(GREY, dtype=torch.uint8)
         self._grey = to_float(grey, torch.float32) if floats else grey
-        self._pin = pin
-        self._buffers = Buffers(rows, transform.channels, size, torch.float32 if floats else torch.uint8, pin)
+        self._buffers = Buffers(rows, transform.channels, size, torch.float32 if floats else torch.uint8, options.pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
-        self._closed, self._cause = False, Cause("", False)
+        self._closed, self._cause = False, Cause("", False)  # why nothing is read any more
         self._error: BaseException | None = None
-        self._threads = _decode_threads(workers, decoder)
-        self._reader = Reader(index, plans, window, read_ahead, self.counters, timeouts)
+        self._threads = _decode_threads(workers, options.decoder)
+        self._reader = Reader(index, plans, window, options.read_ahead, self.counters, options.timeouts)
         try:
             self._fill()
         except BaseException:
@@ -133,9 +163,9 @@ class BatchStream:
         pending = self._pending.popleft()
         try:
             self._fill()
-            wait(pending.stripes)  # woken once, not by each of them
+            wait(pending.stripes)  # wakes this thread once, not for each of them
             faults = dict(fault for stripe in pending.stripes for fault in stripe.result())
-            if self._closed:  # by another thread: rows that were not begun are grey
+            if self._closed:  # by another thread, so that rows which were not begun are grey
                 raise RuntimeError("the stream was closed while a batch of it was waited for")
         except BaseException as error:
             self._error = error
@@ -146,7 +176,7 @@ class BatchStream:
         valid[list(faults)] = False
         weight = keep_whole(self._weigh(pending.plan), valid) if self._weigh else None
         batch = Batch(pending.images, self._labels(ids), ids, valid, weight, tuple(faults.values()))
-        return batch.pinned() if self._pin else batch
+        return batch.pinned() if self._options.pin else batch
 
     def __enter__(self) -> BatchStream:
         return self
@@ -160,7 +190,7 @@ class BatchStream:
         """Stop the threads and wait for them: at most for the image or the read that each is busy with."""
         self._closed = True
         self._pending.clear()
-        # First what decode threads may be waiting for: a cancelled read lets go of them.
+        # The reader first: decode threads may be waiting for it.
         self._reader.close()
         self._threads.shutdown()
 
@@ -174,10 +204,10 @@ class BatchStream:
             self._pending.append(pending)
 
     def _decode(self, pending: _Pending, rows: range) -> list[tuple[int, Fault]]:
-        """Fill some rows of a buffer; the rows that stay grey, and why."""
+        """Fill some rows of a buffer. Returns the rows that stay grey because of a fault, and the faults."""
         plan, buffer, laps = pending.plan, pending.images, Laps()
         faults: list[tuple[int, Fault]] = []
-        given: deque[tuple[int, str]] = deque()  # row and key of what the decoder has and has not handed back
+        given: deque[tuple[int, str]] = deque()  # row and key of the images that the decoder has not returned yet
         filled: set[int] = set()
 
         def encoded() -> Iterator[Encoded]:
@@ -186,7 +216,7 @@ class BatchStream:
                 given.append((row, key))
                 yield data
 
-        for image in self._decoder(encoded(), self._transform.channels):
+        for image in self._options.decoder(encoded(), self._transform.channels):
             laps.lap("decode_seconds")
             if self._closed:
                 break
@@ -197,9 +227,9 @@ class BatchStream:
                 continue
             image = self._transform(image, epoch, sample_id)
             laps.lap("augment_seconds")
-            place = buffer[row].copy_(image)
-            if place.is_floating_point():  # in its place: there is no second array of its size to be made
-                to_unit_(place)
+            written = buffer[row].copy_(image)
+            if written.is_floating_point():
+                to_unit_(written)
             filled.add(row)
             laps.lap("collate_seconds")
         # A faulty sample keeps its place: to skip it would shift the order of all that follows.
@@ -219,13 +249,13 @@ class BatchStream:
                 key, data = chunk.take(sample_id)
             except ChunkError as error:
                 cause = Cause(str(error), error.passing)
-                if cause.reason == NOT_READ and self._cause.reason:  # which may be that of a batch still to come
+                if cause.reason == NOT_READ and self._cause.reason:  # it follows from that, of any batch
                     cause = Cause(f"{NOT_READ}: {self._cause.reason}", self._cause.passing)
-                elif self._give_up or cause.passing:
+                elif cause.passing or self._options.unreadable_chunks == "stop":
                     self._cause = self._cause if self._cause.reason else cause
-                    self._reader.give_up()
-                if not self._mask_chunks:
-                    raise ChunkError(*cause) from error  # by what is at fault, also where this only followed from it
+                    self._reader.stop()
+                if self._options.unreadable_chunks == "raise":
+                    raise ChunkError(*cause) from error
                 faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, *cause)))
                 continue
             yield row, key, data
@@ -241,16 +271,9 @@ class BatchStream:
 class TrainLoader(BatchStream):
     """A rank's micro-batches of steps start_step <= t < stop_step (None: without end), in slot order.
 
-    Rank r owns slots [r·B/world, (r+1)·B/world) of every step. The transform sees a sample's image, epoch and
-    id alone, so the global batch is the same for any world, micro_batch and workers (decode threads a rank).
+    Rank r owns slots [r·B/world, (r+1)·B/world) of every step. The transform sees a sample's image, epoch and id
+    alone, so the global batch is the same for any world, micro_batch and workers. `mixup` is its alpha; 0 for none.
 
-    read_ahead: bytes of shards read beyond what is asked for · mixup: its alpha; 0 for none · mask_chunks: hand
-    over the samples of a chunk that cannot be read as grey and masked, with their faults, instead of raising
-    ChunkError · give_up: read nothing after the first such chunk, as a run that will end anyway should not wait
-    for more of them; nor is anything read, whatever it says, after one that storage did not serve for now: each of
-    the others would be waited for as long · pin: page-locked images, for copies that do not wait
-    floats: images in [-1, 1], for a host that trains: made while a row is in the cache · decoder: what decodes, and
-    where · timeouts: how long is waited for remote shards (default: `retry.TIMEOUTS`).
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
 
@@ -259,24 +282,14 @@ class TrainLoader(BatchStream):
         index: Index,
         order: Order,
         transform: Transform,
+        options: LoaderOptions,
         *,
         micro_batch: int,
-        rank: int,
-        world: int,
-        workers: int,
         start_step: int = 0,
         stop_step: int | None = None,
-        read_ahead: int = READ_AHEAD,
         mixup: float = 0.0,
-        mask_chunks: bool = False,
-        give_up: bool = False,
-        pin: bool = False,
-        floats: bool = False,
-        decoder: Decoder = HOST,
-        timeouts: Timeouts | None = None,
     ) -> None:
-        _check_rank(rank, world)
-        batch = order.global_batch
+        rank, world, batch = options.rank, options.world, order.global_batch
         if batch % world:
             raise InputError(f"train.global_batch is {batch}; a multiple of the {world} ranks would be right")
         if micro_batch < 1 or batch // world % micro_batch:
@@ -288,74 +301,46 @@ class TrainLoader(BatchStream):
             raise InputError(f"the order is for {order.samples} samples, the index holds {index.samples}")
         if mixup:
             check_pairs(micro_batch)
-        if start_step < 0 or (stop_step is not None and stop_step < start_step):
-            raise InputError(f"steps {start_step} to {stop_step}; 0 <= start <= stop would be right")
         super().__init__(
             index,
             plan_training(order, micro_batch, rank, world, start_step, stop_step),
             transform,
+            options,
             rows=micro_batch,
             # One chunk a lane, and half a chunk more: the lane that changes last has its next one in time.
             window=-(-3 * order.lane_count * order.chunk // (2 * world)),
-            workers=workers,
-            read_ahead=read_ahead,
             weigh=(lambda plan: mix_weights(mixup, order.seed, plan.epochs, plan.ids)) if mixup else None,
-            mask_chunks=mask_chunks,
-            give_up=give_up,
-            pin=pin,
-            floats=floats,
-            decoder=decoder,
-            timeouts=timeouts,
         )
 
 
 def evaluation_batches(
     index: Index,
     transform: Transform,
+    options: LoaderOptions,
     *,
     batch: int,
-    rank: int,
-    world: int,
-    workers: int,
     ids: Sequence[int] | NDArray[np.int64] | None = None,
-    mask_chunks: bool = False,
-    give_up: bool = False,
-    pin: bool = False,
-    timeouts: Timeouts | None = None,
 ) -> BatchStream:
     """Every sample of `ids` (default: of the index) once over all ranks, in the order given.
 
     Step t of rank r holds run t·world + r of `batch` ids: the batches, by step and then by rank, are `ids`.
     Every rank gets the same number of batches; rows beyond the end are padding, valid False. Transforms are
-    called with epoch 0. `mask_chunks`, `give_up`, `pin` and `timeouts` as for training. Raises InputError for an id
-    outside the index.
+    called with epoch 0. Raises InputError for an id outside the index.
     """
-    _check_rank(rank, world)
     if batch < 1:
         raise InputError(f"evaluation batch is {batch}; at least 1 would be right")
     chosen = np.arange(index.samples) if ids is None else np.asarray(ids, np.int64).reshape(-1)
     wrong = chosen[(chosen < 0) | (chosen >= index.samples)]
     if len(wrong):
         raise InputError(f"sample {wrong[0]} is not in the index, whose ids are 0 to {index.samples - 1}")
-    return BatchStream(
-        index,
-        plan_evaluation(chosen, batch, rank, world),
-        transform,
-        rows=batch,
-        window=batch,
-        workers=workers,
-        read_ahead=READ_AHEAD,
-        mask_chunks=mask_chunks,
-        give_up=give_up,
-        pin=pin,
-        timeouts=timeouts,
-    )
+    plans = plan_evaluation(chosen, batch, options.rank, options.world)
+    return BatchStream(index, plans, transform, options, rows=batch, window=batch)
 
 
 def _decode_threads(workers: int, decoder: Decoder) -> ThreadPoolExecutor:
-    """Threads for a decoder, within which torch does not start threads of its own."""
-    # torch.set_num_threads() holds for the calling thread and for any that asks for the first time later. So
-    # each of these asks before it sets its own, and the caller then sets its own again.
+    """Threads for a decoder, in which torch starts no threads of its own."""
+    # torch.set_num_threads() holds for the calling thread and for any that asks for the first time later. So each of
+    # these asks before it sets its own number, and the caller then sets its own again.
     own = torch.get_num_threads()
     started = threading.Barrier(workers + 1)
     failed: list[BaseException] = []
@@ -382,8 +367,3 @@ def _decode_threads(workers: int, decoder: Decoder) -> ThreadPoolExecutor:
     finally:
         torch.set_num_threads(own)
     return threads
-
-
-def _check_rank(rank: int, world: int) -> None:
-    if not 0 <= rank < world:
-        raise InputError(f"rank {rank} of {world}; 0 <= rank < world would be right")

@@ -6,14 +6,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pretrain.index.index import Index
 from pretrain.storage.retry import Timeouts
-from pretrain.stream.chunk import Chunk, reading_threads
+from pretrain.storage.shardfile import ShardReader
+from pretrain.stream.buffers import Ranges
+from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 from pretrain.stream.plan import Plan
 
-_LAST_WORDS = 2.0  # seconds that reads under way are waited for in the end
+_CLOSING = 2.0  # seconds that `close` waits for the reads under way
 READ_AHEAD = 1 << 30  # bytes, by default
 # A disk answers in microseconds, a network file system in a millisecond, an object store in tens of them. More threads
 # than needed take turns with the decode threads at the interpreter lock and in the cores' caches.
@@ -23,8 +26,8 @@ LOCAL_THREADS, REMOTE_THREADS = 2, 32
 class Reader:
     """Starts the reading of a plan's chunks in the order of need, up to `window` samples and `budget` bytes ahead.
 
-    Chunks are started as samples are used up, so reading is even although all lanes of a rank change chunk at
-    about the same time; and what is asked for is always started, so nobody waits for a window to open.
+    Chunks are started as samples are used up, so reading is even although all lanes of a rank change chunk at about
+    the same time; and what is asked for is always started, so nobody waits for a window to open.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class Reader:
         self._planned: deque[Plan] = deque()
         self._waiting: deque[Chunk] = deque()  # of the planned, in the order of need
         self._ahead, self._bytes_ahead = 0, 0.0  # samples started and not yet asked for
-        remote = any(file.remote for file in index.files)
-        self._stop = threading.Event()
-        self._members: list[threading.Thread] = []
-        self._count = REMOTE_THREADS if remote else LOCAL_THREADS
-        self._threads = reading_threads(self._count, self._stop, self._members, timeouts)
+        self._shards = ShardReader(timeouts, memory=Ranges().take)
+        self._count = REMOTE_THREADS if any(file.remote for file in index.files) else LOCAL_THREADS
+        # The threads refer to this list alone, not to the reader: a forgotten one ends its threads.
+        started = self._started = list[threading.Thread]()
+        self._threads = ThreadPoolExecutor(
+            self._count, "read", initializer=lambda: started.append(threading.current_thread())
+        )
 
     def __iter__(self) -> Iterator[Plan]:
         return self
@@ -55,7 +60,7 @@ class Reader:
         if not self._planned:
             self._plan()
         plan = self._planned.popleft()
-        begun = [self._begin() for _ in range(sum(chunk.waiting for chunk in plan.fresh))]
+        begun = [self._begin() for _ in range(sum(not chunk.located for chunk in plan.fresh))]
         for chunk in plan.chunks:
             if chunk is not None:
                 self._ahead -= 1
@@ -80,21 +85,21 @@ class Reader:
 
     def _begin(self) -> Chunk:
         chunk = self._waiting.popleft()
-        chunk.locate(self._index, self._stop)
+        chunk.locate(self._index, self._shards)
         self._ahead += len(chunk.ids)
         self._bytes_ahead += chunk.bytes
         return chunk
 
-    def give_up(self) -> None:
-        """Read nothing more: every chunk that is not here yet is refused, soon."""
-        self._stop.set()
+    def stop(self) -> None:
+        """Read nothing more: every chunk that was not read yet is refused, soon."""
+        self._shards.stop.set()
 
     def close(self) -> None:
         """Drop what is queued; wait a little for the reads under way. One that its storage holds up ends by itself."""
-        self.give_up()
+        self.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        deadline = time.monotonic() + _LAST_WORDS
-        for thread in self._members:
+        deadline = time.monotonic() + _CLOSING
+        for thread in self._started:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 

@@ -12,7 +12,7 @@ from pretrain.index.index import Index
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.stream.loader import evaluation_batches
+from pretrain.stream.loader import LoaderOptions, evaluation_batches
 from pretrain.weights.load import load_weights
 
 STEPS = 4
@@ -31,7 +31,7 @@ def plainly(run: Path, config: RunConfig, dtype: torch.dtype, *, averaged: bool)
     model.load_state_dict(load_weights(run, averaged=averaged).tensors)
     model.to(dtype)
     index = Index.open(str(config.data.eval))
-    whole = next(evaluation_batches(index, EvalImages(16, 1), batch=index.samples, rank=0, world=1, workers=1))
+    whole = next(evaluation_batches(index, EvalImages(16, 1), LoaderOptions(workers=1), batch=index.samples))
     labels = whole.labels[:, 0]
     with torch.no_grad():
         logits = model(to_float(whole.images, dtype)).float()

@@ -22,7 +22,7 @@ from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
-from pretrain.stream.loader import TrainLoader
+from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 
 # Clipped at 0.5: left out, DeepSpeed clips at 1, which the proof would not see.
@@ -84,9 +84,9 @@ def plain_loop(config: RunConfig, precision="fp32", ranks=1, accumulation=1) -> 
     transform = TrainImages(
         spec.image_size, spec.channels, config.seed, data.crop_area, flip=False, randaugment=randaugment
     )
-    options = {"micro_batch": micro_batch, "rank": 0, "world": 1, "workers": 1, "stop_step": STEPS, "mixup": data.mixup}
+    cut = {"micro_batch": micro_batch, "stop_step": STEPS, "mixup": data.mixup}
     curve = []
-    with TrainLoader(index, order, transform, **options) as batches:
+    with TrainLoader(index, order, transform, LoaderOptions(workers=1), **cut) as batches:
         for step in range(STEPS):
             progress = (step - WARMUP) / (STEPS - WARMUP)
             lr = LR * (step / WARMUP if step < WARMUP else (1 + math.cos(math.pi * progress)) / 2)

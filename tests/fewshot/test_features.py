@@ -13,6 +13,7 @@ from pretrain.images.transforms import SquashImages, to_float
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World
 from pretrain.storage.retry import Timeouts
+from pretrain.storage.shardfile import ShardReader
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 
@@ -68,7 +69,7 @@ def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alon
     found = run(model, digit_shards[1], ids, alone)
     index = Index.open(digit_shards[1])
     encoded = Chunk(ids)
-    encoded.locate(index)
+    encoded.locate(index, ShardReader())
     encoded.read(Counters())
     squash = SquashImages(8, 1)
     for row, id in enumerate(ids.tolist()):

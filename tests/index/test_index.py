@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from pretrain.index.index import Extent, Index
+from pretrain.index.index import Index, SampleExtent
 from pretrain.index.indexfile import INDEX_NAME, place_arrays
 from pretrain.shards.indexwriter import write_index
 from pretrain.stream.order import Order
@@ -82,13 +82,13 @@ def test_an_impossible_place_is_refused_before_memory_is_taken_for_it(single):
 
 def test_a_run_of_ids_is_one_extent_up_to_the_next_sample(single):
     index = Index.open(single)
-    assert index.extents(np.array([0, 1])) == [Extent(str(single / "a.tar"), 0, 9 * 512, 0, 2, size=16384)]
-    assert index.extents([6]) == [Extent(str(single / "c.tar"), 3 * 512, 6 * 512, 6, 1, size=16384)]
+    assert index.extents(np.array([0, 1])) == [SampleExtent(str(single / "a.tar"), 0, 9 * 512, "", 16384, 0, 2)]
+    assert index.extents([6]) == [SampleExtent(str(single / "c.tar"), 3 * 512, 6 * 512, "", 16384, 6, 1)]
 
 
 def test_the_last_sample_of_a_shard_ends_where_its_data_ends(single):
     index = Index.open(single)
-    assert index.extents([2]) == [Extent(str(single / "a.tar"), 9 * 512, 12 * 512, 2, 1, size=16384)]
+    assert index.extents([2]) == [SampleExtent(str(single / "a.tar"), 9 * 512, 12 * 512, "", 16384, 2, 1)]
     assert index.extents([8])[0].end == 12 * 512
 
 

@@ -15,6 +15,7 @@ from pretrain.index.tar import split_name
 from pretrain.shards.scan import index_shards, scan_shard
 from pretrain.shards.survey import locate, read_image, survey, survey_text
 from pretrain.shards.verify import verify
+from pretrain.storage.shardfile import ShardReader
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 
@@ -204,7 +205,7 @@ def test_names_that_are_no_utf8_are_read_and_shown_escaped(tmp_path, make_tar):
         index = Index.open(index_shards([path], workers=1))
         assert index.key_hash([0]).tolist() == [zlib.crc32(b"caf\xe9")]
         chunk = Chunk(np.arange(1))
-        chunk.locate(index)
+        chunk.locate(index, ShardReader())
         chunk.read(Counters())
         assert chunk.take(0) == read_image(index, 0) == ("caf\udce9", IMAGE)
         figures = survey(index).figures()
@@ -282,7 +283,7 @@ def test_what_can_hold_no_sample_is_passed_over_by_index_and_readers_alike(form,
     )
     assert index.samples == 4
     chunk = Chunk(np.arange(4))
-    chunk.locate(index)
+    chunk.locate(index, ShardReader())
     chunk.read(Counters())
     images = [data for name, data in [*samples, *plain(9, 1)] if name.endswith(".jpg")]
     expected = list(zip(("0000", "0001", "0002", "0009"), images, strict=True))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.errors import InputError, StorageError
-from pretrain.index.index import Extent
+from pretrain.index.index import SampleExtent
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
 from pretrain.record.quarantine import Quarantine
@@ -18,7 +18,7 @@ NOTHING = torch.zeros(0)
 
 class Somewhere:
     def extents(self, ids):
-        return [Extent("a.tar", 512, 1024, int(ids[0]), 1)]
+        return [SampleExtent("a.tar", 512, 1024, first_id=int(ids[0]), count=1)]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pretrain.run.config import RunConfig
 from pretrain.run.evaluation import Validation
 from pretrain.run.loss import sigmoid_loss, softmax_loss
 from pretrain.run.setup import prepare
-from pretrain.stream.loader import evaluation_batches
+from pretrain.stream.loader import LoaderOptions, evaluation_batches
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def by_hand(digits: Path) -> dict[str, float]:
     initialize(model, 0)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
     index = Index.open(digits / "test")
-    whole = next(evaluation_batches(index, EvalImages(16, 1), batch=index.samples, rank=0, world=1, workers=1))
+    whole = next(evaluation_batches(index, EvalImages(16, 1), LoaderOptions(workers=1), batch=index.samples))
     labels = whole.labels[:, 0]
     with torch.no_grad():
         logits = model(to_float(whole.images, torch.float32))
@@ -76,7 +76,7 @@ def test_a_config_chooses_what_of_the_images_is_trained_on_and_evaluated(whole, 
 
     dict(setup.evaluators[0].run(network, 1))
     index = Index.open(digits / "test")
-    expected = evaluation_batches(index, EvalImages(16, 1, whole), batch=8, rank=0, world=1, workers=1)
+    expected = evaluation_batches(index, EvalImages(16, 1, whole), LoaderOptions(workers=1), batch=8)
     for found, batch in zip(shown, expected, strict=True):
         assert torch.equal(found, to_float(batch.images, torch.float32))
 

@@ -21,7 +21,8 @@ from pretrain.shards.survey import locate
 from pretrain.shards.verify import verify
 from pretrain.shards.write import ShardLayout, write_shards
 from pretrain.storage import retry, store
-from pretrain.storage.location import expand, read_range
+from pretrain.storage.location import expand
+from pretrain.storage.shardfile import ShardReader
 
 KINDS = ("http", "s3", "gs")
 NAMES = "shard-{000000..000004}.tar"
@@ -75,7 +76,7 @@ def test_a_remote_index_is_the_local_one_with_urls_and_etags(server, built, tmp_
     here, there = local.extents(np.arange(5, 30)), remote.extents(np.arange(5, 30))
     assert all(extent.etag and extent.etag == store.stat(extent.url).etag for extent in there)
     assert all(extent.etag == "" for extent in here)
-    ranges = [[read_range(e.url, e.begin, e.end, e.etag) for e in extents] for extents in (here, there)]
+    ranges = [list(map(ShardReader().read, extents)) for extents in (here, there)]
     assert ranges[0] == ranges[1]
     assert {**locate(remote, 37), "shard": ""} == {**locate(local, 37), "shard": ""}
     # A moved index leaves URLs as they are.

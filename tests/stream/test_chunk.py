@@ -12,19 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import webdataset
 
 from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.shards.scan import index_shards
-from pretrain.stream.chunk import Chunk, reading_threads
+from pretrain.storage.shardfile import ShardReader
+from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 from pretrain.stream.fault import NOT_READ, ChunkError
 
 
 def images_of(index, ids):
     chunk = Chunk(np.asarray(ids))
-    chunk.locate(index)
+    chunk.locate(index, ShardReader())
     chunk.read(Counters())
     return {sample_id: chunk.take(sample_id)[1] for sample_id in chunk.ids.tolist()}
 
@@ -92,7 +92,7 @@ def test_a_shard_that_cannot_be_opened_for_a_while_is_outlasted_too(write_shards
         return real(path, *args, **options)
 
     monkeypatch.setattr(builtins, "open", fails)
-    monkeypatch.setattr("pretrain.storage.location._PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("pretrain.storage.shardfile._PAUSES", (0.01, 0.01, 0.01))
     assert bytes_of(index, 3) == shards.images[3]
     assert not failures
 
@@ -106,15 +106,9 @@ def test_a_shard_that_has_grown_is_another_one(write_shards):
 
 
 def test_what_nobody_foresaw_is_told_with_the_shard(write_shards, monkeypatch):
-    index = write_shards("odd", [20]).index
-    threads = reading_threads(1, threading.Event(), [])
-    monkeypatch.setattr("pretrain.stream.chunk.read_extents", lambda extents: 1 / 0)
-    chunk = Chunk(np.arange(8))
-    chunk.locate(index)
-    threads.submit(chunk.read, Counters())
-    with pytest.raises(ChunkError, match=r"shard-000\.tar, bytes 0-\d+: ZeroDivisionError"):
-        chunk.take(0)
-    threads.shutdown()
+    monkeypatch.setattr(ShardReader, "read", lambda self, extent: 1 / 0)
+    with pytest.raises(ChunkError, match=r"shard-000\.tar: bytes 0-\d+: ZeroDivisionError"):
+        images_of(write_shards("odd", [20]).index, range(8))
 
 
 def test_a_local_read_that_fails_for_a_while_is_outlasted_and_one_that_stays_broken_is_told(write_shards, monkeypatch):
@@ -127,7 +121,7 @@ def test_a_local_read_that_fails_for_a_while_is_outlasted_and_one_that_stays_bro
         return read(*args)
 
     monkeypatch.setattr(os, "preadv", fails)
-    monkeypatch.setattr("pretrain.storage.location._PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("pretrain.storage.shardfile._PAUSES", (0.01, 0.01, 0.01))
     assert bytes_of(index, 3) == shards.images[3]
     assert not failures
     failures += [errno.EIO] * 4
@@ -155,7 +149,7 @@ def test_a_file_system_that_is_cut_off_may_come_back(write_shards, monkeypatch, 
         raise OSError(failures[0], os.strerror(failures.pop(0)))
 
     monkeypatch.setattr(os, "preadv", fails)
-    monkeypatch.setattr("pretrain.storage.location._PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("pretrain.storage.shardfile._PAUSES", (0.01, 0.01, 0.01))
     with pytest.raises(ChunkError, match=re.escape(os.strerror(code))) as caught:
         images_of(index, range(8))
     assert caught.value.passing
@@ -238,19 +232,10 @@ def test_what_lies_with_the_memory_is_not_said_of_the_shard(write_shards, monkey
         images_of(index, [2])
 
 
-def test_the_opener_stands_in_the_table_of_webdataset(shards, monkeypatch):
-    opened = []
-    opener = webdataset.gopen_schemes["vfrange"]
-    monkeypatch.setitem(webdataset.gopen_schemes, "vfrange", lambda url, mode: opened.append(url) or opener(url, mode))
-    assert bytes_of(shards.index, 0) == shards.images[0]
-    (place,) = shards.index.extents(np.array([0]))
-    assert opened == [f"vfrange:{place.begin}-{place.end}:{place.size}::{shards.shard(0)}"]
-
-
 def test_whoever_waits_gets_the_sample_asked_for_and_it_is_given_up_with_it(write_shards):
     shards = write_shards("shared", [20])
     chunk, counters, begun = Chunk(np.arange(8)), Counters(), threading.Barrier(9)
-    chunk.locate(shards.index)
+    chunk.locate(shards.index, ShardReader())
 
     def take(sample_id):
         begun.wait()
@@ -272,9 +257,9 @@ def test_once_reading_is_stopped_what_was_read_is_still_given_and_nothing_else_w
     index, stop = shards.index, threading.Event()
     read, queued = Chunk(np.arange(8)), Chunk(np.arange(8, 16))
     for chunk in (read, queued):
-        chunk.locate(index, stop)
+        chunk.locate(index, ShardReader(stop=stop))
     read.read(Counters())
-    monkeypatch.setattr("pretrain.stream.chunk._LOOK_UP", 0.05)
+    monkeypatch.setattr("pretrain.stream.chunk._POLL", 0.05)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(queued.take, 8)
         time.sleep(0.2)
@@ -282,7 +267,7 @@ def test_once_reading_is_stopped_what_was_read_is_still_given_and_nothing_else_w
         stop.set()
         with pytest.raises(ChunkError, match=NOT_READ):
             waiting.result(timeout=10)
-    monkeypatch.setattr("pretrain.stream.chunk._LOOK_UP", 30.0)
+    monkeypatch.setattr("pretrain.stream.chunk._POLL", 30.0)
     begun = time.monotonic()
     with pytest.raises(ChunkError, match=NOT_READ):
         queued.take(9)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.images.transforms import TrainImages
-from pretrain.stream.loader import TrainLoader
+from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 
 BATCH, STEPS, KILLS = 24, 300, 50  # 35 epochs of 203 samples
@@ -23,10 +23,8 @@ def global_batches(index, order, start, *, world, workers, stop=STEPS):
             index,
             order,
             IMAGES,
+            LoaderOptions(rank, world, workers),
             micro_batch=BATCH // world // (2 if world < 3 else 1),
-            rank=rank,
-            world=world,
-            workers=workers,
             start_step=start,
             stop_step=stop,
         )
@@ -89,10 +87,8 @@ def test_shards_may_be_uneven_or_fewer_than_the_ranks(write_shards, sizes):
                         index,
                         order,
                         IMAGES,
+                        LoaderOptions(rank, world, workers=1),
                         micro_batch=12 // world,
-                        rank=rank,
-                        world=world,
-                        workers=1,
                         stop_step=9,
                     )
                 ]

@@ -11,19 +11,20 @@ import torch
 from pretrain.errors import InputError
 from pretrain.images.mixup import mix_weights
 from pretrain.images.transforms import EvalImages, TrainImages
-from pretrain.stream.loader import TrainLoader, evaluation_batches
+from pretrain.stream.loader import LoaderOptions, TrainLoader, evaluation_batches
 from pretrain.stream.order import Order
 
 SEED = 6
 TRAIN = TrainImages(16, 3, SEED)
 
 
-def train(index, order, *, micro_batch=4, rank=0, world=1, transform=TRAIN, **options):
-    return TrainLoader(index, order, transform, micro_batch=micro_batch, rank=rank, world=world, workers=2, **options)
+def train(index, order, *, micro_batch=4, rank=0, world=1, transform=TRAIN, unreadable="raise", **place):
+    options = LoaderOptions(rank, world, workers=2, unreadable_chunks=unreadable)
+    return TrainLoader(index, order, transform, options, micro_batch=micro_batch, **place)
 
 
 def evaluate(index, *, batch=4):
-    return evaluation_batches(index, EvalImages(16, 3), batch=batch, rank=0, world=1, workers=2)
+    return evaluation_batches(index, EvalImages(16, 3), LoaderOptions(workers=2), batch=batch)
 
 
 def in_time(work, seconds=20):
@@ -99,7 +100,7 @@ def test_a_chunk_that_cannot_be_read_may_be_masked_and_shifts_nothing(write_shar
     os.truncate(damaged.shard(1), index.extents([60])[0].begin + 700)
     lost = set()
     for batch, other in zip(
-        train(index, order, micro_batch=16, stop_step=10, mask_chunks=True),
+        train(index, order, micro_batch=16, stop_step=10, unreadable="mask"),
         train(whole.index, order, micro_batch=16, stop_step=10),
         strict=True,
     ):

@@ -5,9 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-import pretrain.stream.chunk as chunk_module
 import pretrain.stream.reader as reader_module
-from pretrain.stream.chunk import Chunk, read_extents
+from pretrain.storage.shardfile import ShardReader
+from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 from pretrain.stream.fault import NOT_READ, ChunkError
 from pretrain.stream.order import Order
@@ -20,11 +20,11 @@ def reads(monkeypatch):
     """The ids of each read, as it is made."""
     made = []
 
-    def read(extents):
-        made.append([u for extent in extents for u in range(extent.first_id, extent.first_id + extent.count)])
-        return read_extents(extents)
+    def read(self, extent, real=ShardReader.read):
+        made.append(list(range(extent.first_id, extent.first_id + extent.count)))
+        return real(self, extent)
 
-    monkeypatch.setattr(chunk_module, "read_extents", read)
+    monkeypatch.setattr(ShardReader, "read", read)
     return made
 
 
@@ -77,7 +77,7 @@ def test_what_is_asked_for_is_started_although_the_window_is_shut(shards):
     order = Order(203, 16, seed=1)
     reader = Reader(shards.index, plan_training(order, 16, 0, 1, 0, 30), 0, READ_AHEAD, Counters())
     for plan in reader:
-        assert all(not chunk.waiting for chunk in plan.chunks)
+        assert all(chunk.located for chunk in plan.chunks)
         for sample_id, chunk in zip(plan.ids, plan.chunks, strict=True):
             assert chunk.take(int(sample_id)) == (shards.keys[sample_id], shards.images[sample_id])
     reader.close()
@@ -96,11 +96,11 @@ def test_a_sample_is_let_go_once_it_is_taken(shards):
 def test_closing_drops_what_is_queued_and_leaves_no_thread(shards, monkeypatch):
     gate = threading.Event()
 
-    def slow(extents):
+    def slow(self, extent, real=ShardReader.read):
         gate.wait(10)
-        return read_extents(extents)
+        return real(self, extent)
 
-    monkeypatch.setattr(chunk_module, "read_extents", slow)
+    monkeypatch.setattr(ShardReader, "read", slow)
     reader = Reader(shards.index, plan_training(Order(203, 16, seed=1), 16, 0, 1, 0, 30), 200, READ_AHEAD, Counters())
     plan = next(reader)
     threading.Timer(0.2, gate.set).start()

@@ -18,15 +18,17 @@ import webdataset
 
 from pretrain.errors import InputError
 from pretrain.images.transforms import EvalImages
-from pretrain.index.index import Extent, Index
+from pretrain.index.index import Index, SampleExtent
 from pretrain.index.indexfile import key_hash
 from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate, survey
 from pretrain.shards.verify import verify
-from pretrain.storage.location import expand, open_shard, read_range
+from pretrain.storage.location import expand
+from pretrain.storage.shardfile import ShardReader, open_shard
+from pretrain.storage.store import Extent
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
-from pretrain.stream.loader import evaluation_batches
+from pretrain.stream.loader import LoaderOptions, evaluation_batches
 
 
 class Trap:
@@ -65,7 +67,7 @@ class Elsewhere:
     """An index of one sample, of key `a`, in the first bytes of a shard."""
 
     def __init__(self, url, size):
-        self.extent = Extent(str(url), 0, size, 0, 1)
+        self.extent = SampleExtent(str(url), 0, size, count=1)
 
     def extents(self, ids):
         return [self.extent]
@@ -76,7 +78,7 @@ class Elsewhere:
 
 def image_at(url, size):
     chunk = Chunk(np.arange(1))
-    chunk.locate(Elsewhere(url, size))
+    chunk.locate(Elsewhere(url, size), ShardReader())
     chunk.read(Counters())
     return chunk.take(0)
 
@@ -90,7 +92,7 @@ def test_a_url_of_any_other_scheme_is_refused_at_every_door(tmp_path, sprung, ur
 
     for door in (
         lambda: open_shard(url),
-        lambda: read_range(url, 0, 512),
+        lambda: ShardReader().read(Extent(url, 0, 512)),
         lambda: expand([url]),
         lambda: index_shards([url], tmp_path / "a.vfi"),
         lambda: Index.open(url),
@@ -105,7 +107,7 @@ def test_rewriting_of_urls_has_no_effect(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", f".*=pipe:touch {tmp_path / 'sprung'}; cat /dev/null #")
     index = shards.index
     chunk = Chunk(np.arange(1))
-    chunk.locate(index)
+    chunk.locate(index, ShardReader())
     chunk.read(Counters())
     assert chunk.take(0) == (shards.keys[0], shards.images[0])
     assert not (tmp_path / "sprung").exists()
@@ -134,7 +136,7 @@ def test_members_that_others_unpickle_are_passed_over_unopened(hostile, sprung):
     assert verify(index, workers=1).samples == 6
     assert [look.fault for look in survey(index).looks] == [""] * 6
     assert locate(index, 3)["key"] == "3"
-    (batch,) = evaluation_batches(index, EvalImages(8, 3), batch=6, rank=0, world=1, workers=1)
+    (batch,) = evaluation_batches(index, EvalImages(8, 3), LoaderOptions(workers=1), batch=6)
     assert batch.valid.all()
     assert (batch.images == 7).all()
     assert not sprung()
