@@ -29,7 +29,7 @@ from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.schedule import AveragingSection
-from pretrain.engine.section import OptimizerSection
+from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.engine.step import accumulate, agree, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -51,9 +51,8 @@ class Training:
         model = VisionTransformer(spec)
         initialize(model, 0)
         optimizer = build_optimizer(model, OptimizerSection(lr=1e-4, averaging=AveragingSection()))
-        self.engine = build_engine(
-            model, optimizer, {"zero_optimization": {"stage": stage}}, batch_layout(8, None, self.world.size), 1.0
-        )
+        section = DeepSpeedSection(zero_optimization={"stage": stage})
+        self.engine = build_engine(model, optimizer, section, batch_layout(8, None, self.world.size), 1.0)
         self.folder = RunFolder(out)
         self.folder.create()
         self.savers = {background: self._saver(background) for background in (True, False)}

@@ -31,7 +31,7 @@ from benchmarks.table import print_table, save, spread
 from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import AdamW, build_optimizer
-from pretrain.engine.section import OptimizerSection
+from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.engine.step import accumulate, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import spec_from_arch
@@ -121,7 +121,7 @@ def network(args: argparse.Namespace) -> tuple[VisionTransformer, AdamW]:
 def zero1(args: argparse.Namespace) -> Step:
     model, optimizer = network(args)
     layout = batch_layout(args.batch * RANKS, args.batch, RANKS)
-    engine = build_engine(model, optimizer, {"zero_optimization": {"stage": 1}}, layout, CLIP)
+    engine = build_engine(model, optimizer, DeepSpeedSection(zero_optimization={"stage": 1}), layout, CLIP)
 
     def step(images: Tensor, labels: Tensor) -> None:
         loss = softmax_loss(engine(images), labels, torch.ones(len(labels)))

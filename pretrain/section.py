@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 # What a resume may do with a key:
 #   fixed       keep it: the key determines the weights
@@ -24,16 +25,41 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def key(default: Any = ..., *, about: str, resume: Resume = "fixed", **further: Any) -> Any:
+_NO_OTHER = object()
+
+
+def key(default: Any = ..., *, about: str, resume: Resume = "fixed", before: Any = _NO_OTHER, **further: Any) -> Any:
     """A field of a `Section`.
 
     Args:
         default: its value where a config leaves it out; without one it must be set.
         about: one sentence on it, for `--keys` and docs/config.md.
         resume: what a resume may do with it.
+        before: what a checkpoint without the key was trained with, where that is not `default`.
         further: arguments of pydantic's `Field`: bounds, examples.
     """
-    return Field(default, description=about, json_schema_extra={"resume": resume}, **further)
+    extra = {"resume": resume, **({} if before is _NO_OTHER else {"before": before})}
+    return Field(default, description=about, json_schema_extra=extra, **further)
+
+
+def mark(field: FieldInfo, name: Literal["resume", "before"]) -> Any:
+    """What `key` was told of the field: by default it is fixed on a resume, and was what it is now."""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return extra.get(name, "fixed" if name == "resume" else field.default)
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, perhaps among other things."""
+    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def all_fields(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Each field of a section and of those it holds, with its dotted key."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name, field
+        if (inner := section_of(field)) is not None:
+            yield from all_fields(inner, f"{prefix}{name}.")
 
 
 def _not_empty(values: Values) -> Values:

@@ -12,6 +12,7 @@ from torch import nn
 from pretrain.checkpoint.pieces import WEIGHT
 from pretrain.engine.fragments import allocate, check_names, held
 from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
+from pretrain.engine.section import DeepSpeedSection
 from pretrain.errors import InputError
 from pretrain.model.vit import Block
 
@@ -52,7 +53,7 @@ def batch_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layo
     return Layout(global_batch, micro, global_batch // (ranks * micro), ranks)
 
 
-def precision(section: dict[str, Any]) -> torch.dtype:
+def precision(section: DeepSpeedSection) -> torch.dtype:
     """The type a `deepspeed` section makes the network compute in.
 
     `bf16.enabled` may be "auto": true on an accelerator that has bf16, false on the CPU, where it is slower than fp32.
@@ -62,7 +63,7 @@ def precision(section: dict[str, Any]) -> torch.dtype:
     """
     accelerator = get_accelerator()
     device = accelerator.device_name()
-    bf16, fp16 = (section.get(name, {}).get("enabled", False) for name in ("bf16", "fp16"))
+    bf16, fp16 = section.bf16.enabled, section.fp16.enabled
     if bf16 == "auto":
         bf16 = device != "cpu" and accelerator.is_bf16_supported()
     if bf16 and not accelerator.is_bf16_supported():
@@ -76,25 +77,20 @@ def precision(section: dict[str, Any]) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
 
 
-def zero_stage(section: dict[str, Any]) -> int:
-    """The ZeRO stage of a `deepspeed` section."""
-    return int(section.get("zero_optimization", {}).get("stage", 0))
-
-
-def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) -> dict[str, Any]:
+def deepspeed_config(section: DeepSpeedSection, layout: Layout, clip_norm: float) -> dict[str, Any]:
     """The `deepspeed` section as it stands, plus what our other keys say and what must hold in every run."""
-    dtype = precision(section)
+    dtype, given = precision(section), section.model_dump()
     config = {
         "zero_allow_untested_optimizer": True,  # SGD
         "zero_force_ds_cpu_optimizer": False,  # offloaded, torch's fused optimizers update on the CPU as fast
         "steps_per_print": 2**31 - 1,  # the progress line is ours
-        **section,
+        **given,
         "train_batch_size": layout.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
         "gradient_clipping": clip_norm,  # always said: left out, DeepSpeed 0.19.8 clips at 1
     }
-    if stage := zero_stage(section):
+    if stage := section.stage:
         # DeepSpeed makes the whole bucket anew for every backward pass: of its default, 2 GB of fp32.
         ours: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
         if stage < 3:
@@ -104,16 +100,16 @@ def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) 
             # A block's parameters come and go together: within it there are no hooks, so it can be compiled or computed
             # again as a whole. DeepSpeed's own linear layer rounds twice in half precision; the network brings one.
             ours |= {"leaf_module": {"classes": [_BLOCK]}, "memory_efficient_linear": False}
-        config["zero_optimization"] = {**ours, **section["zero_optimization"]}
-    if "bf16" in section:
-        config["bf16"] = {**section["bf16"], "enabled": dtype is torch.bfloat16}
+        config["zero_optimization"] = {**ours, **given["zero_optimization"]}
+    if "bf16" in given:
+        config["bf16"] = {**given["bf16"], "enabled": dtype is torch.bfloat16}
     if dtype is torch.bfloat16:
         config["bf16"]["check_grad_overflow"] = True  # a gradient that is not finite must not reach the weights
     if dtype is not torch.float32:
         # DeepSpeed would add up micro-batches and ranks in half precision, and the result would hang on how a batch is
         # cut. Also without accumulation: the choice decides the optimizer's state, and a resumed run may cut its batch
         # another way.
-        config["data_types"] = {**section.get("data_types", {}), "grad_accum_dtype": "fp32"}
+        config["data_types"] = {**given.get("data_types", {}), "grad_accum_dtype": "fp32"}
         config.setdefault("communication_data_type", "fp32")
     return config
 
@@ -121,7 +117,7 @@ def deepspeed_config(section: dict[str, Any], layout: Layout, clip_norm: float) 
 def build_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    section: dict[str, Any],
+    section: DeepSpeedSection,
     layout: Layout,
     clip_norm: float,
 ) -> Any:

@@ -15,7 +15,7 @@ class AveragingSection(Section):
 
     decay: float = key(0.9999, about="Share of the average that an update leaves.", ge=0, lt=1)
     start_step: int = key(0, about="Updates before which the average is the weights themselves.", ge=0)
-    debias: bool = key(True, about="Whether the weights that averaging began from have no share in it.")
+    debias: bool = key(True, about="Whether the weights that averaging began from have no share in it.", before=False)
 
 
 class ScheduleSection(Section):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from pretrain.engine.guards import GuardSection
-from pretrain.engine.offered import check_offered
 from pretrain.engine.schedule import ScheduleSection
-from pretrain.engine.section import OptimizerSection
+from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.model.section import ModelSection
 from pretrain.model.spec import ViTSpec
 from pretrain.section import FolderName, Indices, Section, Seeds, Shots, key
@@ -99,17 +98,6 @@ class LoggingSection(Section):
     )
 
 
-# Keys of a DeepSpeed config that other keys of ours already say.
-_SAID_ELSEWHERE = {
-    "train_batch_size": "train.global_batch",
-    "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
-    "gradient_clipping": "optimizer.clip_norm",
-    "optimizer": "optimizer.*",
-    "scheduler": "schedule.*",
-}
-
-
 class TrainingConfig(Section, ABC):
     """What pre-training and fine-tuning say alike."""
 
@@ -123,18 +111,9 @@ class TrainingConfig(Section, ABC):
     schedule: ScheduleSection = key(ScheduleSection(), about="The learning rate's course.")
     checkpoint: CheckpointSection = key(CheckpointSection(), about="When to save, and how many to keep.")
     logging: LoggingSection = key(LoggingSection(), about="What is logged, and how often.")
-    deepspeed: dict[str, Any] = key(
-        {}, about="What DeepSpeed is told besides.", examples=[{"zero_optimization": {"stage": 1}}]
+    deepspeed: DeepSpeedSection = key(
+        DeepSpeedSection(), about="What DeepSpeed is told besides.", examples=[{"zero_optimization": {"stage": 1}}]
     )
-
-    @field_validator("deepspeed")
-    @classmethod
-    def _not_said_twice(cls, section: dict[str, Any]) -> dict[str, Any]:
-        for name, ours in _SAID_ELSEWHERE.items():
-            if name in section:
-                raise ValueError(f"{name} follows from {ours}: set that and leave deepspeed.{name} out")
-        check_offered(section)
-        return section
 
     @model_validator(mode="after")
     def _patience_ends_first(self) -> TrainingConfig:

@@ -7,9 +7,10 @@ the key, the value found and what would be right.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +20,10 @@ from pydantic.fields import FieldInfo
 
 from pretrain import files
 from pretrain.errors import InputError, nearest
-from pretrain.section import Section
+from pretrain.section import Section, all_fields
 
 CONFIG_FOLDER = Path("configs")
+SCHEMA_FILE = "schema.json"  # beside the configs, for editors
 # Python's words for JSON's, as people type them. A lower-case none is a value of some keys.
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 
@@ -41,6 +43,8 @@ Schema = TypeVar("Schema", bound=Section)
 
 def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str] = ()) -> Schema:
     """Read a config file, its bases and the command line's overrides into a checked `schema`.
+
+    Lines of the file that begin with // are comments; "$schema" is for editors.
 
     Args:
         schema: the closed section the whole file must fit.
@@ -84,7 +88,9 @@ def _find(path: Path) -> Path:
             return candidate
     if files.exists(path):
         raise InputError(f"config {path}: not a file; a JSON file would be right, as a run folder's config.json")
-    known = sorted(str(file.relative_to(CONFIG_FOLDER)) for file in CONFIG_FOLDER.rglob("*.json"))
+    known = sorted(
+        str(file.relative_to(CONFIG_FOLDER)) for file in CONFIG_FOLDER.rglob("*.json") if file.name != SCHEMA_FILE
+    )
     near = nearest(str(path), known)
     hint = f"did you mean {near}?" if near else f"known: {', '.join(known) or 'none'}"
     raise InputError(f"config {path}: no such file, here or under {CONFIG_FOLDER}/; {hint}")
@@ -95,7 +101,7 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise InputError(f"config {path}: extends itself by way of {' → '.join(file.name for file in chain)}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"(?m)^\s*//.*", "", path.read_text(encoding="utf-8"))
         tree = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_number)
     except json.JSONDecodeError as error:
         raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
@@ -108,6 +114,8 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     with suppress(ValidationError):  # any other keys of these names are as unknown as they look
         _Record.model_validate({key: tree[key] for key in _Record.model_fields if key in tree})
         tree = {key: value for key, value in tree.items() if key not in _Record.model_fields}
+    if isinstance(tree.get("$schema"), str):
+        del tree["$schema"]
     base = tree.pop("extends", None)
     if base is None:
         return tree
@@ -170,7 +178,7 @@ def _parse_override(schema: type[Section], text: str) -> tuple[list[str], Any]:
         raise InputError(
             f"override {dotted}: holds an integer of more than {most:,} digits; fewer would be right"
         ) from None
-    form = _form(schema, keys, {dotted}) or "JSON in single quotes, which the shell leaves as it is"
+    form = _form(schema, keys, [dotted]) or "JSON in single quotes, which the shell leaves as it is"
     raise InputError(f"override {dotted}: {raw} is no JSON; {form} would be right")
 
 
@@ -180,9 +188,8 @@ def _explain(schema: type[Section], path: Path, entry: Any, typed: Mapping[str, 
     typed: the keys that overrides set, and what stands behind their "=".
     """
     location = [str(part) for part in entry["loc"] if not _is_branch(str(part))]
-    dotted = ".".join(location)
-    where = f"config {path}: {dotted}" if dotted else f"config {path}"
-    kind, found = entry["type"], entry["input"]
+    dotted, kind, found = ".".join(location), entry["type"], entry["input"]
+    where = _where(path, dotted, kind, typed)
     if kind == "extra_forbidden":
         return f"{where}: unknown key; {_hint(schema, location)}"
     form = _form(schema, location, typed)
@@ -195,14 +202,32 @@ def _explain(schema: type[Section], path: Path, entry: Any, typed: Mapping[str, 
         shown = typed[dotted]
         if kind == "string_type":
             form = shlex.quote(f"{dotted}={json.dumps(shown, ensure_ascii=False)}")
-    right = "input should be true or false" if kind == "bool_type" else _lower_first(entry["msg"])
     field, _ = _field(schema, location)
+    right = "input should be true or false" if kind == "bool_type" else _as_json(_lower_first(entry["msg"]))
+    if kind == "not_offered" and field is not None:
+        right += f": {field.description}"
     if isinstance(found, str) and field is not None and type(None) in getattr(field.annotation, "__args__", ()):
         right += " or null"
     return f"{where}: found {shown}; {right}" + (f", as in {form}" if form else "")
 
 
-def _form(schema: type[Section], location: Sequence[str], typed: Collection[str]) -> str:
+def _where(path: Path, dotted: str, kind: str, typed: Mapping[str, str]) -> str:
+    """Whom to blame: the override that set the key, the whole it is part of or a part of it; else the file."""
+    over = [key for key in typed if _overlap(key, dotted)]
+    if not over:
+        return f"config {path}: {dotted}" if dotted else f"config {path}"
+    if kind != "value_error" or any(dotted == key or dotted.startswith(f"{key}.") for key in over):
+        return f"override {dotted}"
+    # Keys that contradict each other: some are the command line's, the others may be the file's.
+    said = " ".join(f"{key}={typed[key]}" for key in over)
+    return f"config {path} with {said}" + (f": {dotted}" if dotted else "")
+
+
+def _overlap(one: str, other: str) -> bool:
+    return not other or f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _form(schema: type[Section], location: Sequence[str], typed: Iterable[str]) -> str:
     """How the list or object that the key at `location` takes, or lies in, is written; empty where it takes neither.
 
     As a word for the shell where an override set it, as JSON otherwise.
@@ -225,30 +250,24 @@ def _form(schema: type[Section], location: Sequence[str], typed: Collection[str]
     )
 
 
-def _field(schema: type[BaseModel], location: Sequence[str]) -> tuple[FieldInfo | None, list[str]]:
+def _field(schema: type[Section], location: Sequence[str]) -> tuple[FieldInfo | None, list[str]]:
     """The field at `location`, or the deepest above it that holds no section, and its keys."""
-    field: FieldInfo | None = None
+    fields, field = dict(all_fields(schema)), None
     keys: list[str] = []
-    for key in location:
-        if key not in schema.model_fields:
-            break
-        field, keys = schema.model_fields[key], [*keys, key]
-        sections = _sections(field)
-        if not sections:
-            break
-        schema = sections[0]
+    while len(keys) < len(location) and (deeper := fields.get(".".join([*keys, location[len(keys)]]))):
+        keys, field = [*keys, location[len(keys)]], deeper
     return field, keys
 
 
 def _is_branch(part: str) -> bool:
     """Whether pydantic put the name of a union's member into the location, where no key of ours stands."""
-    return part in ("str", "constrained-str", "constrained-int") or part.startswith(("tuple[", "literal["))
+    return part in ("bool", "str", "constrained-str", "constrained-int") or part.startswith(("tuple[", "literal["))
 
 
 def _hint(schema: type[Section], location: list[str]) -> str:
     """Where a key that is unknown at `location` may belong: only a name that is really near is one."""
     *parents, wrong = location
-    known = _keys(schema)
+    known = [key for key, field in all_fields(schema)]
     siblings = [key.split(".")[-1] for key in known if key.split(".")[:-1] == parents]
     near = nearest(wrong, siblings)
     if near:
@@ -259,19 +278,10 @@ def _hint(schema: type[Section], location: list[str]) -> str:
     return f"known here: {', '.join(siblings)}"
 
 
-def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    found = []
-    for name, field in schema.model_fields.items():
-        found.append(prefix + name)
-        for kind in _sections(field):
-            found += _keys(kind, f"{prefix}{name}.")
-    return found
-
-
-def _sections(field: FieldInfo) -> list[type[BaseModel]]:
-    """The sections that a field may hold: one or none."""
-    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+def _as_json(text: str) -> str:
+    """A sentence of pydantic's, with the values it names written as in JSON."""
+    text = re.sub(r"'([^']*)'", r'"\1"', text)
+    return re.sub(r"\b(True|False|None)\b", lambda word: json.dumps(_WORDS[word[0].lower()]), text)
 
 
 def _lower_first(text: str) -> str:

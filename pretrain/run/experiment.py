@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint
 from pretrain.console import say
-from pretrain.engine.engine import build_engine, zero_stage
+from pretrain.engine.engine import build_engine
 from pretrain.engine.fragments import values_held
 from pretrain.engine.guards import DivergedError, Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
@@ -327,7 +327,7 @@ def _headline(setup: Setup, start: int, origin: str) -> str:
             f"data: {index.samples:,} samples in {len(index.shards):,} shards; "
             f"steps {start:,} to {steps:,}, {steps * layout.global_batch / index.samples:.4g} epochs",
             f"batch {layout.global_batch} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "
-            f"{layout.micro_batch}; {str(setup.dtype).removeprefix('torch.')}, ZeRO {zero_stage(config.deepspeed)}, "
+            f"{layout.micro_batch}; {str(setup.dtype).removeprefix('torch.')}, ZeRO {config.deepspeed.stage}, "
             f"{setup.world.device.type}",
             *([f"note: content of the shards: {unhashed}"] if (unhashed := index.unhashed()) else []),
             *(f"note: {note}" for note in setup.notes),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretrain.engine.engine import zero_stage
 from pretrain.errors import InputError
 from pretrain.index.classes import unnamed_text
 from pretrain.index.index import Index
@@ -144,10 +143,10 @@ def idle_keys(config: RunConfig, steps: int, samples: int) -> list[str]:
     found += _idle(optimizer, "optimizer", keys, f'with optimizer.name "{optimizer.name}"')
     if config.train.guard.then == "stop":
         found += _idle(config.train.guard, "train.guard", ["margin", "rollbacks"], 'with train.guard.then "stop"')
-    stage = zero_stage(config.deepspeed)
-    late = [key for key in config.deepspeed.get("zero_optimization", {}) if key.startswith("stage3_") and stage < 3]
-    if late:
-        found.append(f"deepspeed.zero_optimization: {', '.join(late)} of no effect at stage {stage}")
+    zero = config.deepspeed.zero_optimization
+    late = [name for name in type(zero).model_fields if name.startswith("stage3_") and name in zero.model_fields_set]
+    if late and zero.stage < 3:
+        found.append(f"deepspeed.zero_optimization: {', '.join(late)} of no effect at stage {zero.stage}")
     return found
 
 

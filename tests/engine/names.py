@@ -10,7 +10,7 @@ from pathlib import Path
 from pretrain.engine import engine, fragments, processgroup
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
-from pretrain.engine.section import OptimizerSection
+from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -31,7 +31,8 @@ def built(section, *, filled=True):
     if filled:
         initialize(model, 0)
     optimizer = build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=0.1, decay="all"))
-    return engine.build_engine(model, optimizer, section, engine.batch_layout(2 * world.size, 2, world.size), 1.0)
+    layout = engine.batch_layout(2 * world.size, 2, world.size)
+    return engine.build_engine(model, optimizer, DeepSpeedSection(**section), layout, 1.0)
 
 
 def refusal(attempt):

@@ -11,7 +11,7 @@ from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
-from pretrain.engine.section import OptimizerSection
+from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.engine.step import accumulate, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -28,7 +28,7 @@ for name, section in variants.items():
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))  # zero, it hides the rest
     optimizer = build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=0.1, decay="all"))
     layout = batch_layout(4 * world.size, 2, world.size)
-    engine = build_engine(model, optimizer, section, layout, clip_norm=1.0)
+    engine = build_engine(model, optimizer, DeepSpeedSection(**section), layout, clip_norm=1.0)
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(world.rank))
     with torch.no_grad():
         outputs = [engine(images).float()]

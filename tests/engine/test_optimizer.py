@@ -5,7 +5,7 @@ import torch
 
 from pretrain.engine.engine import batch_layout, deepspeed_config, precision
 from pretrain.engine.optimizer import build_optimizer, parameter_groups
-from pretrain.engine.section import OptimizerSection
+from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
@@ -62,7 +62,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch,
 
 
 def test_deepspeed_is_always_told_how_to_clip():
-    config = deepspeed_config({"zero_optimization": {"stage": 2}}, batch_layout(16, 4, 2), clip_norm=0.0)
+    config = deepspeed_config(DeepSpeedSection(zero_optimization={"stage": 2}), batch_layout(16, 4, 2), clip_norm=0.0)
     assert config["gradient_clipping"] == 0.0, "left out, DeepSpeed clips at 1"
     assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (16, 2)
     assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 50_000_000, "reduce_scatter": False}
@@ -70,17 +70,19 @@ def test_deepspeed_is_always_told_how_to_clip():
 
 def test_what_the_config_says_of_buckets_holds():
     section = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "reduce_scatter": True}}
-    config = deepspeed_config(section, batch_layout(16, 4, 2), clip_norm=0.0)
+    config = deepspeed_config(DeepSpeedSection(**section), batch_layout(16, 4, 2), clip_norm=0.0)
     assert config["zero_optimization"] == section["zero_optimization"]
 
 
 def test_bf16_auto_is_fp32_on_the_cpu():
-    assert precision({"bf16": {"enabled": "auto"}}) is torch.float32
-    assert precision({"bf16": {"enabled": True}}) is torch.bfloat16
-    assert deepspeed_config({"bf16": {"enabled": "auto"}}, batch_layout(2, 1, 2), 1.0)["bf16"] == {"enabled": False}
+    zero = {"stage": 1}
+    auto = DeepSpeedSection(bf16={"enabled": "auto"}, zero_optimization=zero)
+    assert precision(auto) is torch.float32
+    assert precision(DeepSpeedSection(bf16={"enabled": True}, zero_optimization=zero)) is torch.bfloat16
+    assert deepspeed_config(auto, batch_layout(2, 1, 2), 1.0)["bf16"] == {"enabled": False}
 
 
 def test_bf16_micro_batches_are_added_up_in_fp32():
-    section = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+    section = DeepSpeedSection(bf16={"enabled": True}, zero_optimization={"stage": 2})
     assert deepspeed_config(section, batch_layout(16, 4, 2), 1.0)["data_types"] == {"grad_accum_dtype": "fp32"}
     assert deepspeed_config(section, batch_layout(16, 8, 2), 1.0)["data_types"] == {"grad_accum_dtype": "fp32"}

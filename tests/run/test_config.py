@@ -184,32 +184,32 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
         ({"model": {"arch": "vit_b_16", "image_size": 8}}, ("model.image_size",)),
         ({"train": {"global_batch": 8, "steps": 4, "loss": "mse"}}, ("train.loss", '"mse"', "softmax")),
         ({"deepspeed": {"optimizer": {}}}, ("deepspeed", "optimizer follows from optimizer.*")),
-        ({"deepspeed": {"zero_optimization": {"stage": 4}}}, ("zero_optimization.stage", "4")),
-        ({"deepspeed": {"zero_optimisation": {"stage": 3}}}, ("zero_optimisation is not offered", "mean zero_opt")),
-        ({"deepspeed": {"sequence_parallel_size": 2}}, ("sequence_parallel_size is not offered", "what is: zero_opt")),
-        (zero(1, reduce_buckets=5), ("zero_optimization.reduce_buckets is not", "reduce_bucket_size?")),
-        (zero(3, zero_quantized_weights=True), ("zero_quantized_weights is not offered: what is communicated",)),
-        ({"deepspeed": {"zero_optimization": 1}}, ("zero_optimization must be an object", "1")),
-        ({"deepspeed": {"bf16": {"enabled": "False"}}}, ("bf16.enabled", "'False'")),
+        ({"deepspeed": {"zero_optimization": {"stage": 4}}}, ("zero_optimization.stage: found 4", "equal to 3")),
+        ({"deepspeed": {"zero_optimisation": {"stage": 3}}}, ("zero_optimisation: unknown", "mean deepspeed.zero_opt")),
+        ({"deepspeed": {"sequence_parallel_size": 2}}, ("sequence_parallel_size: unknown key", "known here: zero_opt")),
+        (zero(1, reduce_buckets=5), ("zero_optimization.reduce_buckets: unknown", "reduce_bucket_size?")),
+        (zero(3, zero_quantized_weights=True), ("quantized_weights: found true; not offered: what is comm",)),
+        ({"deepspeed": {"zero_optimization": 1}}, ("zero_optimization: found 1; input should be an object, as in {",)),
+        ({"deepspeed": {"bf16": {"enabled": "False"}}}, ('bf16.enabled: found "False"', "true or false", '"auto"')),
         ({"deepspeed": {"bf16": {"enabled": True}}}, ("bf16", "zero_optimization.stage to 1, 2 or 3")),
         ({"deepspeed": {"fp16": {"enabled": True}}}, ("fp16 keeps its fp32 weights in ZeRO's partitions",)),
-        ({"deepspeed": {"fp16": {"enabled": "auto"}}}, ("fp16.enabled must be true or false", "'auto'")),
+        ({"deepspeed": {"fp16": {"enabled": "auto"}}}, ('fp16.enabled: found "auto"', "true or false")),
         (zero(2, bf16={"enabled": True}, fp16={"enabled": True}), ("bf16 and fp16 are both enabled",)),
         (zero(1, bf16={"enabled": True, "check_grad_overflow": False}), ("bf16.check_grad_overflow must be true",)),
         (zero(1, bf16={"enabled": True, "bf16_optimizer_states": True}), ("bf16_optimizer_states", "kept in fp32")),
-        (zero(1, data_types={"grad_accum_dtype": "bf16"}), ("data_types.grad_accum_dtype", '"fp32"', "'bf16'")),
+        (zero(1, data_types={"grad_accum_dtype": "bf16"}), ("data_types.grad_accum_dtype", 'found "bf16"', '"fp32"')),
         (zero(0, offload_optimizer=CPU), ("offload_optimizer", "stage to 1, 2 or 3", "found 0")),
         (zero(2, offload_param=CPU), ("offload_param", "zero_optimization.stage to 3, found 2")),
         (zero(3, offload_param=CPU), ("offload_param goes with the optimizer", "offload_optimizer")),
-        (zero(3, offload_optimizer={"device": "nvme"}), ("offload_optimizer.device: nvme is not offered", '"cpu"')),
-        (zero(3, offload_optimizer={"device": "disk"}), ("offload_optimizer.device", "'disk'")),
-        (zero(3, offload_optimizer="cpu"), ("offload_optimizer must be an object", "'cpu'")),
-        (zero(3, offload_optimizer={**CPU, "ratio": 0.5}), ("offload_optimizer.ratio is not offered",)),
-        (zero(2, cpu_offload=True), ("zero_optimization.cpu_offload is not offered", "offload_optimizer")),
-        (zero(2, zenflow={"topk_ratio": 0.1}), ("zero_optimization.zenflow is not offered",)),
+        (zero(3, offload_optimizer={"device": "nvme"}), ('device: found "nvme"; input should be "cpu" or "none"',)),
+        (zero(3, offload_optimizer={"device": "disk"}), ('offload_optimizer.device: found "disk"',)),
+        (zero(3, offload_optimizer="cpu"), ('offload_optimizer: found "cpu"; input should be an object or null',)),
+        (zero(3, offload_optimizer={**CPU, "ratio": 0.5}), ("ratio: unknown key; known here: device, pin_memory",)),
+        (zero(2, cpu_offload=True), ("zero_optimization.cpu_offload: found true; not offered: set offload_optimizer",)),
+        (zero(2, zenflow={"topk_ratio": 0.1}), ("zero_optimization.zenflow: found", "not offered")),
         (
             {"train": {"global_batch": 8, "steps": 4, "activation_checkpointing": "ful"}},
-            ("train.activation_checkpointing", '"ful"', "'none', 'full' or 'selective'", "integer"),
+            ("train.activation_checkpointing", '"ful"', '"none", "full" or "selective"', "integer"),
         ),
         (
             {"train": {"global_batch": 8, "steps": 4, "activation_checkpointing": 0}},
@@ -254,6 +254,34 @@ def test_what_is_wrong_is_named(change, words, tmp_path):
         read_config(RunConfig, path)
     for word in (str(path), *words):
         assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (["train.steps=0"], "override train.steps: found 0;"),
+        (["trian.steps=5"], "override trian: unknown key;"),
+        (["optimizer.lr.x=1"], 'override optimizer.lr: found {"x": 1};'),
+        (['fewshot={"every":1,"support":"a"}'], "override fewshot.query: missing;"),
+        (["seed=1", "data.patience_minutes=12"], "config {path} with seed=1 data.patience_minutes=12: data.patience"),
+        (["train.steps=null"], "config {path} with train.steps=null: train: set exactly one"),
+        (["seed=1"], "config {path}: train.loss: found"),
+    ],
+)
+def test_an_override_at_fault_is_told_apart_from_the_file(overrides, start, tmp_path):
+    loss = {"loss": "mse"} if overrides == ["seed=1"] else {}
+    path = write(tmp_path, {**SMALL, "train": {**SMALL["train"], **loss}})
+    with pytest.raises(InputError) as refusal:
+        read_config(RunConfig, path, overrides)
+    assert str(refusal.value).startswith(start.replace("{path}", str(path)))
+
+
+def test_a_config_may_hold_comments_and_name_its_schema(tmp_path):
+    lines = json.dumps({"$schema": "schema.json", **SMALL, "data": {"train": "http://host//x"}}, indent=1).split("\n")
+    text = "\n  // one // and another\n".join(lines)
+    assert read_config(RunConfig, write(tmp_path, text)).data.train == "http://host//x"
+    with pytest.raises(InputError, match=r"no JSON at line 3, column 1"):
+        read_config(RunConfig, write(tmp_path, "// a\n{\n/ b\n}"))
 
 
 @pytest.mark.parametrize(
