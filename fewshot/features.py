@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretrain.images.transforms import SquashImages, to_float
 from pretrain.index.index import Index
 from pretrain.progress import Progress
-from pretrain.ranks.collectives import World, all_gather_list, any_rank, gather_rows, refuse_unlike
+from pretrain.ranks.collectives import World, all_gather_list, any_rank, gather_rows, require_same
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.fault import Cause, Fault, first_cause
 from pretrain.stream.loader import Batch, LoaderOptions, evaluation_batches
@@ -53,7 +53,7 @@ def extract(
     Without that list they raise InputError, as a chunk that cannot be read always does (StorageError: for now, after
     `timeouts` where it is remote); the same on every rank.
     """
-    refuse_unlike(index.hash, f"{doing}: the index")
+    require_same(index.hash, f"{doing}: the index")
     found: dict[str, NDArray[Any]] = {IMAGES: np.empty(len(ids), np.int64)}
     done = 0
     batches = evaluation_batches(

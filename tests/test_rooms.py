@@ -36,11 +36,9 @@ LONG_SIGNATURES: set[str] = {
     "pretrain.stream.loader.evaluation_batches",
 }
 UNDESCRIBED_FOLDERS: set[str] = {
-    "pretrain.checkpoint",
     "pretrain.datasets",
     "pretrain.images",
     "pretrain.index",
-    "pretrain.ranks",
     "pretrain.record",
     "pretrain.storage",
 }

@@ -24,7 +24,7 @@ from pretrain.checkpoint.pieces import Share
 from pretrain.checkpoint.step import FORMAT, LAYOUT, STATE, Checkpoint, seal
 from pretrain.errors import FileSystemError, InputError, StorageError
 from pretrain.files import ABSENT, patiently
-from pretrain.ranks.collectives import on_main, portion, together
+from pretrain.ranks.collectives import on_main, rank_slice, together
 
 LATEST = "latest"
 _PREFIX, _PARTIAL, _DAMAGED = "step_", "partial_", "damaged_"
@@ -124,7 +124,7 @@ def read_verified(path: Path) -> Checkpoint:
         StorageError: it cannot be read for now.
     """
     found = on_main(lambda: Checkpoint.read(path))
-    together(lambda: found.verify_with_progress(portion(sorted(found.state["files"]))))
+    together(lambda: found.verify_with_progress(rank_slice(sorted(found.state["files"]))))
     return found
 
 

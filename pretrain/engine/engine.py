@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pretrain.checkpoint.pieces import WEIGHT
-from pretrain.engine.fragments import allocate, check_names, held
+from pretrain.engine.fragments import allocate_states, check_names, held
 from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
 from pretrain.engine.section import DeepSpeedSection
 from pretrain.errors import InputError
@@ -21,7 +21,7 @@ _BLOCK = f"{Block.__module__}.{Block.__qualname__}"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is cut: ranks × accumulation × micro-batch."""
+    """How a global batch is divided: ranks × accumulation × micro-batch."""
 
     global_batch: int
     micro_batch: int
@@ -30,12 +30,12 @@ class Layout:
 
     @property
     def per_rank(self) -> int:
-        """Images of a step that one rank trains on."""
+        """Images of a step on one rank."""
         return self.micro_batch * self.accumulation
 
 
 def batch_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layout:
-    """Cut `global_batch` into equal micro-batches; without `micro_batch` a rank takes its share at once.
+    """Divide `global_batch` into equal micro-batches; without `micro_batch` each rank takes one.
 
     Raises:
         InputError: the batch does not divide; the message names the nearest batches that do.
@@ -54,12 +54,12 @@ def batch_layout(global_batch: int, micro_batch: int | None, ranks: int) -> Layo
 
 
 def precision(section: DeepSpeedSection) -> torch.dtype:
-    """The type a `deepspeed` section makes the network compute in.
+    """The type that the network computes in under a `deepspeed` section.
 
     `bf16.enabled` may be "auto": true on an accelerator that has bf16, false on the CPU, where it is slower than fp32.
 
     Raises:
-        InputError: the device of this run does not have it.
+        InputError: the device of this run does not support it.
     """
     accelerator = get_accelerator()
     device = accelerator.device_name()
@@ -78,7 +78,7 @@ def precision(section: DeepSpeedSection) -> torch.dtype:
 
 
 def deepspeed_config(section: DeepSpeedSection, layout: Layout, clip_norm: float) -> dict[str, Any]:
-    """The `deepspeed` section as it stands, plus what our other keys say and what must hold in every run."""
+    """The `deepspeed` section, plus what the other config keys set and what must hold in every run."""
     dtype, given = precision(section), section.model_dump()
     config = {
         "zero_allow_untested_optimizer": True,  # SGD
@@ -88,17 +88,17 @@ def deepspeed_config(section: DeepSpeedSection, layout: Layout, clip_norm: float
         "train_batch_size": layout.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
-        "gradient_clipping": clip_norm,  # always said: left out, DeepSpeed 0.19.8 clips at 1
+        "gradient_clipping": clip_norm,  # always set: left out, DeepSpeed 0.19.8 clips at 1
     }
     if stage := section.stage:
-        # DeepSpeed makes the whole bucket anew for every backward pass: of its default, 2 GB of fp32.
+        # DeepSpeed allocates the whole bucket anew for every backward pass; its default is 2 GB of fp32.
         ours: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
         if stage < 3:
             # Both reduce a whole bucket on all ranks; "scatter" copies it once more (7 % of a backward pass on CPUs).
             ours["reduce_scatter"] = False
         else:
-            # A block's parameters come and go together: within it there are no hooks, so it can be compiled or computed
-            # again as a whole. DeepSpeed's own linear layer rounds twice in half precision; the network brings one.
+            # A block's parameters are gathered together: there are no hooks within it, so it can be compiled or
+            # recomputed as a whole. DeepSpeed's own linear layer rounds twice in half precision; the network has one.
             ours |= {"leaf_module": {"classes": [_BLOCK]}, "memory_efficient_linear": False}
         config["zero_optimization"] = {**ours, **given["zero_optimization"]}
     if "bf16" in given:
@@ -106,9 +106,9 @@ def deepspeed_config(section: DeepSpeedSection, layout: Layout, clip_norm: float
     if dtype is torch.bfloat16:
         config["bf16"]["check_grad_overflow"] = True  # a gradient that is not finite must not reach the weights
     if dtype is not torch.float32:
-        # DeepSpeed would add up micro-batches and ranks in half precision, and the result would hang on how a batch is
-        # cut. Also without accumulation: the choice decides the optimizer's state, and a resumed run may cut its batch
-        # another way.
+        # DeepSpeed would sum micro-batches and ranks in half precision, and the result would depend on how a batch is
+        # divided. Also without accumulation: the choice determines the optimizer's state, and a resumed run may divide
+        # its batch differently.
         config["data_types"] = {**given.get("data_types", {}), "grad_accum_dtype": "fp32"}
         config.setdefault("communication_data_type", "fp32")
     return config
@@ -121,22 +121,22 @@ def build_engine(
     layout: Layout,
     clip_norm: float,
 ) -> Any:
-    """A DeepSpeedEngine that trains `model`, whose parameters are filled and the same on every rank. Collective.
+    """A DeepSpeedEngine that trains `model`, whose parameters are set, the same on every rank. Collective.
 
     Raises:
-        InputError: DeepSpeed refuses the section, or does not hold the weights where it says.
+        InputError: DeepSpeed refuses the section, or does not keep the weights where it records them.
     """
     config = deepspeed_config(section, layout, clip_norm)
     given = {}
-    if precision(section) is not torch.float32:  # DeepSpeed would make its fp32 weights from rounded ones
+    if precision(section) is not torch.float32:  # DeepSpeed would take its fp32 weights from rounded ones
         given = {name: parameter.detach().clone().view(-1) for name, parameter in model.named_parameters()}
     try:
         with quiet():
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     except (ValidationError, DeepSpeedConfigError) as error:
         raise InputError(f"deepspeed: DeepSpeed refuses this section of the config: {error}") from None
-    check_names(engine)  # before the next lines, which go by the names
+    check_names(engine)  # before the next lines, which rely on the names
     for part in held(engine) if given else ():
         part.view(engine.basic_optimizer, WEIGHT).copy_(given[part.name][part.begin : part.begin + part.numel])
-    allocate(engine)
+    allocate_states(engine)
     return engine

@@ -1,8 +1,8 @@
-"""What of the training state a rank holds: pieces of the parameters, by name and place, wherever DeepSpeed keeps them.
+"""Which part of the training state a rank holds, and where DeepSpeed keeps it.
 
-Every ZeRO stage cuts the fp32 weights and the optimizer's states its own way. Seen as fragments they are all alike: a
-run of values of a named, flattened parameter, in a flat tensor of the optimizer. Checkpoints, the averaged weights and
-fingerprints know fragments only, so that none of them depends on stage, ranks or precision.
+Every ZeRO stage cuts the fp32 weights and the optimizer's states its own way. A fragment describes them all alike:
+consecutive values of a named, flattened parameter, in a flat tensor of the optimizer. Checkpoints, the averaged weights
+and fingerprints use fragments only, so none of them depends on stage, ranks or precision.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EXCHANGED = 1 << 20  # values swapped with the average at a time
 
 @dataclass(frozen=True)
 class Fragment:
-    """The values [begin, begin + numel) of a flattened parameter: in `flat`, the optimizer's tensor, from `offset`."""
+    """The values [begin, begin + numel) of a flattened parameter, in the optimizer's tensor `flat` from `offset`."""
 
     name: str
     begin: int
@@ -34,18 +34,18 @@ class Fragment:
     offset: int
 
     def view(self, optimizer: Any, kind: str) -> Tensor:
-        """These values of the fp32 weights, or of a state of the optimizer [numel]: the memory itself."""
+        """These values [numel] of the fp32 weights or of a state of the optimizer: the memory itself, no copy."""
         whole = self.flat.detach() if kind == WEIGHT else optimizer.state[self.flat][kind]
         return whole.view(-1).narrow(0, self.offset, self.numel)
 
 
 def kinds(engine: Any) -> tuple[str, ...]:
-    """The weights and the optimizer's states, by name."""
+    """The kinds of values: the weights and the optimizer's states, by name."""
     return (WEIGHT, *engine.basic_optimizer.kinds)
 
 
 def held(engine: Any) -> list[Fragment]:
-    """All that this rank holds, in the order of the network's parameters. Without ZeRO every rank holds everything."""
+    """All fragments of this rank, in the order of the network's parameters. Without ZeRO that is everything."""
     zero = engine.optimizer
     found = []
     for name, parameter in engine.module.named_parameters():
@@ -67,12 +67,12 @@ def held(engine: Any) -> list[Fragment]:
 
 
 def values_held(engine: Any) -> int:
-    """How many values of all kinds this rank holds."""
+    """The number of values of all kinds that this rank holds."""
     return len(kinds(engine)) * sum(fragment.numel for fragment in held(engine))
 
 
 def share(engine: Any) -> list[Fragment]:
-    """What this rank writes: each value on exactly one rank."""
+    """The fragments that this rank saves: each value is saved by exactly one rank."""
     fragments = held(engine)
     if engine.zero_optimization_stage() > 0 or engine.world_size == 1:
         return fragments
@@ -87,8 +87,8 @@ def share(engine: Any) -> list[Fragment]:
     return mine
 
 
-def allocate(engine: Any) -> None:
-    """Make the optimizer's states, as they are before the first update."""
+def allocate_states(engine: Any) -> None:
+    """Allocate the optimizer's states, with their values before the first update."""
     for flat in _flats(engine):
         engine.basic_optimizer.allocate(flat)
 
@@ -98,8 +98,8 @@ def refresh(engine: Any) -> None:
     """Make the network compute with the fp32 weights as they are now. Collective."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 3:
-        # Parameters that are whole stay as they are, as DeepSpeed gathers what is taken apart only: small ones between
-        # steps, any after a forward pass without a backward one. So take all apart, and have the small ones again.
+        # DeepSpeed gathers only what is partitioned. Parameters that are gathered already would keep their old values:
+        # small ones between steps, any after a forward pass without a backward one. So partition all of them again.
         zero.checkpoint_event_prologue()
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
@@ -109,10 +109,10 @@ def refresh(engine: Any) -> None:
 
 
 def check_names(engine: Any) -> None:
-    """Refuse an engine that computes with other values than are `held` under its parameters' names. Collective.
+    """Refuse an engine whose fragments hold other values than the network computes with. Collective.
 
-    DeepSpeed says where it keeps a parameter. Were that wrong, values would be saved under other parameters' names, and
-    no fingerprint would tell, as it goes by the same names. Under ZeRO 3 one parameter at a time is gathered.
+    Fragments rely on DeepSpeed's own records of where it keeps a parameter. If these were wrong, values would be saved
+    under other parameters' names, and no fingerprint would show it. Under ZeRO 3 one parameter at a time is gathered.
 
     Raises:
         InputError: naming the parameters.
@@ -120,7 +120,7 @@ def check_names(engine: Any) -> None:
     pieces = {fragment.name: fragment for fragment in held(engine)}
     wrong = []
     for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):  # does nothing where they are not taken apart
+        with deepspeed.zero.GatheredParameters([parameter]):  # does nothing where they are not partitioned
             if name in pieces and not _computes_with(engine, pieces[name], parameter):
                 wrong.append(name)
 
@@ -146,12 +146,12 @@ def averaged(engine: Any) -> Iterator[None]:
         _exchange(engine)
 
 
-def places(engine: Any) -> dict[str, int]:
-    """Where each parameter begins in the row of all parameters."""
-    begins, place = {}, 0
+def parameter_begins(engine: Any) -> dict[str, int]:
+    """Where each parameter begins when all are laid out one after the other."""
+    begins, end = {}, 0
     for name, parameter in engine.module.named_parameters():
-        begins[name] = place
-        place += getattr(parameter, "ds_numel", parameter.numel())
+        begins[name] = end
+        end += getattr(parameter, "ds_numel", parameter.numel())
     return begins
 
 
@@ -169,10 +169,10 @@ def _flats(engine: Any) -> list[Tensor]:
 
 
 def _computes_with(engine: Any, fragment: Fragment, parameter: Tensor) -> bool:
-    """Whether `parameter`, which is whole, has the fragment's values in its own precision."""
+    """Whether `parameter`, gathered, has the fragment's values in its own precision."""
     here = parameter.detach().view(-1).narrow(0, fragment.begin, fragment.numel)
     kept = fragment.view(engine.basic_optimizer, WEIGHT).to(here.device, here.dtype)
-    # NaN: not filled yet, a checkpoint will be read.
+    # NaN: not filled yet, a checkpoint will be.
     return torch.equal(kept, here) or torch.allclose(kept, here, rtol=0, atol=0, equal_nan=True)
 
 

@@ -1,22 +1,29 @@
-"""The process group: how `deepspeed`, `torchrun`, `srun` and plain `python` all become the same `World`."""
+"""Joining the process group, under any launcher: `deepspeed`, `torchrun`, `srun`, `mpirun`, or none."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
+import shutil
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from pretrain.engine.ops import compile_ops
-from pretrain.engine.quiet import deepspeed, get_accelerator, quiet
+from pretrain.console import say
+from pretrain.engine.quiet import deepspeed, get_accelerator, get_default_build_root, quiet
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World
-from pretrain.ranks.launcher import place
+from pretrain.ranks.launcher import rank_variables
 from pretrain.ranks.rendezvous import announced
+
+# The op that DeepSpeed's communication layer builds as it starts on a CPU host; no op is needed elsewhere.
+_BUILDER, _OP = "ShareMemCommBuilder", "deepspeed_shm_comm"
 
 
 def start(timeout_minutes: float = 30.0) -> World:
@@ -25,14 +32,18 @@ def start(timeout_minutes: float = 30.0) -> World:
     Raises:
         InputError: ranks have not come within `timeout_minutes`, or the address where they meet is taken.
     """
-    mine = place(os.environ)
+    mine = rank_variables(os.environ)
     os.environ.update(mine)
     local_rank = int(mine["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(_device_number(local_rank, accelerator.device_count()))
-    _allow_open_files()
-    compile_ops()
+    else:
+        _compile_ops()
+    # Rank 0 holds two connections to every rank.
+    with contextlib.suppress(ValueError, OSError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         with announced({**os.environ, **mine}), quiet(), _without_shared_memory():
             deepspeed.init_distributed(
@@ -48,11 +59,10 @@ def start(timeout_minutes: float = 30.0) -> World:
             "MASTER_PORT where this one is taken"
         ) from error
     device = torch.device(accelerator.current_device_name())
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # Each rank would take every core: the ranks of a host share them.
-        torch.set_num_threads(
-            max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1))
-        )
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:  # each rank would take every core of its host
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+        torch.set_num_threads(max(1, cores // local_size))
     return World(rank=int(mine["RANK"]), size=int(mine["WORLD_SIZE"]), local_rank=local_rank, device=device)
 
 
@@ -78,27 +88,48 @@ def _device_number(local_rank: int, visible: int) -> int:
 
 @contextlib.contextmanager
 def _without_shared_memory() -> Iterator[None]:
-    """Have DeepSpeed take the ranks of a CPU host for ranks of several.
+    """Make DeepSpeed believe that the ranks of a CPU host are on several hosts.
 
-    It would give each 69 MB of /dev/shm, for an all-reduce that is for inference alone, and leave them there behind it:
-    memory that a host loses with every run, until it is started anew.
+    It would give each 69 MB of /dev/shm, for an all-reduce that only inference uses, and never release them: memory
+    that the host loses with every run until it is restarted.
     """
-    told = os.environ.get("LOCAL_SIZE")
+    before = os.environ.get("LOCAL_SIZE")
     os.environ["LOCAL_SIZE"] = "0"
     try:
         yield
     finally:
         del os.environ["LOCAL_SIZE"]
-        if told is not None:
-            os.environ["LOCAL_SIZE"] = told
+        if before is not None:
+            os.environ["LOCAL_SIZE"] = before
 
 
-def _allow_open_files() -> None:
-    """Lift this process's limit as far as it may: rank 0 holds two connections to every rank."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _compile_ops() -> None:
+    """Compile the C++ op that DeepSpeed needs on a CPU host, if that has not been done; the ranks of a host take turns.
 
+    torch guards a build by a plain file, which a killed process leaves behind and every later run then waits for. This
+    lock is released with its holder, so a file that the holder finds is stale and is removed.
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    Raises:
+        InputError: no C++ compiler or no ninja, and the op must be compiled.
+    """
+    # One ninja, this interpreter's own: another version rebuilds what the first has built.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "vit_foundry.lock", "w") as turn:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        if not any(root.glob(f"**/{_OP}/{_OP}.so")):
+            compiler = os.environ.get("CXX", "c++")
+            if shutil.which(compiler) is None:
+                raise InputError(
+                    f"DeepSpeed compiles C++ ops, and there is no {compiler!r}: install g++ (Debian: apt-get install "
+                    "g++)"
+                )
+            if shutil.which("ninja") is None:
+                raise InputError("DeepSpeed compiles C++ ops, and there is no ninja on PATH: pip install ninja")
+            say("DeepSpeed compiles its CPU ops once for this machine; about a minute …", to=sys.stderr)
+        for stale in root.glob(f"**/{_OP}/lock"):
+            stale.unlink()
+        with quiet():
+            get_accelerator().create_op_builder(_BUILDER).load()

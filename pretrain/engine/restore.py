@@ -1,4 +1,4 @@
-"""A checkpoint's values, put into an engine on any ranks and ZeRO stage, and read back out of it."""
+"""Loading a checkpoint into an engine with any ranks and ZeRO stage, and reading the values back out to check them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ import torch
 
 from pretrain.checkpoint.pieces import AVERAGE, WEIGHT, Pieces, fingerprint
 from pretrain.checkpoint.step import Checkpoint
-from pretrain.engine.fragments import check_names, held, kinds, places, refresh
+from pretrain.engine.fragments import check_names, held, kinds, parameter_begins, refresh
 from pretrain.engine.step import set_loss_scale
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import all_gather_list, together
 
 
 @torch.no_grad()
-def restore(engine: Any, saved: Checkpoint, loaded: Callable[[int], None] = lambda values: None) -> None:
-    """Put a checkpoint's weights, optimizer states and counts into `engine`. Collective.
+def restore(engine: Any, checkpoint: Checkpoint, loaded: Callable[[int], None] = lambda values: None) -> None:
+    """Load a checkpoint's weights, optimizer states and counts into `engine`. Collective.
 
-    `loaded` is told how many more values this rank has, of its `values_held`. Every value is then read back out of the
-    engine: what it holds must have the fingerprints that were saved, and the network must compute with it.
+    Every value is then read back out of the engine: what it holds must have the fingerprints that were saved, and the
+    network must compute with it.
+
+    Args:
+        engine: to load into.
+        checkpoint: to load.
+        loaded: is told how many more values this rank has loaded, of its `values_held`.
 
     Raises:
         InputError: the checkpoint does not hold what this optimizer needs, or the engine does not hold what was loaded.
     """
-    optimizer, state = engine.basic_optimizer, saved.state
+    optimizer, state = engine.basic_optimizer, checkpoint.state
     missing = [kind for kind in kinds(engine) if kind not in (*state["fingerprints"], AVERAGE)]
     if missing:
-        raise InputError(f"checkpoint {saved.path}: holds no {', '.join(missing)}; it is of another optimizer")
+        raise InputError(f"checkpoint {checkpoint.path}: holds no {', '.join(missing)}; it is of another optimizer")
 
     def fill() -> None:
-        pieces = Pieces(saved)
+        pieces = Pieces(checkpoint)
         for fragment in held(engine):
             for kind in kinds(engine):
                 # An average that begins now begins as the weights.
@@ -48,21 +53,21 @@ def restore(engine: Any, saved: Checkpoint, loaded: Callable[[int], None] = lamb
     together(fill)
     optimizer.set_updates(state["updates"])
     set_loss_scale(engine, state["loss_scale"])
-    engine.global_steps = saved.step
+    engine.global_steps = checkpoint.step
     refresh(engine)
-    check_names(engine)  # a network to be resumed was built unset: then there was little to compare
+    check_names(engine)  # again: when the engine was built, the weights were not set yet
     for kind, written in state["fingerprints"].items():
         if kind in kinds(engine) and (found := fingerprint_of(engine, kind)) != written:
             raise InputError(
-                f"checkpoint {saved.path}: after loading, the fingerprint of {kind} is {found}, {written} was saved; "
-                "the engine does not hold what the checkpoint does"
+                f"checkpoint {checkpoint.path}: after loading, the fingerprint of {kind} is {found}, {written} was "
+                "saved; the engine does not hold what the checkpoint does"
             )
 
 
 def fingerprint_of(engine: Any, kind: str) -> str:
-    """The fingerprint of all values of `kind`, as the ranks hold them; of unlike copies, an unlike one. Collective."""
-    optimizer, place = engine.basic_optimizer, places(engine)
-    mine = sum(fingerprint(part.view(optimizer, kind), place[part.name] + part.begin) for part in held(engine))
+    """The fingerprint of all values of `kind` that the ranks hold; where copies differ, a differing one. Collective."""
+    optimizer, begins = engine.basic_optimizer, parameter_begins(engine)
+    mine = sum(fingerprint(part.view(optimizer, kind), begins[part.name] + part.begin) for part in held(engine))
     prints = [value % 2**64 for value in all_gather_list([mine])]
     if engine.zero_optimization_stage() == 0:  # every rank has all values
         odd = [value for value in prints if value != prints[0]]

@@ -1,33 +1,36 @@
-"""A rank's share of the training state at one step, on the host, while training goes on."""
+"""A rank's share of the training state, copied to the host's memory so that training continues while it is written."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from pretrain.checkpoint.pieces import Piece
-from pretrain.engine import hostmemory
-from pretrain.engine.fragments import kinds, places, share
+from pretrain.engine.fragments import kinds, parameter_begins, share
 from pretrain.engine.quiet import get_accelerator
 
 _SPARE = 1.1  # times the buffers' size must be free: what is measured is not all that will be taken
+_CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Snapshot:
-    """One buffer on the host, made with the first copy and used again by every other, page-locked on a GPU host."""
+    """One buffer on the host, allocated with the first copy and reused by all others, page-locked on a GPU host."""
 
     def __init__(self, engine: Any) -> None:
         self._engine, self._fragments = engine, share(engine)
         self.pieces: list[Piece] = [(part.name, part.begin, part.numel) for part in self._fragments]
-        self.places = places(engine)
+        self.begins = parameter_begins(engine)
         self._buffers: dict[str, list[Tensor]] = {}
 
     @property
     def bytes(self) -> int:
-        """Of a copy."""
+        """The size of a copy."""
         return 4 * len(kinds(self._engine)) * sum(part.numel for part in self._fragments)
 
     @property
@@ -40,7 +43,7 @@ class Snapshot:
 
     def lacks(self, ranks: int) -> str | None:
         """Why this host has no room for the buffers of its `ranks` ranks beside what training takes; None: it has."""
-        room = hostmemory.available() - ranks * hostmemory.still_to_come()
+        room = available_memory() - ranks * released_memory()
         if self._buffers or _SPARE * ranks * self.memory <= room:
             return None
         return (
@@ -49,13 +52,13 @@ class Snapshot:
         )
 
     def values(self) -> dict[str, Sequence[Tensor]]:
-        """By kind, the fp32 values of each of `pieces`: the engine's own, which the next step will change."""
+        """By kind, the fp32 values [n] of each of `pieces`: the engine's own memory, which the next step changes."""
         optimizer = self._engine.basic_optimizer
         return {kind: [part.view(optimizer, kind) for part in self._fragments] for kind in kinds(self._engine)}
 
     @torch.no_grad()
     def take(self) -> dict[str, Sequence[Tensor]]:
-        """A copy of `values` as they are now, until the next one is taken."""
+        """A copy of `values` as they are now, valid until the next one is taken."""
         views = self.values()
         sizes = [part.numel for part in self._fragments]
         for kind in views if not self._buffers else ():
@@ -70,5 +73,32 @@ class Snapshot:
         return dict(self._buffers)
 
 
+def available_memory() -> int:
+    """Bytes that can be had without swapping: the host's, or what the job's control groups leave, if that is less."""
+    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
+
+
+def released_memory() -> int:
+    """Bytes that this process has released since its peak: it may take as much again."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(0, peak - int(psutil.Process().memory_info().rss))
+
+
 def _page_locks() -> bool:
     return get_accelerator().device_name() != "cpu"
+
+
+def _left_in_groups() -> list[int]:
+    """What each control group (version 2) above this process leaves; nothing where there is no limit."""
+    left = []
+    try:
+        own = _OWN.read_text().rpartition("0::/")[2].strip()
+        here = _CGROUPS / own.lstrip("/")
+        for group in [here, *here.parents]:
+            if (limit := group / "memory.max").is_file() and (most := limit.read_text().strip()) != "max":
+                cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                used = int((group / "memory.current").read_text()) - int(cache.get("inactive_file", 0))
+                left.append(int(most) - used)
+    except (OSError, ValueError):
+        pass
+    return left

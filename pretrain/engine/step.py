@@ -1,4 +1,4 @@
-"""A training step as the trainer takes it: gradients added up, the ranks agreed, an update made or held back."""
+"""The parts of a training step: gradients are accumulated, the ranks agree, an update is made or held back."""
 
 from __future__ import annotations
 
@@ -16,68 +16,68 @@ _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
-class Word:
-    """What the ranks know together between the last backward pass of a step and its update. The same on every rank."""
+class Agreement:
+    """What all ranks know between the last backward pass of a step and its update. The same on every rank."""
 
     loss: float  # mean over the global batch
-    flags: tuple[bool, ...]  # each: whether it holds on at least one rank
+    flags: tuple[bool, ...]  # each: whether at least one rank raises it
 
 
 def seed_step(seed: int, step: int, world: World) -> None:
-    """Make what torch draws in a step (dropout masks) a function of (seed, step, rank): no random state to save."""
+    """Make torch's draws in a step (dropout masks) a function of (seed, step, rank): no random state to save."""
     # Distinct for every step and rank of a run, and 64 bits wide as torch wants it.
     torch.manual_seed((seed * 1_000_003 + step) * 100_003 + world.rank & (2**63 - 1))
 
 
 def accumulate(engine: Any, loss: Tensor) -> None:
-    """Add the gradients of a micro-batch; `update` must follow the last of a step."""
+    """Add up the gradients of a micro-batch; `update` must follow the last of a step."""
     engine.backward(loss)
     if not engine.is_gradient_accumulation_boundary():
         engine.step()  # counts the micro-batch, no more
 
 
-def agree(world: World, loss: Tensor, *flags: bool) -> Word:
+def agree(world: World, loss: Tensor, *flags: bool) -> Agreement:
     """The mean of the ranks' losses, with the same bits on all, and which flags any rank raises. One collective."""
     row = torch.tensor([0.0, *flags], dtype=torch.float64)
     if world.size == 1:
-        return Word(float(loss.detach()), flags)
+        return Agreement(float(loss.detach()), flags)
     row = row.to(world.device)
     row[0] = loss.detach()
     rows = torch.empty(world.size * len(row), dtype=row.dtype, device=row.device)
     dist.all_gather_into_tensor(rows, row)
     table = rows.view(world.size, -1).tolist()
-    return Word(
-        sum(said[0] for said in table) / world.size,
-        tuple(any(said[column] for said in table) for column in range(1, len(row))),
+    return Agreement(
+        sum(row[0] for row in table) / world.size,
+        tuple(any(row[column] for row in table) for column in range(1, len(row))),
     )
 
 
 def update(
     engine: Any, *, lr: float, decay: float | None = None, refused: str | None = None
 ) -> tuple[float, str | None]:
-    """Clip the gradients added up and update the weights with them, unless they are not finite or it is refused.
+    """Clip the accumulated gradients and update the weights, unless the gradients are not finite or it is refused.
 
     Args:
         lr: the learning rate.
-        decay: of the averaged weights, where there are any.
-        refused: why weights and optimizer must stay as they are; None: they need not.
+        decay: of the averaged weights; None where there are none.
+        refused: why weights and optimizer must stay as they are; None: the update is wanted.
 
     Returns:
-        the global gradient norm before clipping, and why no update was made, if none was; the same on every rank.
-        Dynamic loss scaling skips updates as its way of finding the scale: that is no reason, until the scale is as
-        low as it goes.
+        the global gradient norm before clipping, and why no update was made (None: it was); the same on every rank.
+        Dynamic loss scaling skips updates while it searches its scale: that is no reason, until the scale is at its
+        minimum.
     """
     optimizer = engine.basic_optimizer
     norm = None
     if engine.zero_optimization_stage() == 0:
-        # DeepSpeed does not tell the norm in this mode; after backward the gradients are whole and averaged.
+        # DeepSpeed does not give the norm in this mode; after backward the gradients are averaged over the ranks.
         norm = nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]).item()
         if refused is None and not math.isfinite(norm):
             refused = _not_finite(norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.hold, optimizer.decay = refused is not None, decay
-    searching = _finds_scale(engine)
+    searching = _searches_scale(engine)
     engine.step()
     optimizer.hold = False
     if not engine.was_step_applied():
@@ -91,10 +91,10 @@ def update(
 
 
 def _drop_gradients(engine: Any) -> None:
-    """Forget the gradients of an update that DeepSpeed skipped.
+    """Drop the gradients of an update that DeepSpeed skipped.
 
-    It does so itself, but for half precision under ZeRO 1 and 2 with the optimizer on the CPU (0.19.8): what is not
-    finite would stay in the sum and no update would be made again.
+    DeepSpeed 0.19.8 does so itself, except in half precision under ZeRO 1 and 2 with the optimizer on the CPU: values
+    that are not finite would stay in the sum, and no update would ever be made again.
     """
     if engine.zero_optimization_stage() in (1, 2):
         partitions = getattr(engine.optimizer, "averaged_gradients", {})
@@ -102,24 +102,24 @@ def _drop_gradients(engine: Any) -> None:
 
 
 def loss_scale(engine: Any) -> dict[str, float]:
-    """Where dynamic loss scaling stands; empty where there is none."""
+    """The state of dynamic loss scaling; empty where there is none."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if not getattr(scaler, "dynamic", False):
         return {}
     return {name: getattr(scaler, name) for name in _SCALE}
 
 
-def _finds_scale(engine: Any) -> bool:
-    """Whether an overflow now is dynamic loss scaling at work, which can still take the scale down."""
+def _searches_scale(engine: Any) -> bool:
+    """Whether an overflow now belongs to dynamic loss scaling, which can still lower its scale."""
     if not loss_scale(engine):
         return False
     scaler = engine.optimizer.loss_scaler
-    scaler.raise_error_at_min_scale = False  # what then is for the guard to say, not for an exception
+    scaler.raise_error_at_min_scale = False  # the guard decides what follows, not an exception
     return bool(scaler.cur_scale > scaler.min_scale)
 
 
 def set_loss_scale(engine: Any, state: dict[str, float]) -> None:
-    """Go on from what `loss_scale` told, where this run scales its loss."""
+    """Restore what `loss_scale` returned, where this run scales its loss."""
     for name, value in state.items() if loss_scale(engine) else ():
         setattr(engine.optimizer.loss_scaler, name, value)
 

@@ -1,4 +1,4 @@
-"""The ranks of a run, and their collectives. Every call is collective unless it says otherwise; one rank needs none."""
+"""The ranks of a run and their collectives. Functions are collective unless they say otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """One rank's place among the ranks."""
+    """Which rank this is, of how many, on which device."""
 
     rank: int
     size: int
@@ -26,7 +26,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """Whether this is rank 0, which prints and writes for all."""
         return self.rank == 0
 
 
@@ -79,8 +79,8 @@ def gather_object(value: Result) -> list[Result] | None:
     return values
 
 
-def refuse_unlike(value: str, what: str) -> None:
-    """Raise InputError on every rank where the ranks' `value`s, of `what`, are not all the same."""
+def require_same(value: str, what: str) -> None:
+    """Raise InputError on every rank if `value`, of `what`, is not the same on all ranks."""
     values = all_gather_list([value])
     for rank, found in enumerate(values):
         if found != values[0]:
@@ -99,10 +99,10 @@ def broadcast_object(value: Any) -> Any:
 
 
 def together(check: Callable[[], Result]) -> Result:
-    """What `check` returns on this rank, unless it refuses on any: then every rank raises the first refusal.
+    """What `check` returns on this rank; if it raises InputError on any rank, every rank raises it, none waits.
 
-    So does what the file system refuses (`files.refusal`).
-    For checks of what ranks on different nodes may see differently. Rank 0 reports for all, and none is left waiting.
+    An OSError that `files.refusal` knows counts as InputError. For checks of what ranks on different nodes may see
+    differently; rank 0 reports for all.
     """
     result, refusal = None, None
     try:
@@ -116,24 +116,24 @@ def together(check: Callable[[], Result]) -> Result:
             str(found),
         )
     refusals = [(*found, rank) for rank, found in enumerate(all_gather_list([refusal])) if found is not None]
-    if refusals:  # rather one that stays than one that passes
+    if refusals:  # a lasting one before one that passes
         kind, text, rank = min(refusals, key=lambda found: found[0] is StorageError)
         raise kind(text if rank == 0 else f"{text} (seen by rank {rank})")
     return cast(Result, result)
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, which speaks for all. Not collective."""
+    """Whether this is rank 0, which prints for all. Not collective."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def on_main(read: Callable[[], Result]) -> Result:
-    """What `read` returns on rank 0, on every rank; what it refuses there, every rank refuses."""
+    """What `read` returns on rank 0, on every rank; what it raises there, every rank raises."""
     return cast(Result, broadcast_object(together(lambda: read() if is_main() else None)))
 
 
-def portion(values: Sequence[Result]) -> Sequence[Result]:
-    """This rank's part of `values`, which all ranks hold alike: every size-th from its rank on. Not collective."""
+def rank_slice(values: Sequence[Result]) -> Sequence[Result]:
+    """This rank's part of `values`, the same on all ranks: values[rank::size]. Not collective."""
     return values[dist.get_rank() :: _size()] if _size() > 1 else values
 
 

@@ -1,4 +1,4 @@
-"""A rank's place among the ranks, as whichever launcher started it tells in the environment."""
+"""What the environment says of a rank, whichever launcher set it: its number, how many there are, where they meet."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pretrain.errors import InputError
 
 @dataclass(frozen=True)
 class Mpi:
-    """The variables in which an MPI launcher tells a rank its place; `give` is its option that sets one more."""
+    """The variables that an MPI launcher sets; `set_master` is its option that sets MASTER_ADDR."""
 
     rank: str
     size: str
     local_rank: str
     local_size: str
-    give: str
+    set_master: str
 
     def master(self, env: Mapping[str, str]) -> str:
-        """Where rank 0 is. MPI tells that to programs that speak MPI; on a single node it needs no telling."""
+        """The host of rank 0. MPI tells it only to programs that speak MPI; on a single node it is this host."""
         if env[self.size] == env[self.local_size]:
             return "127.0.0.1"
         raise InputError(
             f"mpirun: {env[self.size]} ranks, {env[self.local_size]} of them on the first node, and MASTER_ADDR is not "
-            f"set; name the host of rank 0, the first of the hostfile: mpirun {self.give} …"
+            f"set; name the host of rank 0, the first of the hostfile: mpirun {self.set_master} …"
         )
 
 
@@ -43,11 +43,11 @@ OPEN_MPI = Mpi(
 HYDRA = Mpi("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "-genv MASTER_ADDR HOST")
 
 
-def place(env: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and LOCAL_SIZE where the launcher tells it.
+def rank_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and LOCAL_SIZE where the launcher sets it.
 
     Raises:
-        InputError: the launcher tells the ranks, but not where the first of them is.
+        InputError: the launcher does not say on which host rank 0 is.
     """
     if "RANK" in env and "WORLD_SIZE" in env:  # deepspeed, torchrun
         return {
@@ -57,7 +57,7 @@ def place(env: Mapping[str, str]) -> dict[str, str]:
             "MASTER_ADDR": env.get("MASTER_ADDR", "127.0.0.1"),
             "MASTER_PORT": env.get("MASTER_PORT", "29500"),
         }
-    # Before Slurm: in an allocation mpirun starts its daemons through srun, and the ranks inherit the daemons' place.
+    # Before Slurm: in an allocation mpirun starts its daemons through srun, and the ranks inherit their variables.
     for mpi in (OPEN_MPI, HYDRA):
         if mpi.rank in env and mpi.local_rank in env:
             return {
@@ -68,14 +68,14 @@ def place(env: Mapping[str, str]) -> dict[str, str]:
                 "MASTER_ADDR": env.get("MASTER_ADDR") or mpi.master(env),
                 "MASTER_PORT": env.get("MASTER_PORT") or "29500",
             }
-    # SLURM_NTASKS also stands in an interactive allocation, where plain python is one rank; the step's count does not.
+    # Not SLURM_NTASKS: it is also set in an interactive allocation, where plain python is one rank.
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return {
             "RANK": env["SLURM_PROCID"],
             "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
             "LOCAL_RANK": env["SLURM_LOCALID"],
             "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
-            # All tasks must agree on it and two jobs on one node must not: the job's number does both.
+            # The same for all tasks, another for another job on the node.
             "MASTER_PORT": env.get("MASTER_PORT") or str(20_000 + int(env["SLURM_JOB_ID"]) % 10_000),
         }
     return {
@@ -88,16 +88,16 @@ def place(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def rank(env: Mapping[str, str]) -> int:
-    """This rank's number, also where the rest of its place is not told; 0 without a launcher."""
-    return _first_told(env, "RANK", OPEN_MPI.rank, HYDRA.rank, "SLURM_PROCID")
+    """This rank's number, also where nothing else is set; 0 without a launcher."""
+    return _first_set(env, "RANK", OPEN_MPI.rank, HYDRA.rank, "SLURM_PROCID")
 
 
 def local_rank(env: Mapping[str, str]) -> int:
-    """This rank's number on its host, also where the rest of its place is not told; 0 without a launcher."""
-    return _first_told(env, "LOCAL_RANK", OPEN_MPI.local_rank, HYDRA.local_rank, "SLURM_LOCALID")
+    """This rank's number on its host, also where nothing else is set; 0 without a launcher."""
+    return _first_set(env, "LOCAL_RANK", OPEN_MPI.local_rank, HYDRA.local_rank, "SLURM_LOCALID")
 
 
-def _first_told(env: Mapping[str, str], *names: str) -> int:
+def _first_set(env: Mapping[str, str], *names: str) -> int:
     return next((int(env[name]) for name in names if name in env), 0)
 
 
@@ -116,10 +116,9 @@ def _first_host(node_list: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of this host that nobody uses.
+    """A free TCP port of this host, below those that the kernel gives to connections (from 32,768 on).
 
-    It lies below those that the kernel gives to connections (from 32,768 on): one of those may be taken again before
-    its finder listens.
+    One of those may be taken again before the caller listens.
     """
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):

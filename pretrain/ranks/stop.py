@@ -1,4 +1,4 @@
-"""Stopping on request: what asks for it."""
+"""Requests to stop: signals, a file STOP in the run folder, a time limit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:  # `listen` comes before torch is there
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-_early: list[str] = []  # signals that came before there was a `Stop`
+_early: list[str] = []  # signals that came before a `Stop` was made
 
 
 def listen() -> None:
-    """Take note of SIGUSR1 from now on: it means "save, your time is up" and would kill a rank that is starting.
+    """Remember SIGUSR1 from now on: it means "save, your time is up", and would kill a rank that is starting.
 
     The other signals may end such a rank: it has nothing to save.
     """
@@ -29,10 +29,10 @@ def listen() -> None:
 
 
 class Stop:
-    """Signals to any rank, a file STOP in the run folder, and a time limit.
+    """Hears requests to stop. A second Ctrl-C ends the rank at once.
 
-    A signal only sets a flag; the ranks compare what they were asked between steps, so that all save the same step
-    even when one of them has not seen the signal yet. A second Ctrl-C ends the rank at once.
+    A signal only sets a flag; the ranks exchange the flags between steps, so that all save the same step even if one
+    has not received the signal yet.
     """
 
     def __init__(self, folder: Path, world: World, time_limit_minutes: float | None = None) -> None:
@@ -58,11 +58,11 @@ class Stop:
 
     @property
     def reason(self) -> str:
-        """Why, as far as this rank knows."""
+        """Why the run stops, as far as this rank knows."""
         return self._reason or "another rank was asked to stop"
 
     def done(self) -> None:
-        """The stop has been carried out: take STOP away, so that the same command goes on."""
+        """Call when the stop has been carried out: removes STOP, so that the same command resumes."""
         if self._world.main:
             try:
                 self._file.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ class Saver:
             try:
                 self._flush()
                 self._result = pieces.write_share(
-                    target, self._world.rank, self._snapshot.pieces, values, self._snapshot.places
+                    target, self._world.rank, self._snapshot.pieces, values, self._snapshot.begins
                 )
             except Exception as error:  # told by rank 0, for all
                 self._result = error

@@ -217,4 +217,4 @@ def check_index(index: Index, key: str, world: World, timeouts: Timeouts | None 
             index.check_content()
 
     collectives.together(check)
-    collectives.refuse_unlike(index.hash, f"{key}: the index")
+    collectives.require_same(index.hash, f"{key}: the index")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.engine import hostmemory, snapshot
+from pretrain.engine import snapshot
 from pretrain.engine.snapshot import Snapshot
 
 GIB = 2**30
@@ -43,8 +43,8 @@ def test_a_copy_stays_as_it_was_and_its_memory_is_used_again(engine):
     (8.0, 0.0, 4, True), (4.0, 0.0, 4, False), (8.0, 1.0, 4, False), (8.0, 1.0, 1, True), (1.05, 0.0, 1, False),
 ])  # fmt: skip
 def test_there_is_room_only_beside_what_all_ranks_will_take_again(engine, monkeypatch, free, to_come, ranks, room):
-    monkeypatch.setattr(hostmemory, "available", lambda: int(free * GIB))
-    monkeypatch.setattr(hostmemory, "still_to_come", lambda: int(to_come * GIB))
+    monkeypatch.setattr(snapshot, "available_memory", lambda: int(free * GIB))
+    monkeypatch.setattr(snapshot, "released_memory", lambda: int(to_come * GIB))
     monkeypatch.setattr(Snapshot, "bytes", GIB)
     said = Snapshot(engine).lacks(ranks)
     assert (said is None) == room
@@ -66,12 +66,12 @@ def test_page_locked_memory_is_counted_as_torch_takes_it(engine, monkeypatch):
             pass
 
     monkeypatch.setattr(snapshot, "get_accelerator", Accelerator)
-    monkeypatch.setattr(hostmemory, "still_to_come", lambda: 0)
+    monkeypatch.setattr(snapshot, "released_memory", lambda: 0)
     taken = Snapshot(engine)
     assert taken.bytes == 2 * 8320
     assert taken.memory == 2 * 16384, "each buffer up to a power of two"
     for free, room in ((2 * 16384 * 1.2, True), (2 * 8320 * 1.2, False)):
-        monkeypatch.setattr(hostmemory, "available", lambda free=free: int(free))
+        monkeypatch.setattr(snapshot, "available_memory", lambda free=free: int(free))
         assert (taken.lacks(1) is None) == room
     taken.take()
     assert locked == [8320, 8320]
@@ -82,10 +82,10 @@ def test_page_locked_memory_is_counted_as_torch_takes_it(engine, monkeypatch):
 
 def test_what_was_given_back_counts_as_still_to_come():
     block = torch.ones(64 << 18)  # 64 MiB
-    held = hostmemory.still_to_come()
+    held = snapshot.released_memory()
     del block
-    assert hostmemory.still_to_come() >= held + (60 << 20)
-    assert hostmemory.available() > 0
+    assert snapshot.released_memory() >= held + (60 << 20)
+    assert snapshot.available_memory() > 0
 
 
 def test_a_control_group_s_limit_counts(tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_a_control_group_s_limit_counts(tmp_path, monkeypatch):
         (group / "memory.stat").write_text(f"anon {GIB}\ninactive_file {GIB}\n")
     cgroup = tmp_path / "cgroup"
     cgroup.write_text("0::/job/step\n")
-    monkeypatch.setattr(hostmemory, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(hostmemory, "_OWN", cgroup)
-    assert hostmemory._left_in_groups() == [2 * GIB]
-    assert hostmemory.available() <= 2 * GIB
+    monkeypatch.setattr(snapshot, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(snapshot, "_OWN", cgroup)
+    assert snapshot._left_in_groups() == [2 * GIB]
+    assert snapshot.available_memory() <= 2 * GIB

@@ -25,7 +25,7 @@ except InputError as error:
 assert collectives.together(lambda: world.rank) == world.rank
 assert collectives.any_rank(world.device, world.rank == 1, False) == [True, False]
 assert collectives.all_gather_list([world.rank] * 2) == [0, 0, 1, 1]
-collectives.refuse_unlike("abc", "the index")
+collectives.require_same("abc", "the index")
 with pytest.raises(InputError, match=r"^data\.train: the index on rank 1 is other"):
-    collectives.refuse_unlike("other" * world.rank, "data.train: the index")
+    collectives.require_same("other" * world.rank, "data.train: the index")
 processgroup.stop()

@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.engine.processgroup import _device_number
 from pretrain.errors import InputError
-from pretrain.ranks.launcher import local_rank, place, rank
+from pretrain.ranks.launcher import local_rank, rank, rank_variables
 
 SLURM = {
     "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "123456",
@@ -40,7 +40,7 @@ def test_a_refusal_that_one_rank_sees_is_every_ranks(ranks, tmp_path):
     ],
 )
 def test_every_launchers_environment_gives_the_same_place(env, number, size, local):
-    found = place(env)
+    found = rank_variables(env)
     assert (int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"])) == (number, size, local)
     assert found["MASTER_ADDR"]
     assert 0 < int(found["MASTER_PORT"]) < 65536
@@ -57,15 +57,15 @@ def test_the_first_rank_of_a_host_without_a_device_speaks_for_those_after_it():
 
 
 def test_srun_tasks_meet_at_the_first_node():
-    found = place({**SLURM, "SLURM_JOB_ID": "77"})
+    found = rank_variables({**SLURM, "SLURM_JOB_ID": "77"})
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("node7", "20077")
 
 
 @pytest.mark.parametrize(("env", "option"), [(OPEN_MPI, "-x MASTER_ADDR=HOST"), (HYDRA, "-genv MASTER_ADDR HOST")])
 def test_mpi_ranks_on_several_nodes_must_be_told_where_the_first_is(env, option):
-    assert (place(env)["MASTER_ADDR"], place(env)["LOCAL_SIZE"]) == ("node0", "4")
+    assert (rank_variables(env)["MASTER_ADDR"], rank_variables(env)["LOCAL_SIZE"]) == ("node0", "4")
     untold = {name: value for name, value in env.items() if name != "MASTER_ADDR"}
     with pytest.raises(InputError, match=f"8 ranks, 4 of them on the first node.*mpirun {option}"):
-        place(untold)
+        rank_variables(untold)
     one_node = {name: "8" if value == "4" else value for name, value in untold.items()}
-    assert place(one_node)["MASTER_ADDR"] == "127.0.0.1"
+    assert rank_variables(one_node)["MASTER_ADDR"] == "127.0.0.1"

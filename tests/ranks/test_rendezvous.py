@@ -1,12 +1,10 @@
-"""While ranks wait for one another, or for a long time for anything else, each host says for what and where."""
+"""While ranks wait for one another, each host says for which and where."""
 
-import fcntl
 import os
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pretrain.engine import ops
 from pretrain.ranks import rendezvous
 from pretrain.ranks.launcher import free_port
 from pretrain.ranks.rendezvous import announced, ranks_text
@@ -110,21 +107,6 @@ def test_a_run_of_which_one_rank_of_four_is_started_says_what_it_waits_for_and_a
     assert "for 3 of 4 ranks to meet at" in ended.stderr
     assert re.search(rf"error: 127\.0\.0\.1:{port}, where 4 ranks meet: .*1/4 clients joined", ended.stderr)
     assert "Traceback" not in ended.stderr
-
-
-def test_a_rank_says_that_another_has_the_turn_to_compile(said, tmp_path, monkeypatch):
-    monkeypatch.setattr(ops, "_WORTH_A_WORD", 0)
-    with open(tmp_path / "lock", "w") as theirs, open(tmp_path / "lock", "w") as mine:
-        fcntl.flock(theirs, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=ops._take, args=(mine,))
-        waiting.start()
-        assert f"waiting for another process to compile DeepSpeed's CPU ops ({tmp_path}/lock is locked)" in said(
-            "waiting"
-        )
-        fcntl.flock(theirs, fcntl.LOCK_UN)
-        waiting.join(30)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_many_ranks_are_named_in_few_words():
