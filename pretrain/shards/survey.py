@@ -49,6 +49,12 @@ def locate(index: Index, sample_id: int) -> dict[str, Any]:
     }
 
 
+def summary(index: Index) -> str:
+    """The counts of an index in a line."""
+    labels = f"lists of up to {index.longest} labels" if index.multilabel else "one label each"
+    return f"{index.samples:,} samples, {index.num_classes:,} classes, {labels}; shards: {len(index.shards):,}"
+
+
 @dataclass(frozen=True)
 class Look:
     """One image that was read and decoded; where that failed, `fault` says why and there is no size."""

@@ -39,6 +39,16 @@ class Verified:
     bytes: int
     without_digest: int
 
+    def text(self) -> str:
+        """The counts for reading."""
+        counts = f"in order: {self.samples:,} samples, {self.bytes:,} bytes; shards: {self.shards:,}"
+        if not self.without_digest:
+            return counts
+        return (
+            f"{counts}\nnote: no sha256 or etag is recorded of {self.without_digest:,} shards: other images of the "
+            "same sizes would have passed (index without --headers-only records sha256)"
+        )
+
 
 def verify(index: Index, *, workers: int | None = None) -> Verified:
     """Read every shard of `index` whole: size, digest, members, keys, labels and every image.

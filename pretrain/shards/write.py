@@ -250,6 +250,14 @@ def _unreadable_text(data: Dataset, lines: list[str], listing: Path) -> str:
     return "\n".join([counted, *shown, *more, f"{listing} lists them all; {mend}"])
 
 
+def unreadable_note(folder: Path) -> str:
+    """What a build left out of the shards in `folder`; empty where it left out nothing."""
+    listing = folder / UNREADABLE_NAME
+    if not files.exists(listing):
+        return ""
+    return f"without {len(listing.read_bytes().splitlines()):,} files that cannot be read: {listing}"
+
+
 def shuffled_rows(rows: int, seed: int) -> array[int]:
     """0 … rows−1 in the order in which they are written: by a keyed hash, ties by row."""
     return array("q", np.argsort(hash_words(SHARDS, seed, np.arange(rows, dtype=np.uint64)), kind="stable").tobytes())

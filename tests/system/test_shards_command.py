@@ -1,28 +1,40 @@
 """`python launch/shards.py …` as a user calls it."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def shards(*arguments, status=0, folder=ROOT):
-    """Run the command; returns stdout, or stderr where it is to fail."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "shards.py"), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr if status else done.stdout
+class Ended(BaseException):
+    """The command ends its process."""
+
+
+def shards(*arguments, status=0):
+    """Run the command in this process; returns stdout, or stderr where it is to fail."""
+    words = [str(ROOT / "launch" / "shards.py"), *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.object(sys, "path", ["launch", *sys.path]),
+        mock.patch.object(os, "_exit", side_effect=Ended) as ended,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+        contextlib.suppress(Ended, SystemExit),
+    ):
+        runpy.run_path(words[0], run_name="__main__")
+    assert "Traceback" not in errors.getvalue()
+    if ended.called:
+        assert ended.call_args.args == (status,), errors.getvalue()
+    return errors.getvalue() if status else out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +126,21 @@ def test_what_cannot_be_is_status_2(digits, arguments):
 
 
 def test_the_command_runs_from_any_folder_and_light(digits, tmp_path):
-    """What only reads an index does not wait for torch."""
-    out = shards("locate", os.path.relpath(digits, tmp_path), 0, folder=tmp_path)
+    """What only reads an index does not wait for torch, and --help for nothing."""
+
+    def run(*arguments):
+        command = [sys.executable, "-X", "importtime", ROOT / "launch" / "shards.py", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+    place = os.path.relpath(digits, tmp_path)
+    out, imported = run("locate", place, "0")
     assert json.loads(out)["shard"] == str(digits / "shard-000000.tar")
-    probe = (
-        "import runpy, sys; sys.argv = ['shards.py', 'order', sys.argv[1], '--global-batch', '2', '--seed', "
-        "'0', "
-        "'--steps', '0:1']; import os; os._exit = lambda status: print(status, 'torch' in sys.modules); "
-        "runpy.run_path('launch/shards.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", probe, digits], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 False"
+    assert imported & {"torch", "numpy"} == {"numpy"}
+    _, imported = run("order", place, "--global-batch", "2", "--seed", "0", "--steps", "0:1")
+    assert imported & {"torch", "numpy"} == {"numpy"}
+    _, imported = run("--help")
+    assert not imported & {"torch", "numpy"}
 
 
 def test_stats_draws_a_page_of_one_or_several_indices(digits, tmp_path):
