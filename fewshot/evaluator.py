@@ -17,7 +17,7 @@ from fewshot.subject import representation
 from fewshot.task import open_task
 from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.index.classes import unnamed_text
+from pretrain.index.compare import unnamed_text
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World, broadcast_object, together
 from pretrain.run.config import RunConfig

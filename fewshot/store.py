@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from fewshot.features import IMAGES, again
 from pretrain import files
 from pretrain.errors import InputError
-from pretrain.index.content import etag_of
 from pretrain.index.index import Index, Shard
+from pretrain.index.indexfile import etag_of
 from pretrain.storage.filekind import LOOKED_AT, file_kind
 from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import is_remote, stat

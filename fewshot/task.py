@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from fewshot.draw import Draw, draw_support
 from pretrain.errors import InputError
-from pretrain.index.classes import check_classes, check_names, unnamed_text
+from pretrain.index.compare import check_classes, check_names, shared_text, unnamed_text
 from pretrain.index.index import Index
-from pretrain.index.overlap import shared_text
 from pretrain.storage.retry import Timeouts
 
 Paths = str | Sequence[str]

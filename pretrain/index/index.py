@@ -15,10 +15,8 @@ import numpy as np
 
 from pretrain import files
 from pretrain.errors import InputError, StorageError
-from pretrain.index.classes import check_classes
-from pretrain.index.content import count_kinds, etag_of, unhashed_text
-from pretrain.index.indexfile import IndexFile, index_path
-from pretrain.index.overlap import refuse_shared
+from pretrain.index.compare import check_classes, refuse_shared
+from pretrain.index.indexfile import IndexFile, count_kinds, etag_of, index_path, unhashed_text
 from pretrain.index.tar import BLOCK
 from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import Extent, Stat, is_remote, stat
@@ -37,9 +35,7 @@ class SampleExtent(Extent):
 
 @dataclass(frozen=True)
 class Shard:
-    """A row of the shard table. `data_end` is the byte of the end-of-archive marker; `digest` may be
-    empty.
-    """
+    """A row of the shard table. `data_end` is the byte of the end-of-archive marker; `digest` may be empty."""
 
     url: str
     samples: int
@@ -50,10 +46,9 @@ class Shard:
 
 
 class Index:
-    """One index file, or several concatenated without copying: canonical ids run on from one to the next.
+    """One index file, or several concatenated without copying: canonical ids continue from one to the next.
 
-    Everything stays in the files' mapped pages, which the ranks of a node share; lookups are vectorised. An
-    index pickles as its paths.
+    Everything stays in the files' mapped pages, which the ranks of a node share; lookups are vectorised.
     """
 
     def __init__(self, files: Sequence[IndexFile]) -> None:
@@ -78,9 +73,6 @@ class Index:
             check_classes(named[0].classes, file.classes, str(named[0].path), str(file.path))
         return cls(files)
 
-    def __reduce__(self) -> tuple[object, tuple[list[str]]]:
-        return Index.open, ([os.path.abspath(file.path) for file in self._files],)
-
     @property
     def files(self) -> tuple[IndexFile, ...]:
         """The index files, in order."""
@@ -93,7 +85,7 @@ class Index:
 
     @property
     def bytes(self) -> int:
-        """Of all samples in the shards: with their headers and labels, without the ends of archives."""
+        """Bytes of all samples in the shards: with headers and labels, without the ends of archives."""
         return sum(int(file.data_end.sum()) for file in self._files)
 
     @property
@@ -103,16 +95,16 @@ class Index:
 
     @property
     def sequence(self) -> str:
-        """sha256 (hex) of the samples' sequence alone: keys, labels, places; `hash`, where no content is recorded."""
+        """sha256 (hex) of the samples' sequence alone (keys, labels, offsets); `hash` where no content is recorded."""
         return _joined([file.sequence for file in self._files])
 
     @property
     def content(self) -> dict[str, int]:
-        """By what the content of how many shards is recorded: {"sha256", "etag", "unknown"}."""
+        """For how many shards each kind of digest is recorded: {"sha256", "etag", "unknown"}."""
         return count_kinds(digest for file in self._files for digest in file.digests())
 
     def unhashed(self) -> str:
-        """What the hash does not know of the shards' content, in words; empty where it holds the sha256 of each."""
+        """What the hash does not cover of the shards' content, in words; empty where it has the sha256 of each."""
         return unhashed_text(self.content)
 
     @property
@@ -122,7 +114,7 @@ class Index:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of the classes, where a file tells them: the same in every file that does."""
+        """The names of the classes, where a file has them: the same in every file that does."""
         return next((file.classes for file in self._files if file.classes), None)
 
     @property
@@ -169,9 +161,7 @@ class Index:
         return labels
 
     def key_hash(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        """crc32 of the keys (UTF-8) of canonical ids [n] → uint32 [n]. Raises IndexError for an id outside
-        [0, N).
-        """
+        """crc32 of the keys (UTF-8) of canonical ids [n] → uint32 [n]. Raises IndexError for an id outside [0, N)."""
         ids = self._checked(ids)
         hashes = np.empty(len(ids), np.uint32)
         for file, rows, local in self._by_file(ids):
@@ -179,17 +169,15 @@ class Index:
         return hashes
 
     def extents(self, ids: np.ndarray | Sequence[int]) -> list[SampleExtent]:
-        """Byte ranges that hold canonical ids [n], made of runs u, u+1, u+2, …: one a run, split at shard
-        borders.
+        """Byte ranges that hold canonical ids [n]: one for each run u, u+1, u+2, …, split at shard borders.
 
-        The ranges are in the order of the runs. Raises IndexError for an id outside [0, N).
+        Raises IndexError for an id outside [0, N).
         """
-        # Plain integers here and below: a run is short, numpy's calls are long.
-        return [extent for run in _runs(self._integers(ids).tolist()) for extent in self._run(*run)]
+        # Plain integers here and below: runs are short, and a call of numpy is long.
+        return [extent for run in _runs(self._checked(ids).tolist()) for extent in self._run(*run)]
 
     def _run(self, first: int, last: int) -> Iterator[SampleExtent]:
         """The byte ranges of ids first, first + 1, … last."""
-        self._check_bounds(first, last)
         while first <= last:
             part = bisect.bisect_right(self._first, first) - 1
             file, origin = self._files[part], int(self._first[part])
@@ -199,7 +187,7 @@ class Index:
             end = min(last + 1 - origin, border)
             until = int(file.data_end[shard]) if end == border else int(file.offsets[end]) * BLOCK
             start, size = int(file.offsets[begin]) * BLOCK, int(file.shard_bytes[shard])
-            if not start <= until <= size:  # before so much memory is taken
+            if not start <= until <= size:  # before that much memory is allocated
                 raise InputError(
                     f"{file.path}: damaged: ids {first} to {first + end - begin - 1} in bytes {start}-{until}"
                 )
@@ -207,9 +195,7 @@ class Index:
             first = origin + end
 
     def borders(self, extent: SampleExtent) -> tuple[list[int], list[int]]:
-        """Where the samples of a byte range begin, and its end, in bytes from the shard's begin [count + 1]; and the
-        crc32 of their keys [count].
-        """
+        """Where each sample begins in the shard, and the extent's end [count + 1]; crc32 of the keys [count]."""
         part = bisect.bisect_right(self._first, extent.first_id) - 1
         begin = extent.first_id - int(self._first[part])
         rows = slice(begin, begin + extent.count)
@@ -227,11 +213,10 @@ class Index:
     def check_files(
         self, *, local: int | None = None, remote: int | None = None, timeouts: Timeouts | None = None
     ) -> None:
-        """Compare the size (of a remote one also the etag) of every shard with what is recorded, 32 at a time; reads
-        no data.
+        """Compare every shard's size, of a remote one also its etag, with what is recorded; reads no data.
 
-        `local`, `remote`: look at so many shards of that kind only, spread over the index. Raises InputError naming
-        the first shard that is missing or another; StorageError where one could not be asked for, for now.
+        `local`, `remote`: check only that many shards of each kind, spread over the index. Raises InputError naming
+        the first shard that is missing or different; StorageError where storage does not answer for now.
         """
         shards = self.shards
         rows: tuple[list[int], list[int]] = ([], [])
@@ -252,34 +237,26 @@ class Index:
         refuse_shared(self._files)
 
     def check_content(self) -> None:
-        """Compare the hash of everything that fixes the sequence of samples with what the files say; reads all of it.
+        """Hash everything that fixes the sequence of samples, and compare with what the files say; reads all of it.
 
-        Raises InputError naming the first file that is damaged: a flipped bit is another label, and nothing else tells.
+        Raises InputError naming the first file that is damaged: a flipped bit is another label, and only this shows it.
         """
         for file in self._files:
             file.check_content()
 
     def _checked(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        array = self._integers(ids)
-        if array.size:
-            self._check_bounds(int(array.min()), int(array.max()))
-        return array
-
-    @staticmethod
-    def _integers(ids: np.ndarray | Sequence[int]) -> np.ndarray:
         array = np.asarray(ids)
         if array.size == 0:
             return np.zeros(0, np.int64)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise IndexError(f"ids are integers in one dimension, not {array.dtype} {array.shape}")
-        return array.astype(np.int64, copy=False)
-
-    def _check_bounds(self, low: int, high: int) -> None:
+        low, high = int(array.min()), int(array.max())
         if low < 0 or high >= self.samples:
             raise IndexError(f"id {low if low < 0 else high} is outside 0 … {self.samples - 1}")
+        return array.astype(np.int64, copy=False)
 
     def _by_file(self, ids: np.ndarray) -> Iterator[tuple[IndexFile, np.ndarray | slice, np.ndarray]]:
-        """(file, rows of `ids` that it holds, the ids within it)."""
+        """Of each file: it, the rows of `ids` that it holds, and the ids counted from its first."""
         if len(self._files) == 1:
             yield self._files[0], slice(None), ids
             return
@@ -290,7 +267,7 @@ class Index:
 
 
 def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last of each run u, u+1, u+2, …"""
+    """First and last id of each run u, u+1, u+2, …"""
     begin = 0
     for at, sample_id in enumerate(ids):
         if at + 1 == len(ids) or ids[at + 1] != sample_id + 1:
@@ -303,7 +280,7 @@ def _joined(hashes: Sequence[str]) -> str:
 
 
 class ShardTable(Sequence[Shard]):
-    """The shards of an index in order; rows are made when asked for."""
+    """The shards of an index in order; a row is made when it is asked for."""
 
     def __init__(self, files: Sequence[IndexFile], first: np.ndarray, first_shard: np.ndarray) -> None:
         self._files, self._first, self._first_shard = files, first, first_shard
@@ -332,7 +309,7 @@ class ShardTable(Sequence[Shard]):
 
 
 def _spread(rows: Sequence[int], most: int | None) -> Sequence[int]:
-    """`most` of `rows`, evenly spread, the first and the last among them where there are two."""
+    """`most` of `rows`, evenly spread from the first to the last."""
     if most is None or most >= len(rows):
         return rows
     return [rows[place] for place in np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()]
@@ -343,7 +320,7 @@ def _blocks(rows: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 def _shard_fault(shard: Shard, stop: threading.Event, timeouts: Timeouts | None) -> InputError | None:
-    """What is wrong with a shard as far as its size and etag tell; None for nothing."""
+    """What is wrong with a shard's size or etag; None for nothing."""
     remote = is_remote(shard.url)
     try:
         found = stat(shard.url, timeouts, stop) if remote else Stat(os.stat(shard.url).st_size, "")

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.index.classes import unnamed_text
+from pretrain.index.compare import shared_shards, unnamed_text
 from pretrain.index.index import Index
-from pretrain.index.overlap import shared_shards
 from pretrain.run.config import RunConfig
 from pretrain.section import Section
 from pretrain.stream.colour import colour_text

@@ -15,7 +15,7 @@ from pretrain.images.decode import DeviceDecoder
 from pretrain.images.mixup import check_pairs
 from pretrain.images.randaugment import RandAugment
 from pretrain.images.transforms import TrainImages
-from pretrain.index.classes import check_classes, check_names
+from pretrain.index.compare import check_classes, check_names
 from pretrain.index.index import Index
 from pretrain.model.spec import ViTSpec
 from pretrain.ranks import collectives

@@ -12,8 +12,7 @@ import numpy as np
 
 from pretrain import files
 from pretrain.errors import InputError
-from pretrain.index.content import content_hash
-from pretrain.index.indexfile import ALIGN, VERSION, Pieces, place_arrays, sequence_hash
+from pretrain.index.indexfile import ALIGN, VERSION, Pieces, content_hash, place_arrays, sequence_hash
 from pretrain.shards.column import Column
 
 

@@ -21,8 +21,7 @@ import numpy as np
 from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.index.content import digest_text, sha256_of
-from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, key_hash
+from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, digest_text, key_hash, sha256_of
 from pretrain.index.tar import BLOCK, ShardTar, TarSample
 from pretrain.shards.indexwriter import IndexWriter, ShardEntry
 from pretrain.shards.keys import KeyHashes, wide_hash

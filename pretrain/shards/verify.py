@@ -13,9 +13,8 @@ import numpy as np
 
 from pretrain.errors import InputError
 from pretrain.images.decode import UnreadableImage, decode
-from pretrain.index.content import etag_of, sha256_of
 from pretrain.index.index import Index
-from pretrain.index.indexfile import IndexFile, key_hash
+from pretrain.index.indexfile import IndexFile, etag_of, key_hash, sha256_of
 from pretrain.index.tar import BLOCK, ShardTar
 from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.shards.scan import file_digest, read_labels

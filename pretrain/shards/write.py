@@ -23,9 +23,8 @@ from pretrain.console import printable, say
 from pretrain.datasets.dataset import Dataset, UnreadableFile
 from pretrain.errors import InputError
 from pretrain.hashing import SHARDS, hash_words
-from pretrain.index.content import digest_text
 from pretrain.index.index import Index
-from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, key_hash
+from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, digest_text, key_hash
 from pretrain.index.tar import BLOCK
 from pretrain.progress import Progress
 from pretrain.shards.indexwriter import ShardEntry, write_index

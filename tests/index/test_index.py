@@ -1,7 +1,6 @@
 """The index: lookups by canonical id, concatenation, and an open that maps rather than reads."""
 
 import json
-import pickle
 import shutil
 import subprocess
 import sys
@@ -232,12 +231,6 @@ def test_the_shard_table_tells_sizes_and_digests(single):
     shard = Index.open(single).shards[2]
     assert (shard.samples, shard.bytes, shard.data_end, shard.first_id) == (4, 12 * 512 + 10240, 12 * 512, 5)
     assert shard.digest == "sha256:c.tar"
-
-
-def test_an_index_pickles_as_its_paths(single, lists):
-    text = pickle.dumps(Index.open([single, lists]))
-    assert len(text) < 1000
-    assert pickle.loads(text).labels([9]).tolist() == [[4, 9]]
 
 
 def test_a_folder_without_an_index_names_the_command_that_makes_it(tmp_path):

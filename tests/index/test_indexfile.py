@@ -87,7 +87,8 @@ def test_a_header_that_cannot_be_true_is_refused(single, change, found):
         Index.open(path)
 
 
-def test_whatever_bit_of_a_header_flips_it_is_refused_or_says_the_same(single):
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
+def test_whatever_bit_of_a_header_flips_it_is_refused_or_says_the_same(single, every):
     def said(index):
         (file,) = index.files
         kept = {name: value for name, value in vars(file).items() if name not in ("_mapped", "path")}
@@ -96,7 +97,7 @@ def test_whatever_bit_of_a_header_flips_it_is_refused_or_says_the_same(single):
     path = single / INDEX_NAME
     whole = path.read_bytes()
     expected, refused = said(Index.open(path)), 0
-    for bit in range(8 * (16 + int.from_bytes(whole[8:16], "little"))):
+    for bit in range(0, 8 * (16 + int.from_bytes(whole[8:16], "little")), every):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
@@ -104,4 +105,4 @@ def test_whatever_bit_of_a_header_flips_it_is_refused_or_says_the_same(single):
             assert said(Index.open(path)) == expected
         except InputError:
             refused += 1
-    assert refused > 4000
+    assert refused > 4000 // every

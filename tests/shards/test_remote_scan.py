@@ -12,9 +12,8 @@ import pytest
 
 from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError
-from pretrain.index.content import etag_of
 from pretrain.index.index import Index
-from pretrain.index.indexfile import INDEX_NAME
+from pretrain.index.indexfile import INDEX_NAME, etag_of
 from pretrain.shards import scan
 from pretrain.shards.scan import index_shards
 from pretrain.shards.survey import locate

@@ -76,16 +76,12 @@ def test_servers_with_weak_etags_or_none_serve_as_well(server, etag):
     assert all(request.headers.get("if-match", "").startswith("W/") is False for request in server.requests)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+FAULTS = [[503, 503, 503, 500, 502, 504], [429, 408], ["reset"] * 12]
+STALLS = [["stall first"], ["reset", 503, "stall", "short", "cut"]]
+
+
 @pytest.mark.parametrize(
-    "faults",
-    [
-        [503, 503, 503, 500, 502, 504],
-        [429, 408],
-        ["stall first"],
-        ["reset", 503, "stall", "short", "cut"],
-        ["reset"] * 12,
-    ],
+    ("kind", "faults"), [*((kind, faults) for kind in KINDS for faults in FAULTS), *(("http", one) for one in STALLS)]
 )
 def test_what_passes_by_is_outlasted(server, kind, faults):
     server.faults.extend(faults)
@@ -186,13 +182,11 @@ def test_what_ends_too_soon_is_truncated(server):
 )
 def test_what_never_passes_is_given_up_at_the_deadline(server, usual, found):
     server.usual = usual
-    message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, timeouts=Timeouts(1, 0.3, 1, 0.01, 0.3))
+    with pytest.raises(StorageError) as error:
+        read_range(f"{server.http}/a.tar", 0, SIZE, timeouts=Timeouts(1, 0.3, 0.7, 0.01, 0.3))
+    message = str(error.value)
     assert f"bytes 0-{SIZE}: cannot be read: " in message
     assert found in message
-    with pytest.raises(StorageError):
-        read_range(f"{server.http}/a.tar", 0, SIZE, timeouts=Timeouts(1, 0.3, 0.1, 0.01, 0.3))
-    server.requests.clear()
-    message = fault(read_range, f"{server.http}/a.tar", 0, SIZE, timeouts=Timeouts(1, 0.3, 1, 0.01, 0.3))
     assert f"given up after {len(server.requests)} attempts in " in message
 
 
@@ -203,24 +197,21 @@ def test_a_server_that_is_not_there_is_told(server, folder, serve):
 
 
 def test_a_name_that_was_never_found_is_not_waited_for_as_one_that_has_gone_away(monkeypatch):
-    monkeypatch.setattr(retry, "_NEW_HOST_DEADLINE", 0.3)
+    monkeypatch.setattr(retry, "_NEW_HOST_DEADLINE", 0.2)
     # Attempts end short of the deadline by one pause at most: a drawn one, so none is long.
-    patient = Timeouts(deadline=2.0, first_backoff=0.05, most_backoff=0.05)
-    host = f"{'a' * 64}.invalid"  # too long for a name: nobody has to be asked, who may be slow to answer
-    url, silent = f"http://{host}/a.tar", "host not found; given up after"
-    begin = time.monotonic()
-    with pytest.raises(InputError, match=silent) as refused:
-        stat(url, patient)
+    timeouts = Timeouts(deadline=0.8, first_backoff=0.05, most_backoff=0.05)
+    host = f"{'a' * 64}.invalid"  # too long for a name: no name server has to be asked, which may be slow to answer
+    url, seconds = f"http://{host}/a.tar", r"host not found; given up after \d+ attempts? in (\d\.\d) s"
+    message = fault(stat, url, timeouts=timeouts)
+    assert float(re.search(seconds, message)[1]) < 0.7
+    with pytest.raises(InputError) as refused:
+        stat(url, timeouts)
     assert not isinstance(refused.value, StorageError), "no later attempt finds a mistyped name"
-    assert time.monotonic() - begin < 1.5
-    begin = time.monotonic()
-    with pytest.raises(StorageError, match=silent):
-        read_range(url, 0, 1, timeouts=patient)  # of an object that has been asked for before, if not by this process
-    assert time.monotonic() - begin > 1.0
+    with pytest.raises(StorageError) as error:
+        read_range(url, 0, 1, timeouts=timeouts)  # of an object that has been asked for before, if not by this process
+    assert float(re.search(seconds, str(error.value))[1]) >= 0.7
     monkeypatch.setattr(retry, "_found", {host})
-    begin = time.monotonic()
-    assert re.search(silent, fault(stat, url, timeouts=patient))
-    assert time.monotonic() - begin > 1.0
+    assert float(re.search(seconds, fault(stat, url, timeouts=timeouts))[1]) >= 0.7
 
 
 def test_a_redirection_that_goes_round_is_told_at_once(server):

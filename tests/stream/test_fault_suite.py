@@ -28,6 +28,7 @@ IMAGES = TrainImages(8, 3, seed=2)
 def impatient(monkeypatch):
     timeouts = retry.Timeouts(connect=1, stall=0.5, deadline=4, first_backoff=0.01, most_backoff=0.05)
     monkeypatch.setattr(retry, "TIMEOUTS", timeouts)
+    monkeypatch.setattr("pretrain.stream.reader._CLOSING", 0.3)
 
 
 def batches(index, unreadable="mask", timeouts=None):
@@ -129,13 +130,14 @@ def test_a_server_that_fails_and_recovers_is_not_noticed(remote, faults):
 def test_a_server_that_stays_broken_is_named_and_its_samples_masked(remote, usual, found):
     server, index, whole = remote
     server.usual = usual
-    damaged = in_time(lambda: batches(index))
+    timeouts = retry.Timeouts(connect=1, stall=0.3, deadline=1, first_backoff=0.01, most_backoff=0.05)
+    damaged = in_time(lambda: batches(index, timeouts=timeouts))
     assert lost(damaged, whole) == {u for batch in whole for u in batch.ids.tolist()}
     for batch in damaged:
         assert all(server.http in fault.reason and fault.of_chunk for fault in batch.faults)
         assert any(found in fault.reason for fault in batch.faults), batch.faults[0].reason
     with pytest.raises(InputError, match=server.http):
-        batches(index, "raise")
+        batches(index, "raise", timeouts)
 
 
 def test_a_shard_replaced_under_a_run_is_refused_by_its_etag(remote, write_shards):

@@ -217,9 +217,12 @@ def test_decoding_runs_ahead_by_a_few_micro_batches_and_no_further(shards):
 
 @pytest.mark.parametrize("consumed", [0, 1])
 def test_closing_midway_is_prompt_and_leaves_no_thread(shards, consumed):
-    class Slow(EvalImages):
+    seen = []
+
+    class Slow(EvalImages):  # but for the images of the batches that are consumed
         def __call__(self, image, epoch, sample_id):
-            time.sleep(0.4)
+            seen.append(sample_id)
+            time.sleep(0.4 if len(seen) > 64 * consumed else 0)
             return EvalImages(16, 3)(image, epoch, sample_id)
 
     # A thread takes eight images at a time: 3 s. What is queued takes twenty.

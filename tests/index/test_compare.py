@@ -8,9 +8,9 @@ import pytest
 
 from pretrain.datasets.dataset import array_dataset
 from pretrain.errors import InputError
+from pretrain.index.compare import SharedShard, shared_shards
 from pretrain.index.index import Index
 from pretrain.index.indexfile import INDEX_NAME
-from pretrain.index.overlap import SharedShard, shared_shards
 from pretrain.shards.indexwriter import write_index
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import ShardLayout, write_shards
