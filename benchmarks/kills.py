@@ -25,7 +25,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -33,12 +32,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.started import ROOT, Command, Forked, Started
+from benchmarks.started import Command, Forked, Started
 from benchmarks.table import print_table, save
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint
+from pretrain.datasets.sources import open_source
 from pretrain.errors import InputError
 from pretrain.index.index import Index
+from pretrain.shards.write import write_shards
 from pretrain.stream.order import Order
 
 BATCH, EVERY, AFTER = 12, 4, 20  # AFTER: steps on a changed layout
@@ -272,8 +273,7 @@ def main() -> int:
     layouts: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kills_") as name:
         here = Path(name)
-        build = [sys.executable, "launch/shards.py", "build", "digits", here / "shards", "--split", "train"]
-        subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        write_shards(open_source("digits", "train", None), here / "shards")
         order = Order(Index.open(here / "shards").samples, BATCH, seed=0)
 
         moments = ("saving", "saving", "training", "training", "starting")

@@ -51,12 +51,12 @@ def run(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     Its ranks are forked from a parent that has imported everything; `real` starts what users start.
     """
-    folder = tmp_path_factory.mktemp("said")
+    outputs = tmp_path_factory.mktemp("outputs")
 
-    def run(script: str, *words: object, ranks: int = 1, prelude: str = "", timeout: float = 600):
-        told, errors = (folder / f"{len(list(folder.iterdir()))}.{stream}" for stream in ("out", "err"))
+    def run(script, *words: object, ranks: int = 1, prelude: str = "", folder: Path = ROOT, timeout: float = 600):
+        told, errors = (outputs / f"{len(list(outputs.iterdir()))}.{stream}" for stream in ("out", "err"))
         prelude = f"{_HASTY}\n{prelude}" if ranks > 1 else prelude
-        forked = Forked(ranks, words, told, script=script, prelude=prelude, errors=errors)
+        forked = Forked(ranks, words, told, script=script, prelude=prelude, errors=errors, folder=folder)
         try:
             statuses = forked.wait(timeout)
         finally:

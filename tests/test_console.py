@@ -1,7 +1,6 @@
 """A console on a full disk, that nobody reads any more, or that is not UTF-8, does not end a run."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.started import Forked
 from pretrain.console import deliver, printable, say
 from pretrain.errors import InputError
+from tests.conftest import history
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -86,39 +87,19 @@ run_command(command)
     assert (done.returncode, (tmp_path / "file").read_text()) == (0, "terminal: False")
 
 
-def test_a_run_trains_evaluates_and_saves_to_its_end(digits, tmp_path):
-    tree = {
-        "name": "mute",
-        "model": {
-            "patch_size": 4, "layers": 1, "width": 16, "mlp": 32, "heads": 2,
-            "image_size": 8, "channels": 1, "num_classes": 10,
-        },
-        "data": {"train": str(digits / "train"), "eval": str(digits / "test"), "workers": 1},
-        "train": {"global_batch": 24, "steps": 6, "eval_every": 3},
-        "optimizer": {"lr": 1e-3},
-        "schedule": {"warmup_steps": 0},
-        "checkpoint": {"every": 2},
-        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
-    }  # fmt: skip
-    (tmp_path / "mute.json").write_text(json.dumps(tree))
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "launch/pretrain.py", "--config", tmp_path / "mute.json", "--out", tmp_path / "run"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=240,
-        )
-    assert (done.returncode, done.stderr) == (0, "")
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in told if "loss" in line] == [1, 2, 3, 4, 5, 6]
-    assert [line["step"] for line in told if "eval/top1" in line] == [3, 6]
+def test_a_run_trains_evaluates_and_saves_to_its_end(tiny_config, digits, tmp_path):
+    train = {"steps": 6, "eval_every": 3}
+    config = tiny_config(
+        tmp_path / "mute.json", data={"eval": str(digits / "test")}, train=train, checkpoint={"every": 2}
+    )
+    words, errors = ["--config", config, "--out", tmp_path / "run"], tmp_path / "errors.txt"
+    assert Forked(1, words, Path("/dev/full"), errors=errors).wait() == [0]
+    assert errors.read_text() == ""
+    told = history(tmp_path / "run")
+    assert [step for step, *_ in told.losses] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in told.metrics if "eval/top1" in line] == [3, 6]
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step_00000006"
 
 
 def test_an_error_that_cannot_be_told_has_its_status_all_the_same():
-    with open("/dev/full", "w") as full:
-        words = [sys.executable, "launch/pretrain.py", "--config", "/no/such.json"]
-        assert subprocess.run(words, cwd=ROOT, stdout=full, stderr=full, timeout=60).returncode == 2
+    assert Forked(1, ["--config", "/no/such.json"], Path("/dev/full")).wait() == [2]

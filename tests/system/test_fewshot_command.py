@@ -1,35 +1,21 @@
 """launch/fewshot.py from the outside: statuses, messages, reports."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from benchmarks.started import Forked
 from pretrain.datasets.dataset import array_dataset
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.ranks.launcher import free_port
 from pretrain.shards.write import ShardLayout, write_shards
 
-ROOT = Path(__file__).parents[2]
-COMMAND = ["launch/fewshot.py"]
-
-
-def run(*arguments, launcher=()):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, *COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-
-
-def torchrun(ranks):
-    return ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
+COMMAND = "launch/fewshot.py"
 
 
 def report_in(folder):
@@ -84,12 +70,12 @@ def checkpoints(tmp_path_factory, run_folder):
     return folder
 
 
-def test_separable_features_are_told_apart_by_every_probe(tmp_path):
+def test_separable_features_are_told_apart_by_every_probe(tmp_path, run):
     generator = np.random.default_rng(0)
     labels = np.arange(60) % 6
     x = generator.normal(0, 5, (6, 20))[labels] + generator.normal(0, 0.3, (60, 20))
     np.savez(tmp_path / "f.npz", support_x=x, support_y=labels, query_x=x[::-1], query_y=labels[::-1])
-    done = run("--local_rank=0", "--features", tmp_path / "f.npz", "--shots", "1,5", "--out", tmp_path / "out")
+    done = run(COMMAND, "--local_rank=0", "--features", tmp_path / "f.npz", "--shots", "1,5", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     rows = report_in(tmp_path / "out")["results"]
     assert {row["probe"] for row in rows} == {"ridge", "logistic", "knn10", "knn20", "nearest_mean"}
@@ -115,9 +101,9 @@ def literal_accuracy(path, shots, seed, l2):
     return float(((scored @ weights).argmax(axis=1) == query_y).mean())
 
 
-def test_digits_score_what_the_protocol_gives(digit_features, tmp_path):
+def test_digits_score_what_the_protocol_gives(digit_features, tmp_path, run):
     out = tmp_path / "out"
-    done = run("--features", digit_features, "--out", out, "--shots", "1,5,25", "--seeds", "0,4", "--l2", "64")
+    done = run(COMMAND, "--features", digit_features, "--out", out, "--shots", "1,5,25", "--seeds", "0,4", "--l2", "64")
     assert done.returncode == 0, done.stderr
     report = report_in(out)
     ridge = [row for row in report["results"] if row["probe"] == "ridge"]
@@ -132,18 +118,19 @@ def test_digits_score_what_the_protocol_gives(digit_features, tmp_path):
     assert "arning" not in done.stderr
 
 
-def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoints, tmp_path):
+def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoints, tmp_path, run):
     both = ("--init", checkpoints / "first", "--init", checkpoints / "second")
-    one = run("--config", digit_config, *both, "--out", tmp_path / "one", "model.image_size=16")
+    one = run(COMMAND, "--config", digit_config, *both, "--out", tmp_path / "one", "model.image_size=16")
     assert one.returncode == 0, one.stderr
     two = run(
+        COMMAND,
         *both,
         "--config",
         digit_config,
         "model.image_size=16",
         "--out",
         tmp_path / "two",
-        launcher=torchrun(2),
+        ranks=2,
     )
     assert two.returncode == 0, two.stderr
     first, second = report_in(tmp_path / "one"), report_in(tmp_path / "two")
@@ -165,24 +152,24 @@ def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoi
         kept = [(tmp_path / out / "features" / name).read_bytes() for out in ("one", "two")]
         assert kept[0] == kept[1]
 
-    again = run("--config", digit_config, *both, "--out", tmp_path / "one", "model.image_size=16")
+    again = run(COMMAND, "--config", digit_config, *both, "--out", tmp_path / "one", "model.image_size=16")
     assert again.stdout.count("already in") == 6
     assert report_in(tmp_path / "one")["results"] == first["results"]
 
 
-def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(digit_config, checkpoints, tmp_path):
+def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(digit_config, checkpoints, tmp_path, run):
     config = json.loads(digit_config.read_text())
     for split in ("support", "query"):
         shutil.copytree(config["data"][split], tmp_path / split)
     words = ("--config", digit_config, "--init", checkpoints / "second", "data.support=" + str(tmp_path / "support"))
     words += ("data.query=" + str(tmp_path / "query"), 'fewshot.features=["cls"]', 'fewshot.probes=["ridge"]')
-    first = run(*words, "--out", tmp_path / "one")
+    first = run(COMMAND, *words, "--out", tmp_path / "one")
     assert first.returncode == 0, first.stderr
     (shard,) = [path for path in sorted((tmp_path / "query").glob("*.tar"))][-1:]
     shard.unlink()
-    again = run(*words, "--out", tmp_path / "one")
+    again = run(COMMAND, *words, "--out", tmp_path / "one")
     assert (again.returncode, again.stdout.count("already in")) == (0, 1), again.stderr
-    anew = run(*words, "--out", tmp_path / "two")
+    anew = run(COMMAND, *words, "--out", tmp_path / "two")
     assert anew.returncode == 2
     assert anew.stderr.count("error: ") == 1
     assert str(shard) in anew.stderr
@@ -212,9 +199,9 @@ def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(dig
         (["--features", "DIGITS", "--shots", "1,01"], "'1,01': whole numbers from 1, each once"),
     ],
 )
-def test_a_fault_is_status_2_and_one_message(digit_features, digit_config, tmp_path, arguments, message):
+def test_a_fault_is_status_2_and_one_message(digit_features, digit_config, tmp_path, arguments, message, run):
     places = {"DIGITS": digit_features, "CONFIG": digit_config}
-    failed = run(*(places.get(argument, argument) for argument in arguments), "--out", tmp_path / "out")
+    failed = run(COMMAND, *(places.get(argument, argument) for argument in arguments), "--out", tmp_path / "out")
     assert failed.returncode == 2
     assert message in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -226,13 +213,13 @@ def test_a_fault_is_status_2_and_one_message(digit_features, digit_config, tmp_p
 @pytest.mark.parametrize("out", ["file", "file/out", "x" * 300])
 @pytest.mark.parametrize("what", ["features", "weights"])
 def test_an_out_that_cannot_be_made_is_found_before_anything_is_computed(
-    what, out, digit_features, digit_config, checkpoints, tmp_path
+    what, out, digit_features, digit_config, checkpoints, tmp_path, run
 ):
     (tmp_path / "file").write_text("kept")
     given = ("--features", digit_features)
     if what == "weights":
         given = ("--config", digit_config, "--init", checkpoints / "second")
-    failed = run(*given, "--out", tmp_path / out)
+    failed = run(COMMAND, *given, "--out", tmp_path / out)
     assert failed.returncode == 2
     assert failed.stderr.startswith(f"error: {tmp_path / out}: ")
     assert failed.stderr.count("\n") == 1, "nothing told of, and no traceback"
@@ -240,21 +227,19 @@ def test_an_out_that_cannot_be_made_is_found_before_anything_is_computed(
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_report_is_written_though_nobody_reads_it_and_another_one_kept(digit_features, tmp_path):
-    words = [sys.executable, *COMMAND, "--features", str(digit_features), "--seeds", "0", "--out", str(tmp_path)]
+def test_a_report_is_written_though_nobody_reads_it_and_another_one_kept(digit_features, tmp_path, run):
+    words = ("--features", digit_features, "--seeds", "0", "--out", tmp_path)
     for shots in ("1", "2"):
-        with open("/dev/full", "w") as full:
-            done = subprocess.run([*words, "--shots", shots], cwd=ROOT, stdout=full, stderr=full, timeout=100)
-        assert done.returncode == 0
+        assert Forked(1, [*words, "--shots", shots], Path("/dev/full"), script=COMMAND).wait() == [0]
     kept = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("report-1", "report")]
     assert [report["protocol"]["shots"] for report in kept] == [[1], [2]]
-    again = run("--features", digit_features, "--seeds", "0", "--shots", "2", "--out", tmp_path)
+    again = run(COMMAND, "--features", digit_features, "--seeds", "0", "--shots", "2", "--out", tmp_path)
     assert "another report" not in again.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"report", "report-1"}
 
 
-def test_a_table_is_shown_on_a_console_that_is_not_utf_8(digit_features, tmp_path, monkeypatch):
+def test_a_table_is_shown_on_a_console_that_is_not_utf_8(digit_features, tmp_path, monkeypatch, run):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = run("--features", digit_features, "--shots", "1", "--seeds", "0", "--out", tmp_path)
+    done = run(COMMAND, "--features", digit_features, "--shots", "1", "--seeds", "0", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ridge, \\u03bb = 1024" in done.stdout

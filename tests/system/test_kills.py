@@ -1,21 +1,24 @@
 """Killed at random, saves included, and changed, a run is the undisturbed one: benchmarks/kills.py finds it so."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
+from benchmarks import kills
 
 
-def kills(folder: Path, count: int, commands: int, changes: int) -> None:
+@pytest.fixture
+def live(tmp_path, monkeypatch):
+    return lambda count, commands, changes: _live(tmp_path, monkeypatch, count, commands, changes)
+
+
+def _live(folder: Path, monkeypatch, count: int, commands: int, changes: int) -> None:
     words = ["--kills", count, "--commands", commands, "--changes", changes]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=3000
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", ["kills.py", *map(str, words)])
+    monkeypatch.chdir(folder)
+    assert kills.main() == 0
     found = json.loads((folder / "runs/bench/kills.json").read_text())
     same, changed = found["same"], found["changed"]
     assert sum(same["kills"].values()) == count + commands
@@ -28,10 +31,10 @@ def kills(folder: Path, count: int, commands: int, changes: int) -> None:
     assert same["wrong_ids"] == changed["wrong_ids"] == 0
 
 
-def test_three_kills_and_a_change_of_layout(tmp_path):
-    kills(tmp_path, 3, 0, 1)
+def test_three_kills_and_a_change_of_layout(live):
+    live(3, 0, 1)
 
 
 @pytest.mark.long
-def test_a_hundred_kills_ten_of_real_commands_and_ten_changes_of_layout(tmp_path):
-    kills(tmp_path, 90, 10, 10)
+def test_a_hundred_kills_ten_of_real_commands_and_ten_changes_of_layout(live):
+    live(90, 10, 10)
