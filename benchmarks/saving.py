@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.table import print_table, save, spread
 from pretrain.checkpoint import folder as checkpoints
+from pretrain.checkpoint.section import CheckpointSection
 from pretrain.engine import processgroup
 from pretrain.engine.engine import batch_layout, build_engine
 from pretrain.engine.optimizer import build_optimizer
@@ -59,10 +60,8 @@ class Training:
         self.done, self.batch = 0, 8
 
     def _saver(self, background: bool) -> Saver:
-        return Saver(
-            self.engine, self.folder, self.world, lambda done: {}, start=0, every=None, every_minutes=None, keep=1,
-            keep_every=None, background=background, flush=lambda: None,
-        )  # fmt: skip
+        section = CheckpointSection(keep=1, background=background)
+        return Saver(self.engine, self.folder, self.world, lambda done: {}, section, start=0)
 
     def step(self, saver: Saver | None = None, saves: bool = False) -> float:
         """Seconds of a step, as the trainer takes it."""
@@ -70,11 +69,11 @@ class Training:
         images = torch.randn(self.batch, 3, 32, 32)
         loss = self.engine(images).float().square().mean()
         accumulate(self.engine, loss)
-        word = agree(self.world, loss, saver is not None and saver.writing)
+        agreed = agree(self.world, loss, saver is not None and saver.writing)
         update(self.engine, lr=1e-4, decay=0.999)
         self.done += 1
-        if saver and not word.flags[0]:
-            saver.settle()
+        if saver and not agreed.flags[0]:
+            saver.finish()
         if saver and saves:
             saver.save(self.done)
         return time.perf_counter() - began
@@ -83,7 +82,7 @@ class Training:
         """Seconds of each of the steps of a window; the first one saves, if there is a `saver`."""
         seconds = [self.step(saver, saves=number == 0) for number in range(WINDOW)]
         if saver:
-            saver.settle()
+            saver.finish()
             assert checkpoints.newest(self.folder.checkpoints)[0].step == self.done - WINDOW + 1  # type: ignore[union-attr]
         return seconds
 

@@ -69,10 +69,9 @@ class Guard:
         self.skipped = 0  # updates, in the whole run
         self.avoided: list[tuple[int, int]] = []  # first and last step, one pair for each roll-back
 
-    @property
-    def calm(self) -> bool:
-        """Whether the last step's update was made."""
-        return not self._streak
+    def calm(self, step: int) -> bool:
+        """Whether a skip of `step` would be the first of a row: the step before it made its update."""
+        return not self._streak and not self.avoids(step)
 
     def refuses(self, step: int, loss: float) -> str | None:
         """Why the update of `step` must be skipped, given the step's loss over the global batch; None: it is fine."""

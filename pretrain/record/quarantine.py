@@ -56,7 +56,7 @@ class Quarantine:
         """Whether this rank has something to report."""
         return bool(self._faults)
 
-    def settle(self, step: int) -> None:
+    def write(self, step: int) -> None:
         """Write down the faults of all ranks in step `step`, counted from 0. Collective.
 
         Raises:
@@ -67,7 +67,7 @@ class Quarantine:
         ending = [fault for fault in self._faults if fault.passing or (fault.of_chunk and not self._chunks)]
         broken = all_gather_list([fault.cause for fault in ending])
         if self._world.main and found:
-            self._write(found, tell=not broken)
+            self._append(found, tell=not broken)
         if broken:
             cause = first_cause(broken)
             choice = ' (data.unreadable_chunks="quarantine" would go on without its samples)'
@@ -82,7 +82,7 @@ class Quarantine:
                 f"byte {found[-1]['offset']}: {found[-1]['error']}"
             )
 
-    def _write(self, records: list[dict[str, Any]], tell: bool) -> None:
+    def _append(self, records: list[dict[str, Any]], tell: bool) -> None:
         if tell and not self._told:
             self._told = True
             first = records[0]

@@ -7,11 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
+from pretrain.checkpoint.section import CheckpointSection
 from pretrain.engine.guards import GuardSection
 from pretrain.engine.schedule import ScheduleSection
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.model.section import ModelSection
 from pretrain.model.spec import ViTSpec
+from pretrain.record.section import LoggingSection
 from pretrain.section import FolderName, Indices, Section, Seeds, Shots, key
 from pretrain.stream.section import DataSection, Layers
 
@@ -69,33 +71,6 @@ class FewshotSection(Section):
     shots: Shots = key((5,), about="Images of each class to learn from.", resume="measured")
     seeds: Seeds = key((0,), about="Seeds of the draws; the mean over them is logged.", resume="measured")
     l2: float = key(1024.0, about="λ of the ridge regression, not scaled by images.", resume="measured", gt=0)
-
-
-class CheckpointSection(Section):
-    """When to save, and how many to hold. The last step is always saved."""
-
-    every: int | None = key(None, about="Steps between saves; null: not by steps.", resume="free", gt=0)
-    every_minutes: float | None = key(None, about="Minutes between saves; null: not by time.", resume="free", gt=0)
-    keep: int = key(2, about="How many of the newest checkpoints are kept.", resume="free", gt=0)
-    keep_every: int | None = key(
-        None,
-        about="The first checkpoint of every so many steps is never removed; null: all but the newest are.",
-        resume="free",
-        gt=0,
-    )
-    background: bool = key(
-        True, about="Whether a copy in the host's memory is written while training continues.", resume="free"
-    )
-
-
-class LoggingSection(Section):
-    """What is written down, and how often."""
-
-    every: int = key(10, about="Steps between lines of metrics.", resume="free", gt=0)
-    tensorboard: bool = key(True, about="Whether metrics go to TensorBoard files too.", resume="free")
-    peak_tflops: float | None = key(
-        None, about="A device's peak for MFU, in TFLOP/s; null: that of its data sheet.", resume="free", gt=0
-    )
 
 
 class TrainingConfig(Section, ABC):

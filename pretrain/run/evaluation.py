@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,14 +12,11 @@ from pretrain.engine.fragments import averaged
 from pretrain.errors import InputError
 from pretrain.images.transforms import EvalImages, to_float
 from pretrain.index.index import Index
-from pretrain.ranks.collectives import World, all_gather_list, all_reduce_sum, any_rank
-from pretrain.ranks.stop import Stop
-from pretrain.ranks.watchdog import Watchdog
-from pretrain.record.meters import Meters
+from pretrain.ranks.collectives import World, all_gather_list, all_reduce_sum
 from pretrain.run.loss import Loss
-from pretrain.storage.retry import Timeouts
 from pretrain.stream.fault import Fault, first_cause
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
+from pretrain.stream.section import DataSection
 
 
 class Evaluator(Protocol):
@@ -41,50 +38,42 @@ class _Left(Exception):
 
 
 def evaluate(
-    evaluators: Sequence[Evaluator],
-    engine: Any,
-    done: int,
-    meters: Meters,
-    watchdog: Watchdog,
-    stop: Stop,
-    world: World,
-    *,
-    last: bool,
-) -> bool:
-    """Run the evaluators that are due after `done` steps, on the engine's network in evaluation mode.
+    evaluators: Sequence[Evaluator], engine: Any, step: int, before_batch: Callable[[], bool]
+) -> dict[str, float] | None:
+    """Run `evaluators` on the engine's network after `step` steps, in evaluation mode. Collective.
 
     Where an average of the weights is kept they run on it too; its values are named averaged/….
 
+    Args:
+        before_batch: called before each batch on every rank; False, the same on all, ends the evaluation.
+
     Returns:
-        whether it came to its end; False where a rank was asked to stop before, the same on every rank. Nothing is
-        written down then, so that the evaluation is still to be made.
+        the values by name; None where the evaluation was ended.
     """
-    chosen = due(evaluators, done, last=last)
-    if not chosen:
-        return True
-    watchdog.beat(done - 1, "evaluation")
     engine.eval()
 
-    def before_batch(*_: Any) -> None:
-        watchdog.beat(done - 1, "evaluation")  # however long a set is, each batch of it is progress
-        if any(any_rank(world.device, stop.asked())):  # and a job's last minutes may be shorter than a set
+    def go_on(*_: Any) -> None:
+        if not before_batch():
             raise _Left
 
     # The first of all hooks: under ZeRO 3 the others begin to gather parameters.
-    hook = engine.module.register_forward_pre_hook(before_batch, prepend=True)
+    hook = engine.module.register_forward_pre_hook(go_on, prepend=True)
     try:
         with torch.no_grad():
-            values = {name: value for evaluator in chosen for name, value in evaluator.run(engine.module, done)}
+            values = _run_all(evaluators, engine.module, step)
             if engine.basic_optimizer.averages:
                 with averaged(engine):
-                    for evaluator in chosen:
-                        values |= {f"averaged/{name}": value for name, value in evaluator.run(engine.module, done)}
+                    on_average = _run_all(evaluators, engine.module, step)
+                values |= {f"averaged/{name}": value for name, value in on_average.items()}
     except _Left:
-        return False
+        return None
     finally:
         hook.remove()
-    meters.evaluated(done, values)
-    return True
+    return values
+
+
+def _run_all(evaluators: Sequence[Evaluator], model: torch.nn.Module, step: int) -> dict[str, float]:
+    return {name: value for evaluator in evaluators for name, value in evaluator.run(model, step)}
 
 
 def due(evaluators: Sequence[Evaluator], done: int, *, last: bool) -> list[Evaluator]:
@@ -95,33 +84,33 @@ def due(evaluators: Sequence[Evaluator], done: int, *, last: bool) -> list[Evalu
 class Validation:
     """Loss, top-1 and top-5 accuracy over a labelled set, every sample once, on however many ranks.
 
-    whole: the whole images, squashed to the size, rather than their centres.
     With label lists a prediction is right if the class is one of the sample's labels, and top-5 if one of the five is.
     Samples without a label (an empty list) are in neither accuracy nor loss, as in ReaL's evaluator; they are counted.
-    loss_of: None where the loss is not defined for the set's labels; then the accuracies stand alone.
-
-    Raises InputError where no sample has a label.
     """
 
     def __init__(
         self,
         index: Index,
-        loss_of: Loss | None,
+        loss: Loss | None,
         world: World,
+        data: DataSection,
+        transform: EvalImages,
         *,
-        image_size: int,
-        channels: int,
-        whole: bool = False,
         batch: int,
-        workers: int,
-        timeouts: Timeouts | None = None,
         dtype: torch.dtype,
         every: int | None,
     ) -> None:
+        """
+        Args:
+            loss: None where it is not defined for the set's labels; then the accuracies stand alone.
+            batch: images per rank and forward pass.
+
+        Raises:
+            InputError: no sample has a label.
+        """
         self.every = every
-        self._index, self._loss_of, self._world, self._dtype = index, loss_of, world, dtype
-        self._transform = EvalImages(image_size, channels, whole)
-        self._batch, self._workers, self._timeouts = batch, workers, timeouts
+        self._index, self._loss, self._world, self._data = index, loss, world, data
+        self._transform, self._batch, self._dtype = transform, batch, dtype
         self._unlabelled = index.unlabelled
         if self._unlabelled == index.samples:
             raise InputError(
@@ -147,10 +136,10 @@ class Validation:
             LoaderOptions(
                 world.rank,
                 world.size,
-                self._workers,
+                self._data.workers,
                 unreadable_chunks="stop",
                 pin=world.device.type != "cpu",
-                timeouts=self._timeouts,
+                timeouts=self._data.timeouts(),
             ),
             batch=self._batch,
         )
@@ -166,7 +155,7 @@ class Validation:
                 right = (best[:, :, None] == labels[:, None, :]).any(dim=2) & scored[:, None]
                 sums += torch.stack(
                     [
-                        self._loss_of(logits, labels, scored) * len(logits) if self._loss_of else scored.new_zeros(()),
+                        self._loss(logits, labels, scored) * len(logits) if self._loss else scored.new_zeros(()),
                         right[:, 0].sum(),
                         right.any(dim=1).sum(),
                         scored.sum(),
@@ -178,7 +167,7 @@ class Validation:
             self._report(faults)
         # An unreadable image counts as a miss: the set's size does not depend on its faults.
         labelled = self._index.samples - self._unlabelled
-        if self._loss_of:
+        if self._loss:
             yield "eval/loss", loss / max(images, 1)
         yield "eval/top1", top1 / labelled
         yield "eval/top5", top5 / labelled

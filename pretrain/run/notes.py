@@ -41,6 +41,17 @@ def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[
     return found + idle
 
 
+def run_notes(config: RunConfig, steps: int, train: Index, evaluated: Index | None) -> list[str]:
+    """What a user may not have meant, a sentence each: in the data, and keys of no effect in `steps` steps."""
+    return [
+        *trained_on(train, evaluated),
+        *trusted(train, evaluated),
+        *unlabelled(train),
+        *empty_classes(train, evaluated),
+        *idle_keys(config, steps, train.samples),
+    ]
+
+
 def trained_on(train: Index, evaluated: Index | None, key: str = "data.eval") -> list[str]:
     """How many images of `key`, open as `evaluated`, are in `data.train` too, in a sentence if there are any."""
     if evaluated is None:

@@ -6,8 +6,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,18 @@ from pretrain import files
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint import pieces
 from pretrain.checkpoint.pieces import Share
+from pretrain.checkpoint.section import CheckpointSection
 from pretrain.console import say
 from pretrain.engine.fragments import kinds
-from pretrain.engine.guards import DivergedError, RollBack
 from pretrain.engine.snapshot import Snapshot
 from pretrain.engine.step import loss_scale
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World, all_gather_list, broadcast_object, gather_object
 from pretrain.record.folder import RunFolder
+
+
+class SaveError(InputError):
+    """The checkpoint that ends a run could not be written."""
 
 
 class Saver:
@@ -38,35 +41,27 @@ class Saver:
         folder: RunFolder,
         world: World,
         state: Callable[[int], dict[str, Any]],
+        section: CheckpointSection,
         *,
         start: int,
-        every: int | None,
-        every_minutes: float | None,
-        keep: int,
-        keep_every: int | None,
-        background: bool,
-        flush: Callable[[], None],
     ) -> None:
         """
         Args:
-            start: steps after which this run goes on: a checkpoint of them is there.
             state: what a checkpoint after so many steps must hold besides parameters and optimizer.
-            keep_every: the first checkpoint of every so many steps is never removed.
-            background: whether to write from a copy while training goes on, where the host has room for it.
-            flush: puts on the disk what the run's other files say up to now; they must not end before a checkpoint.
+            start: the steps after which this run starts: a checkpoint of them exists.
 
         Raises:
             InputError: the disk has no room for a checkpoint.
         """
-        self._engine, self._folder, self._world, self._state = engine, folder.checkpoints, world, state
-        self._every, self._keep, self._keep_every, self._flush = every, keep, keep_every, flush
-        self._seconds = every_minutes * 60 if every_minutes else float("inf")
+        self._engine, self._run, self._world, self._state = engine, folder, world, state
+        self._folder, self._section = folder.checkpoints, section
+        self._seconds = section.every_minutes * 60 if section.every_minutes else float("inf")
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
         self._result: Share | Exception | None = None
         self._under_way: tuple[Path, int, float, float] | None = None  # folder, step, when begun, seconds waited
         self._snapshot = Snapshot(engine)
-        self._background = background
+        self._background = section.background
         self._newest = start  # steps of the newest whole checkpoint
         self._bytes = 4 * len(kinds(engine)) * _values(engine)
         if missing := broadcast_object(self._missing() if world.main else None):
@@ -74,7 +69,7 @@ class Saver:
 
     def due(self, done: int) -> bool:
         """Whether one is due after `done` steps by this rank's clock, which may differ from the others'."""
-        if self._every is not None and done % self._every == 0:
+        if self._section.every and done % self._section.every == 0:
             return True
         return time.monotonic() - self._saved_at >= self._seconds
 
@@ -90,10 +85,10 @@ class Saver:
             folder: where to, if not among the run's checkpoints.
 
         Raises:
-            InputError: with `wait`, a checkpoint of the run could not be written.
+            SaveError: with `wait`, a checkpoint of the run could not be written.
         """
         final = wait and folder is None
-        self.settle()  # if it failed, this one is the more needed
+        self.finish()  # if it failed, this one is the more needed
         began, into = time.monotonic(), folder or self._folder
         if folder is None:
             self._saved_at = began
@@ -105,7 +100,7 @@ class Saver:
 
         def write() -> None:
             try:
-                self._flush()
+                self._run.sync(self._world.rank)  # no file of the run may end before its checkpoint
                 self._result = pieces.write_share(
                     target, self._world.rank, self._snapshot.pieces, values, self._snapshot.begins
                 )
@@ -122,43 +117,23 @@ class Saver:
             "loss_scale": loss_scale(self._engine),
             **self._state(done),
         }
-        return True if copied else self.settle(final=final)
+        return True if copied else self.finish(final=final)
 
     def ensure(self, done: int) -> None:
         """See that there is a whole checkpoint after `done` steps, the last ones made. Collective.
 
         Raises:
-            InputError: it could not be written.
+            SaveError: it could not be written.
         """
-        self.settle()
+        self.finish()
         if self._newest < done:
             self.save(done, wait=True)
 
-    @contextmanager
-    def saved_before(self, done: int) -> Iterator[None]:
-        """Save after `done` steps if what is inside ends the run on every rank: the steps up to it are good."""
-        try:
-            yield
-        except InputError as error:
-            if not error.only_this_rank:
-                self.ensure(done)
-            raise
-
-    @contextmanager
-    def settled(self) -> Iterator[None]:
-        """Make whole what is under way also when what is inside ends on every rank alike."""
-        try:
-            yield
-        except (InputError, DivergedError, RollBack) as error:
-            if not getattr(error, "only_this_rank", False):
-                self.settle()
-            raise
-
-    def settle(self, *, final: bool = False) -> bool:
+    def finish(self, *, final: bool = False) -> bool:
         """Make whole the save that is under way, if there is one, when its files are; False if it failed. Collective.
 
         Raises:
-            InputError: it is the `final` one and could not be written.
+            SaveError: it is the `final` one and could not be written.
         """
         if self._thread is None or self._under_way is None:
             return True
@@ -204,13 +179,13 @@ class Saver:
 
     def _prune(self) -> None:
         try:
-            checkpoints.prune(self._folder, self._keep, self._keep_every)
+            checkpoints.prune(self._folder, self._section.keep, self._section.keep_every)
         except OSError as error:  # the new one is whole all the same
             say(f"{self._folder}: an old checkpoint could not be removed: {error}")
 
     def _failed(self, done: int, why: str, final: bool) -> bool:
         if final:
-            raise InputError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
+            raise SaveError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
         if self._world.main:
             say(f"step {done} could not be saved: {why}; training goes on from memory")
         return False

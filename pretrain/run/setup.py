@@ -6,15 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from pretrain.engine.engine import Layout, batch_layout, precision
-from pretrain.engine.schedule import Schedule
 from pretrain.errors import InputError
 from pretrain.images.decode import DeviceDecoder
 from pretrain.images.mixup import check_pairs
 from pretrain.images.randaugment import RandAugment
-from pretrain.images.transforms import TrainImages
+from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.index.compare import check_classes, check_names
 from pretrain.index.index import Index
 from pretrain.model.spec import ViTSpec
@@ -23,9 +19,10 @@ from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig, TrainingConfig
 from pretrain.run.evaluation import Evaluator, Validation
-from pretrain.run.loss import Loss, choose_loss
-from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on, trusted, unlabelled
+from pretrain.run.loss import choose_loss
+from pretrain.run.notes import check_fit, run_notes
 from pretrain.run.origin import Origin
+from pretrain.run.recipe import Recipe
 from pretrain.run.resume import resolved
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.order import Order
@@ -37,17 +34,14 @@ _REMOTE_CHECKED = 64  # shards, spread over the index
 class Setup:
     """A run whose config, data and layout go together: what it takes, before anything is built."""
 
-    recipe: TrainingConfig  # as it was read
-    config: RunConfig  # with the network
+    as_read: TrainingConfig  # a fine-tuning config names no network: `config` has the checkpoint's
+    config: RunConfig
     folder: RunFolder
     world: World
     index: Index
-    layout: Layout
-    schedule: Schedule
     order: Order
     images: TrainImages
-    loss_of: Loss
-    dtype: torch.dtype
+    recipe: Recipe
     evaluators: Sequence[Evaluator]
     notes: Sequence[str]  # of rank 0
     resolved: dict[str, Any]  # the config, as checkpoints keep it
@@ -55,7 +49,7 @@ class Setup:
 
 
 def prepare(
-    recipe: TrainingConfig,
+    as_read: TrainingConfig,
     network: ViTSpec | None,
     folder: RunFolder,
     world: World,
@@ -70,23 +64,16 @@ def prepare(
     Raises:
         InputError: they do not.
     """
-    config = recipe.of(network)
-    data, spec, dtype = config.data, config.model.spec(), precision(config.deepspeed)
+    config = as_read.of(network)
+    data, spec = config.data, config.model.spec()
     index = _open_index(data.train, "data.train", spec.num_classes, world, data.timeouts())
-    layout = batch_layout(config.train.global_batch, config.train.micro_batch, world.size)
-    steps = run_steps(config, index.samples)
-    evaluated = open_eval(config, world, index)
+    recipe = Recipe.of(config, index, world.size)
+    evaluated = _open_eval(config, world, index)
     notes = collectives.together(lambda: check_fit(config, index, evaluated) if world.main else [])
     if world.main:
-        notes += [
-            *trained_on(index, evaluated),
-            *trusted(index, evaluated),
-            *unlabelled(index),
-            *empty_classes(index, evaluated),
-            *idle_keys(config, steps, index.samples),
-        ]
+        notes += run_notes(config, recipe.steps, index, evaluated)
     if data.mixup:
-        check_pairs(layout.micro_batch)
+        check_pairs(recipe.layout.micro_batch)
     if data.decoder == "device":
         if world.device.type != "cuda":
             raise InputError(
@@ -94,14 +81,12 @@ def prepare(
             )
         collectives.together(DeviceDecoder(world.device).check)
     return Setup(
-        recipe,
+        as_read,
         config,
         folder,
         world,
         index,
-        layout,
-        Schedule(config.schedule, config.optimizer.lr, steps),
-        Order(index.samples, layout.global_batch, config.seed, data.chunk, data.lanes),
+        Order(index.samples, recipe.layout.global_batch, config.seed, data.chunk, data.lanes),
         TrainImages(
             spec.image_size,
             spec.channels,
@@ -112,29 +97,14 @@ def prepare(
             RandAugment(*data.randaugment) if data.randaugment else None,
             data.crop,
         ),
-        choose_loss(config.train.loss, index.one_label, config.train.label_smoothing),
-        dtype,
-        [*validation(config, world, layout, evaluated), *(make() for make in evaluators)],
+        recipe,
+        [*_validation(config, recipe, world, evaluated), *(make() for make in evaluators)],
         notes,
-        resolved(config, steps, dtype),
+        resolved(config, recipe.steps, recipe.dtype),
     )
 
 
-def run_steps(config: RunConfig, samples: int) -> int:
-    """`train.steps`, or round(epochs · samples / global batch)."""
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None
-    steps = round(config.train.epochs * samples / config.train.global_batch)
-    if steps < 1:
-        raise InputError(
-            f"train.epochs: {config.train.epochs} of {samples} samples in batches of {config.train.global_batch} is no "
-            "whole step; train longer, or set a smaller train.global_batch"
-        )
-    return steps
-
-
-def open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
+def _open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
     """`data.eval`, if it is set, whose classes must be those that are trained on. Collective."""
     if config.data.eval is None:
         return None
@@ -143,7 +113,7 @@ def open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
     )
 
 
-def validation(config: RunConfig, world: World, layout: Layout, index: Index | None) -> list[Evaluator]:
+def _validation(config: RunConfig, recipe: Recipe, world: World, index: Index | None) -> list[Evaluator]:
     """Validation on `data.eval`, open as `index`, if there is one."""
     if index is None:
         return []
@@ -154,13 +124,10 @@ def validation(config: RunConfig, world: World, layout: Layout, index: Index | N
             index,
             None if several else choose_loss(config.train.loss, one_label=True),
             world,
-            image_size=config.model.image_size,
-            channels=config.model.channels,
-            whole=config.data.eval_crop == "whole",
-            batch=layout.micro_batch,
-            workers=config.data.workers,
-            timeouts=config.data.timeouts(),
-            dtype=precision(config.deepspeed),
+            config.data,
+            EvalImages(config.model.image_size, config.model.channels, config.data.eval_crop == "whole"),
+            batch=recipe.layout.micro_batch,
+            dtype=recipe.dtype,
             every=config.train.eval_every,
         )
     ]

@@ -118,7 +118,7 @@ def test_a_resumed_run_decides_as_the_undisturbed_one():
 def test_a_streak_goes_on_over_a_resume():
     first, second = Guard(GuardSection(skips=3)), Guard(GuardSection(skips=3))
     feed(first, [1.0, math.nan, math.nan])
-    assert not first.calm
+    assert not first.calm(99)
     second.restore(first.state())
     with pytest.raises(DivergedError, match="from step 2 on"):
         feed(second, [math.nan], start=3)

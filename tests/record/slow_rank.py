@@ -3,27 +3,25 @@
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from pretrain.engine import processgroup
 from pretrain.ranks import collectives
 from pretrain.record.folder import RunFolder
-from pretrain.record.meters import Meters
+from pretrain.record.metrics import Metrics, Workload
+from pretrain.record.pulse import Pulse
+from pretrain.record.section import LoggingSection
 from pretrain.stream.counters import Counters
 
 world = processgroup.start()
-meters = Meters(
+metrics = Metrics(
     RunFolder(Path(sys.argv[1])),
     world,
-    start=0,
-    steps=4,
-    every=2,
-    global_batch=8,
-    samples=80,
-    flops_per_image=1,
-    peak_flops=1.0,
-    tensorboard=True,
-    counters=Counters(),
+    LoggingSection(every=2),
+    Workload(steps=4, global_batch=8, samples=80, flops_per_image=1, peak_flops=1.0),
+    Counters(),
 )
+pulse = Pulse(SimpleNamespace(beat=lambda step, part: None), world.device)
 
 
 def batches(step):
@@ -32,10 +30,10 @@ def batches(step):
 
 
 for step in range(4):
-    for _ in meters.waiting(batches(step)):
-        with meters.forward():
+    for _ in pulse.batches(step, batches(step)):
+        with pulse.forward(step):
             time.sleep(0.9 if (world.rank, step // 2) == (1, 0) else 0.3)
     collectives.barrier()
-    meters.step(step + 1, 1.0, 0.1, 2.0, skipped=False)
-meters.close()
+    metrics.step(step + 1, 1.0, 0.1, 2.0, skipped=False, pulse=pulse)
+metrics.close()
 processgroup.stop()

@@ -11,7 +11,7 @@ import torch
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
-from pretrain.record.meters import clock
+from pretrain.record.metrics import clock
 from pretrain.run.config import RunConfig
 from pretrain.run.experiment import begin
 
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_as_a_run_begins_is_told_and_nothing_stays_behind(tm
     )
     alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     setup = SimpleNamespace(
-        recipe=config, config=config, resolved={"train": {}}, folder=folder, world=alone, origin={"seed": 0}
+        as_read=config, config=config, resolved={"train": {}}, folder=folder, world=alone, origin={"seed": 0}
     )
     before = {*folder.path.iterdir()}
     monkeypatch.setattr(os, "fsync", full)

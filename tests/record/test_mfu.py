@@ -1,6 +1,7 @@
 """MFU: against the peak of the very device and precision, or left out."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import torch
 from pretrain.plan import peak
 from pretrain.plan.peak import listed, peak_flops, unlisted
 from pretrain.ranks.collectives import World
-from pretrain.record import meters as module
+from pretrain.record import pulse as module
 from pretrain.record.folder import RunFolder
-from pretrain.record.meters import Meters, figure
+from pretrain.record.metrics import Metrics, Workload, figure
+from pretrain.record.pulse import Pulse
+from pretrain.record.section import LoggingSection
 from pretrain.stream.counters import Counters
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -83,13 +86,13 @@ def lines(tmp_path, monkeypatch, capsys):
     def told(seconds, peak_flops):
         now = iter([0.0, *[seconds] * 9])
         monkeypatch.setattr(module.time, "perf_counter", lambda: next(now))
-        meters = Meters(
-            RunFolder(tmp_path), World(0, 1, 0, torch.device("cpu")), start=0, steps=9, every=2, global_batch=8,
-            samples=80, flops_per_image=10**9, peak_flops=peak_flops, tensorboard=True, counters=Counters(),
-        )  # fmt: skip
+        alone = World(0, 1, 0, torch.device("cpu"))
+        workload = Workload(steps=9, global_batch=8, samples=80, flops_per_image=10**9, peak_flops=peak_flops)
+        pulse = Pulse(SimpleNamespace(), alone.device)
+        metrics = Metrics(RunFolder(tmp_path), alone, LoggingSection(every=2), workload, Counters())
         for step in (1, 2):
-            meters.step(step, 1.0, 0.1, 0.0034, skipped=False)
-        meters.close()
+            metrics.step(step, 1.0, 0.1, 0.0034, skipped=False, pulse=pulse)
+        metrics.close()
         return json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]), capsys.readouterr().out
 
     return told

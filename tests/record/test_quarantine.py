@@ -34,7 +34,7 @@ def quarantine(tmp_path):
 def fail(quarantine, step, *faults):
     quarantine.add(Batch(NOTHING, NOTHING, NOTHING.numpy(), NOTHING, faults=faults))
     assert quarantine.pending
-    quarantine.settle(step)
+    quarantine.write(step)
     assert not quarantine.pending
 
 

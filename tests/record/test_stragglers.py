@@ -4,7 +4,9 @@ import json
 import math
 import socket
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ import torch
 from pretrain.ranks.collectives import World
 from pretrain.record import stragglers
 from pretrain.record.folder import RunFolder
-from pretrain.record.meters import Meters
+from pretrain.record.metrics import Metrics, Workload
+from pretrain.record.pulse import Pulse
+from pretrain.record.section import LoggingSection
 from pretrain.record.stragglers import Stopwatch, Straggler, slowest
 from pretrain.stream.counters import Counters
 
@@ -47,20 +51,21 @@ def test_a_run_names_its_slow_rank_host_and_part(ranks, tmp_path):
     assert (tmp_path / "tensorboard").is_dir()
 
 
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
 @pytest.fixture
-def meters(tmp_path):
-    alone = World(0, 1, 0, torch.device("cpu"))
-    meters = Meters(
-        RunFolder(tmp_path), alone, start=4, steps=9, every=1, global_batch=8, samples=80, flops_per_image=1,
-        peak_flops=1.0, tensorboard=True, counters=Counters(), skipped=2,
-    )  # fmt: skip
-    yield meters
-    meters.close()
+def metrics(tmp_path):
+    workload = Workload(steps=9, global_batch=8, samples=80, flops_per_image=1, peak_flops=1.0)
+    metrics = Metrics(RunFolder(tmp_path), ALONE, LoggingSection(every=1), workload, Counters(), start=4, skipped=2)
+    metrics.step = partial(metrics.step, pulse=Pulse(SimpleNamespace(), ALONE.device))
+    yield metrics
+    metrics.close()
 
 
-def test_skipped_updates_are_counted_over_resumes_and_a_step_without_numbers_is_logged(meters, tmp_path, capsys):
-    meters.step(5, math.nan, 0.1, math.inf, skipped=True)
-    meters.step(6, 1.0, 0.1, 2.0, skipped=False)
+def test_skipped_updates_are_counted_over_resumes_and_a_step_without_numbers_is_logged(metrics, tmp_path, capsys):
+    metrics.step(5, math.nan, 0.1, math.inf, skipped=True)
+    metrics.step(6, 1.0, 0.1, 2.0, skipped=False)
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (first["loss"], first["grad_norm"], first["updates_skipped"]) == (None, None, 3)
     assert (second["loss"], second["updates_skipped"]) == (1.0, 3)
@@ -68,11 +73,11 @@ def test_skipped_updates_are_counted_over_resumes_and_a_step_without_numbers_is_
     assert not any(key.startswith("straggler") for key in first)  # nobody to compare with
 
 
-def test_a_slow_rank_is_on_the_progress_line_when_it_is_much_slower(meters, capsys):
+def test_a_slow_rank_is_on_the_progress_line_when_it_is_much_slower(metrics, capsys):
     shared = {"data_wait": 0.0, "straggler/rank": 3, "straggler/host": "node-b", "straggler/part": "forward"}
     for excess, said in ((1.1, False), (1.34, True)):
-        meters._share = lambda *_, excess=excess: {**shared, "straggler/excess": excess}
-        meters.step(5, 1.0, 0.1, 2.0, skipped=False)
+        metrics._gather = lambda *_, excess=excess: {**shared, "straggler/excess": excess}
+        metrics.step(5, 1.0, 0.1, 2.0, skipped=False)
         assert ("rank 3 (node-b) is slow: forward ×1.34" in capsys.readouterr().out) == said
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from pretrain.engine import processgroup
+from pretrain.images.transforms import EvalImages
 from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.evaluation import Validation
 from pretrain.run.loss import softmax_loss
+from pretrain.stream.section import DataSection
 
 shards, out, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 world = processgroup.start()
@@ -24,10 +26,9 @@ validation = Validation(
     Index.open(shards),
     softmax_loss,
     world,
-    image_size=16,
-    channels=1,
+    DataSection(workers=1),
+    EvalImages(16, 1),
     batch=batch,
-    workers=1,
     dtype=torch.float32,
     every=None,
 )

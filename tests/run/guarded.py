@@ -19,7 +19,7 @@ from pretrain.engine import guards, processgroup
 from pretrain.engine.guards import DivergedError
 from pretrain.engine.quiet import get_accelerator
 from pretrain.errors import InputError, StorageError
-from pretrain.run import setup, trainer
+from pretrain.run import recipe, trainer
 from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import RunConfig
 from pretrain.run.configfile import read_config
@@ -28,7 +28,7 @@ from pretrain.run.experiment import run
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = processgroup.start()
 now = {"step": -1}
-seed_step, choose_loss = trainer.seed_step, setup.choose_loss
+seed_step, choose_loss = trainer.seed_step, recipe.choose_loss
 
 
 def note_step(seed, step, world):
@@ -81,7 +81,7 @@ trainer.seed_step, archive.write = note_step, slowly
 guards._ENOUGH = 5  # the runs are shorter than what a spike is told from
 get_accelerator().is_fp16_supported = lambda: True
 for name, variant in variants.items():
-    setup.choose_loss = poisoned(variant)
+    recipe.choose_loss = poisoned(variant)
     config = read_config(RunConfig, config_file, variant["changes"])
     measuring = Measuring(variant.get("refuses", ()), StorageError if "passing" in variant else InputError)
     evaluators = [lambda measuring=measuring: measuring] if "refuses" in variant else []

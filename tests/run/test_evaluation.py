@@ -17,11 +17,11 @@ from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
-from pretrain.run.config import RunConfig
 from pretrain.run.evaluation import Validation
 from pretrain.run.loss import sigmoid_loss, softmax_loss
 from pretrain.run.setup import prepare
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
+from pretrain.stream.section import DataSection, RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def validation(tmp_path, encoded, write_shards):
         images = dict(enumerate(encoded(np.full((16, 16), 25 * label + 12, np.uint8)) for label in classes))
         made = write_shards("set", [len(images)], labels=labels.__getitem__, suffixes=("png",), replace=images)
         alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-        sizes = {"image_size": 16, "channels": 1, "batch": 8, "workers": 1}
-        return Validation(made.index, loss_of, alone, dtype=torch.float32, every=None, **sizes)
+        images = DataSection(workers=1), EvalImages(16, 1)
+        return Validation(made.index, loss_of, alone, *images, batch=8, dtype=torch.float32, every=None)
 
     return make
 

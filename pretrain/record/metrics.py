@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,97 +12,80 @@ from pretrain.console import say
 from pretrain.ranks.collectives import World, all_gather_list, gather_rows, together
 from pretrain.record.folder import RunFolder
 from pretrain.record.lines import Lines
-from pretrain.record.stragglers import TELLING, Stopwatch, slowest
+from pretrain.record.pulse import Pulse, Window
+from pretrain.record.section import LoggingSection
+from pretrain.record.stragglers import TELLING, slowest
 from pretrain.stream.counters import Counters
 
 # Where a rank's data spend their time: thread-milliseconds per image.
 _PARTS = ("read", "starved", "decode", "augment", "collate")
 
 
-class Meters:
-    """Counts time and images between the steps that are logged; rank 0 writes what all ranks give."""
+@dataclass(frozen=True)
+class Workload:
+    """What the rates and shares in the metrics are of."""
+
+    steps: int  # of the whole run
+    global_batch: int
+    samples: int  # in the training set
+    flops_per_image: int  # of a training step, forward and backward
+    peak_flops: float | None  # of this rank's device, the denominator of MFU; None: not known, and MFU is left out
+
+
+class Metrics:
+    """Counts steps and time between the steps that are logged; rank 0 writes what all ranks measured.
+
+    Args:
+        counters: of this rank's loader.
+        start: steps completed before.
+        skipped: updates that were skipped before.
+    """
 
     def __init__(
         self,
         folder: RunFolder,
         world: World,
-        *,
-        start: int,
-        steps: int,
-        every: int,
-        global_batch: int,
-        samples: int,
-        flops_per_image: int,
-        peak_flops: float | None,
-        tensorboard: bool,
+        section: LoggingSection,
+        workload: Workload,
         counters: Counters,
+        *,
+        start: int = 0,
         skipped: int = 0,
     ) -> None:
-        """Collective.
-
-        Args:
-            peak_flops: of this rank's device, the denominator of MFU; None: it is not known, and MFU is left out.
-            skipped: updates that were skipped before `start`.
-        """
+        """Collective."""
         self._counters, self._counted = counters, counters.seen()
-        self._world, self._steps, self._every = world, steps, every
-        self._batch, self._samples = global_batch, samples
-        peaks = [peak for peak in all_gather_list([peak_flops]) if peak is not None]
-        self._flops, self._peak = flops_per_image, sum(peaks) if len(peaks) == world.size else None
+        self._world, self._every, self._of = world, section.every, workload
+        peaks = [peak for peak in all_gather_list([workload.peak_flops]) if peak is not None]
+        self._peak = sum(peaks) if len(peaks) == world.size else None
         self._lines = Lines(folder.metrics)  # rank 0's
         self._writer: Any = None
-        if tensorboard:
+        if section.tensorboard:
             self._writer = together(lambda: _writer(folder, start) if world.main else None)
         self._hosts = all_gather_list([socket.gethostname()])
-        self._forward, self._skipped = Stopwatch(world.device), skipped
-        self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+        self._steps, self._skipped = 0, skipped  # steps since the last line; updates skipped in the whole run
 
-    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches, with the time spent waiting for each counted."""
-        source = iter(batches)
-        while True:
-            began = time.perf_counter()
-            try:
-                batch = next(source)
-            except StopIteration:
-                return
-            finally:
-                self._waited += time.perf_counter() - began
-            yield batch
-
-    def forward(self) -> AbstractContextManager[None]:
-        """The forward pass: `with meters.forward(): loss = …`, timed without waiting for the device."""
-        return self._forward.running()
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Evaluation and saving: not counted as training time."""
-        began = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - began
-
-    def step(self, done: int, loss: float, lr: float, grad_norm: float, *, skipped: bool) -> None:
+    def step(self, done: int, loss: float, lr: float, grad_norm: float, *, skipped: bool, pulse: Pulse) -> None:
         """Count a step, the `done`-th (from 1); log it where it is due. Collective.
 
         Args:
             loss: the mean over the global batch.
             grad_norm: before clipping.
             skipped: whether the step's update was.
+            pulse: measured this rank's time.
         """
-        self._window_steps += 1
+        self._steps += 1
         self._skipped += skipped
-        if done % self._every and done != self._steps:
+        if done % self._every and done != self._of.steps:
             return
-        forward = self._forward.take()  # waits for the device, so that the time taken next is real
-        seconds = time.perf_counter() - self._window_start - self._paused
-        shared = self._share(seconds, forward)
-        rate = self._window_steps * self._batch / seconds
+        window, batch = pulse.window(), self._of.global_batch
+        shared = self._gather(window)
+        rate = self._steps * batch / window.seconds
         self._log(
             done,
-            (self._steps - done) * seconds / self._window_steps,
+            (self._of.steps - done) * window.seconds / self._steps,
             {
-                "images": done * self._batch,
-                "epoch": done * self._batch / self._samples,
+                "images": done * batch,
+                "epoch": done * batch / self._of.samples,
                 "loss": loss,
                 "lr": lr,
                 "grad_norm": grad_norm,
@@ -114,13 +95,13 @@ class Meters:
                 **({"updates_skipped": self._skipped} if self._skipped else {}),
             },
         )
-        self._window_start, self._waited, self._window_steps, self._paused = time.perf_counter(), 0.0, 0, 0.0
+        self._steps = 0
 
     def _mfu(self, rate: float) -> float | None:
         """The model's operations at `rate` images/s over the devices' peak; None where that is not known."""
         if self._peak is None:
             return None
-        done = rate * self._flops
+        done = rate * self._of.flops_per_image
         if done <= self._peak:
             return done / self._peak
         self.say(
@@ -130,21 +111,22 @@ class Meters:
         self._peak = None
         return None
 
-    def _share(self, seconds: float, forward: float) -> dict[str, Any]:
+    def _gather(self, window: Window) -> dict[str, Any]:
         """What the ranks' data and forward passes took in this window: on rank 0, else empty. Collective."""
         seen = self._counters.seen()
         did = {name: amount - self._counted[name] for name, amount in seen.items()}
         self._counted = seen
-        images = self._window_steps * self._batch / self._world.size
+        images = self._steps * self._of.global_batch / self._world.size
         each = [1000 * did[f"{part}_seconds"] / max(did["images"], 1) for part in _PARTS]
-        mine = [*each, 1000 * self._waited / images, self._waited, forward, did["bytes_read"], seen["unreadable"]]
+        waited = window.waited
+        mine = [*each, 1000 * waited / images, waited, window.forward, did["bytes_read"], seen["unreadable"]]
         rows = gather_rows(torch.tensor([mine], dtype=torch.float64, device=self._world.device))
         if rows is None:
             return {}
-        *parts, waited, forwards, read, unreadable = rows.T.tolist()
+        *parts, waits, forwards, read, unreadable = rows.T.tolist()
         values: dict[str, Any] = {
-            "data_wait": max(waited) / seconds,
-            "data/bytes_per_second": sum(read) / seconds,
+            "data_wait": max(waits) / window.seconds,
+            "data/bytes_per_second": sum(read) / window.seconds,
             "data/unreadable": sum(unreadable),
         }
         for part, of_ranks in zip((*_PARTS, "wait"), parts, strict=True):
@@ -153,7 +135,7 @@ class Meters:
                 f"data/{part}_ms_worst": max(of_ranks),
             }
         if self._world.size > 1:
-            found = slowest(list(zip(waited, forwards, strict=True)))
+            found = slowest(list(zip(waits, forwards, strict=True)))
             values |= {
                 "straggler/rank": found.rank,
                 "straggler/host": self._hosts[found.rank],
@@ -183,9 +165,9 @@ class Meters:
     def _log(self, done: int, seconds_left: float, values: dict[str, Any]) -> None:
         if not self._world.main:
             return
-        width = len(str(self._steps))
+        width = len(str(self._of.steps))
         line = (
-            f"step {done:>{width}}/{self._steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"step {done:>{width}}/{self._of.steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
             f"grad {figure(values['grad_norm'])}  {figure(values['images_per_second'])} images/s  "
             f"data wait {values['data_wait']:.0%}  "
             + (f"MFU {values['mfu']:.1%}  " if values["mfu"] is not None else "")

@@ -1,0 +1,50 @@
+"""What is written down of every step: the samples, the faults among them, the metrics, and what a skipped step saw."""
+
+from __future__ import annotations
+
+from pretrain.engine.step import Agreement
+from pretrain.record.audit import Audit
+from pretrain.record.inspection import Inspection
+from pretrain.record.metrics import Metrics
+from pretrain.record.pulse import Pulse
+from pretrain.record.quarantine import Quarantine
+from pretrain.stream.loader import Batch
+
+
+class Ledger:
+    """The books of a run, kept step by step. `close` flushes them."""
+
+    def __init__(self, audit: Audit, quarantine: Quarantine, metrics: Metrics, inspection: Inspection) -> None:
+        self._audit, self._quarantine, self._metrics, self._inspection = audit, quarantine, metrics, inspection
+
+    def add(self, batch: Batch) -> None:
+        """Note a micro-batch that is trained on: its ids, and the samples in it that could not be read."""
+        self._audit.add(batch.ids)
+        self._quarantine.add(batch)
+
+    @property
+    def faulty(self) -> bool:
+        """Whether this rank has found samples that cannot be read in the step under way."""
+        return self._quarantine.pending
+
+    def check(self, step: int) -> None:
+        """Write down the faults of all ranks in `step` (from 0). Collective, called where any rank is `faulty`.
+
+        Raises:
+            InputError: a chunk could not be read (StorageError: for now), or too many samples; on every rank.
+        """
+        self._quarantine.write(step)
+
+    def inspect(self, step: int, loss: float, reason: str) -> None:
+        """Keep the state before `step` and this rank's batch and mean loss, for whoever asks why. Collective."""
+        self._inspection.keep(step, self._audit.ids, loss, reason)
+
+    def step(self, step: int, agreed: Agreement, lr: float, grad_norm: float, *, skipped: bool, pulse: Pulse) -> None:
+        """Close `step` (from 0): its audit line, and its metrics where they are due. Collective."""
+        self._audit.step(step)
+        self._metrics.step(step + 1, agreed.loss, lr, grad_norm, skipped=skipped, pulse=pulse)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._audit.close()
+        self._metrics.close()

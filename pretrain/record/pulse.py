@@ -1,0 +1,88 @@
+"""A rank's pulse: where it is, for the watchdog, and how long each part of a step takes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+from pretrain.ranks.watchdog import Watchdog
+from pretrain.record.stragglers import Stopwatch
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Window:
+    """This rank's time since the last window, in seconds."""
+
+    seconds: float  # of training: saves and evaluations are not counted
+    waited: float  # for batches
+    forward: float  # of the device, in forward passes
+
+
+class Pulse:
+    """Tells the watchdog which part of which step this rank enters, and takes the time.
+
+    As a context manager it is the watchdog: it ends with the block, and names the rank that is gone where a collective
+    fails inside.
+    """
+
+    def __init__(self, watchdog: Watchdog, device: torch.device) -> None:
+        self._watchdog, self._forward = watchdog, Stopwatch(device)
+        self._began, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+
+    def beat(self, step: int, part: str) -> None:
+        """This rank enters `part` of `step` (from 0), or makes progress in it."""
+        self._watchdog.beat(step, part)
+
+    def batches(self, step: int, source: Iterable[Item]) -> Iterator[Item]:
+        """The micro-batches of `step`, with the time spent waiting for each counted."""
+        batches = iter(source)
+        while True:
+            self.beat(step, "data")
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - began
+            yield batch
+
+    @contextmanager
+    def forward(self, step: int) -> Iterator[None]:
+        """The forward pass of a micro-batch, timed without waiting for the device; the backward pass follows it."""
+        self.beat(step, "forward")
+        with self._forward.running():
+            yield
+        self.beat(step, "backward")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Saves and evaluations: not counted as training time."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def window(self) -> Window:
+        """The time since the last call (or the start). Waits for the device, so that the time is real."""
+        forward = self._forward.take()
+        now = time.perf_counter()
+        taken = Window(now - self._began - self._paused, self._waited, forward)
+        self._began, self._waited, self._paused = now, 0.0, 0.0
+        return taken
+
+    def __enter__(self) -> Pulse:
+        self._watchdog.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watchdog.__exit__(kind, error, trace)

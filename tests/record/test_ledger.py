@@ -1,0 +1,97 @@
+"""A run's books over a few steps: audit lines, faults and metrics of the same steps, in one process."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.engine.step import Agreement
+from pretrain.errors import InputError
+from pretrain.ranks.collectives import World
+from pretrain.record.audit import Audit
+from pretrain.record.folder import RunFolder
+from pretrain.record.inspection import Inspection
+from pretrain.record.ledger import Ledger
+from pretrain.record.metrics import Metrics, Workload
+from pretrain.record.pulse import Pulse
+from pretrain.record.quarantine import Quarantine
+from pretrain.record.section import LoggingSection
+from pretrain.stream.counters import Counters
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+class Fault(SimpleNamespace):
+    """A sample that cannot be read."""
+
+    def record(self, index):
+        return {"id": self.id, "url": "a.tar", "offset": 0, "error": self.reason}
+
+
+@pytest.fixture
+def kept():
+    """Steps whose state was saved for inspection."""
+    return []
+
+
+@pytest.fixture
+def ledger(tmp_path, kept):
+    folder = RunFolder(tmp_path)
+    folder.create()
+    workload = Workload(steps=3, global_batch=2, samples=10, flops_per_image=1, peak_flops=None)
+
+    def save(step, *, wait, folder):
+        kept.append(step)
+        (folder / f"step_{step:08d}").mkdir(parents=True)
+        return True
+
+    return Ledger(
+        Audit(folder, 0, True),
+        Quarantine(folder, None, ALONE, global_batch=2, max_unreadable=0.5, chunks=True),
+        Metrics(folder, ALONE, LoggingSection(every=1, tensorboard=False), workload, Counters()),
+        Inspection(folder, ALONE, save),
+    )
+
+
+def batch(*ids, faults=()):
+    return SimpleNamespace(ids=np.array(ids), faults=list(faults))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_steps_micro_batches_faults_and_loss_are_told_under_the_same_step(ledger, tmp_path):
+    pulse = Pulse(SimpleNamespace(beat=lambda step, part: None), ALONE.device)
+    fault = Fault(id=3, reason="not an image", passing=False, of_chunk=False, cause=None)
+    for step, batches in enumerate([[batch(5), batch(3, faults=[fault])], [batch(1), batch(2)]]):
+        for one in pulse.batches(step, batches):
+            ledger.add(one)
+        assert ledger.faulty == (step == 0)
+        if ledger.faulty:
+            ledger.check(step)
+        ledger.step(step, Agreement(0.5 + step, ()), 0.1, 1.0, skipped=False, pulse=pulse)
+    ledger.close()
+    assert lines(tmp_path / "audit/rank_00000.jsonl") == [{"step": 0, "ids": [5, 3]}, {"step": 1, "ids": [1, 2]}]
+    assert [(line["step"], line["id"]) for line in lines(tmp_path / "quarantine.jsonl")] == [(0, 3)]
+    metrics = lines(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["images"], line["loss"]) for line in metrics] == [(1, 2, 0.5), (2, 4, 1.5)]
+
+
+def test_a_chunk_that_storage_does_not_serve_ends_the_run(ledger):
+    cause = SimpleNamespace(
+        passing=True, reason="no answer", error=lambda before, after: InputError(f"{before}no answer{after}")
+    )
+    ledger.add(batch(3, faults=[Fault(id=3, reason="no answer", passing=True, of_chunk=True, cause=cause)]))
+    with pytest.raises(InputError, match="step 1: away"):
+        ledger.check(0)
+
+
+def test_a_skipped_step_keeps_its_state_and_its_batch(ledger, kept, tmp_path):
+    ledger.add(batch(5, 3))
+    ledger.inspect(0, float("nan"), "the loss is nan")
+    assert kept == [0]
+    said = json.loads((tmp_path / "inspection/step_00000000/batch_00000.json").read_text())
+    assert said == {"step": 0, "reason": "the loss is nan", "loss": "nan", "ids": [5, 3]}
