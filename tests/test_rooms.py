@@ -23,13 +23,10 @@ UPWARD_IMPORTS: set[tuple[str, str]] = set()
 LONG_MODULES: set[str] = set()
 FULL_FOLDERS: set[str] = {
     "fewshot",
+    "pretrain/run",
 }
 LONG_SIGNATURES: set[str] = {
     "fewshot.features.extract",
-    "pretrain.record.meters.Meters.__init__",
-    "pretrain.run.evaluation.Validation.__init__",
-    "pretrain.run.saver.Saver.__init__",
-    "pretrain.run.trainer.train",
     "pretrain.stream.loader.BatchStream.__init__",
     "pretrain.stream.loader.TrainLoader.__init__",
     "pretrain.stream.loader.evaluation_batches",

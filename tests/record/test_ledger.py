@@ -85,7 +85,7 @@ def test_a_chunk_that_storage_does_not_serve_ends_the_run(ledger):
         passing=True, reason="no answer", error=lambda before, after: InputError(f"{before}no answer{after}")
     )
     ledger.add(batch(3, faults=[Fault(id=3, reason="no answer", passing=True, of_chunk=True, cause=cause)]))
-    with pytest.raises(InputError, match="step 1: away"):
+    with pytest.raises(InputError, match="step 1: no answer"):
         ledger.check(0)
 
 

@@ -17,11 +17,12 @@ from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
+from pretrain.run.config import RunConfig
 from pretrain.run.evaluation import Validation
 from pretrain.run.loss import sigmoid_loss, softmax_loss
 from pretrain.run.setup import prepare
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
-from pretrain.stream.section import DataSection, RunConfig
+from pretrain.stream.section import DataSection
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pretrain.run.experiment import _short_read_ahead
+from pretrain.run.headline import _short_read_ahead
 from pretrain.stream.order import Order
 
 
@@ -20,6 +20,5 @@ def test_the_word_names_what_the_lanes_of_a_rank_hold(ranks, needed):
     said = _short_read_ahead(setup)
     assert bool(said) == (needed is not None)
     if said:
-        [line] = said
-        assert f"16,384 lanes of 8 samples are {needed:,} MiB a rank" in line
-        assert f"{16_384 if ranks == 1 else 2048} would do" in line
+        assert f"16,384 lanes of 8 samples are {needed:,} MiB a rank" in said
+        assert f"{16_384 if ranks == 1 else 2048} would do" in said
