@@ -16,7 +16,7 @@ _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
 
-# What a hash is for: the first word of its key, so that no two uses share a stream.
+# The purpose of a hash, the first word of its key, so that no two purposes share a stream.
 CHUNKS, WITHIN_CHUNK, AUGMENT, SHARDS, MIXUP = 1, 2, 3, 4, 5
 
 
@@ -40,7 +40,7 @@ def hash_words(*words: ArrayLike) -> NDArray[np.uint64]:
     state = np.zeros(1, np.uint64)
     step = np.uint64(_GOLDEN)
     for word in words:
-        # One axis at least: numpy warns where a scalar wraps, and wrapping is the point.
+        # At least one axis: numpy warns where a scalar overflows, which is intended here.
         state = mix64(state + step + mix64(np.atleast_1d(np.asarray(word, np.uint64)) + step))
     return state
 
@@ -54,7 +54,7 @@ def _mix(word: int) -> int:
 
 
 def _add(state: int, word: int) -> int:
-    """One word more, as in `hash_words`."""
+    """`state` with one more word hashed in, as in `hash_words`."""
     return _mix(state + _GOLDEN + _mix(word + _GOLDEN))
 
 
@@ -66,7 +66,7 @@ def _epoch_state(seed: int, epoch: int) -> int:
 class Draws:
     """A short stream of random numbers for one sample of one epoch, the same on any rank and in any thread.
 
-    Plain Python integers: for the handful of draws of a crop, numpy's cost per call is ten times theirs.
+    Plain Python integers: for the few draws of a crop, numpy's cost per call is ten times as high.
     """
 
     def __init__(self, seed: int, epoch: int, sample_id: int) -> None:

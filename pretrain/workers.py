@@ -18,12 +18,12 @@ from pretrain.errors import InputError
 from pretrain.progress import Progress
 
 _SHARDS_A_PROCESS = 4  # fewer are not worth starting one
-_LOOK_UP = 0.2  # seconds, until a worker process looks whether the one that started it is still there, and goes on
-_SHARDS_A_THREAD = 2  # of a block: the slowest of a block keeps its other threads waiting
+_POLL = 0.2  # seconds until a worker process looks whether the process that started it still exists and works
+_SHARDS_A_THREAD = 2  # in a block: the slowest shard of a block keeps its other threads waiting
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")
-# What is done with a job, and asked to end early where the event is set.
+# Does one job; should end early once the event is set.
 Work = Callable[[Job, threading.Event], Found]
 
 
@@ -35,11 +35,11 @@ def map_shards(
     workers: int | None = None,
     threads: int = 1,
 ) -> Generator[Found, None, None]:
-    """`work` of every job, in order, by `workers` processes of `threads` threads each; shows progress.
+    """The results of `work` for every job, in order, by `workers` processes of `threads` threads; shows progress.
 
-    Few jobs take fewer processes; one is this process. Results wait for their turn in bounded number. The first
-    exception in order ends it, and InputError where a process is killed. Close the iterator if it is not read to its
-    end.
+    By default as many processes as cores, and fewer for few jobs; one means this process. A bounded number of results
+    waits for its turn. The first exception in order ends the iteration, and InputError where a process is killed.
+    Close the iterator if it is not read to its end.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -54,7 +54,7 @@ def map_shards(
 def in_threads(
     work: Work[Job, Found], jobs: Sequence[Job], threads: int, stop: threading.Event | None = None
 ) -> Generator[Found, None, None]:
-    """`work` of every job, in order, by that many threads, as `map_shards` does it. Ended early, it sets `stop`."""
+    """The results of `work` for every job, in order, by that many threads. Ended early, it sets `stop`."""
     stop = stop or threading.Event()
     if threads == 1:
         yield from (work(job, stop) for job in jobs)
@@ -74,9 +74,9 @@ def _in_processes(
 ) -> Generator[Found, None, None]:
     size = min(threads * _SHARDS_A_THREAD, -(-len(jobs) // workers)) if threads > 1 else 1
     blocks = (jobs[at : at + size] for at in range(0, len(jobs), size))
-    # Spawned, not forked: the caller may have threads. Nothing heavy is imported by a scanning process.
+    # Spawned, not forked: the caller may have threads. A scanning process imports nothing heavy.
     context = multiprocessing.get_context("spawn")
-    stop = context.RawValue("b", 0)  # an Event waits for all who wait for it, also for one that was killed
+    stop = context.RawValue("b", 0)  # setting an Event waits for its waiters, also for killed ones
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_adopt, initargs=(stop, os.getpid()))
     try:
         for found in _in_order(pool, partial(_block, work, threads), blocks, 2 * workers):
@@ -94,7 +94,7 @@ def _in_processes(
 def _in_order(
     pool: Executor, function: Callable[[Job], Found], jobs: Iterable[Job], most: int
 ) -> Generator[Found, None, None]:
-    """`function` of every job, in order; at most `most` of them are under way or wait to be taken."""
+    """The results of `function` for every job, in order; at most `most` are running or waiting to be taken."""
     pending: deque[Future[Found]] = deque()
     for job in jobs:
         if len(pending) == most:
@@ -112,13 +112,13 @@ _stop = threading.Event()  # of a worker process
 
 
 def _adopt(stop: Any, parent: int) -> None:
-    """In a worker process: pass on that the process which started it has given up, and end where it was killed."""
+    """In a worker process: set `_stop` when the process that started it gives up, and exit when that was killed."""
 
     def watch() -> None:
         while not stop.value:
             if os.getppid() != parent:
                 os._exit(1)
-            time.sleep(_LOOK_UP)
+            time.sleep(_POLL)
         _stop.set()
 
     threading.Thread(target=watch, daemon=True).start()

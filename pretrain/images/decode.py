@@ -1,4 +1,4 @@
-"""Encoded bytes to uint8 pixels, and the bytes that cannot be."""
+"""Encoded images to uint8 pixels, or the reason why they do not decode."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pretrain.storage.filekind import LOOKED_AT, file_kind, image_kind
 
 Encoded = bytes | memoryview
 
-# The one limit for pixels: `build` refuses what training would not decode. 300 MB once decoded, in each decode thread.
+# The one limit on pixels: `build` refuses what training would not decode. 300 MB decoded, in each decode thread.
 MAX_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own would warn from 89 million on and refuse above twice that
 _MARKER = re.compile(rb"\xff[^\xff]")
-_MAX_SEGMENTS = 10_000  # each is looked at with the interpreter's lock held; an ICC profile takes up to 255
-_SCAN = b"\xff\xda"  # the marker in front of one
+_MAX_SEGMENTS = 10_000  # they are walked with the interpreter's lock held; an ICC profile takes up to 255
+_SCAN = b"\xff\xda"  # the marker in front of a scan
 MAX_SCANS = 100  # a progressive JPEG has ten; each takes as long as its pixels, however few its bytes
-GREY = 128  # stands in for an image that cannot be read
+GREY = 128  # replaces an image that cannot be read
 
 
 class UnreadableImage(Exception):
@@ -41,7 +41,7 @@ class UnreadableImage(Exception):
 
 
 class Decoder(Protocol):
-    """Encoded images -> uint8 [channels, h, w] each, or what is wrong with it; in order, as asked for."""
+    """Encoded images -> uint8 [channels, h, w] each, or why it does not decode; in order, when asked for."""
 
     def settle(self) -> None:
         """Called once by every thread that will decode, and go on with what it decoded."""
@@ -50,7 +50,7 @@ class Decoder(Protocol):
 
 
 class HostDecoder:
-    """One image after the other, each when it is asked for: what was decoded last is still in the cache."""
+    """Decodes one image at a time, when it is asked for, so that its pixels are still in the cache."""
 
     def settle(self) -> None:
         pass
@@ -160,13 +160,13 @@ def check_size(kind: str, height: int, width: int) -> None:
 
 
 def _decode_jpeg(data: Encoded, channels: int) -> Tensor:
-    """Torchvision's pixels, in four fifths of its time; of print colours (CMYK) within two levels.
+    """torchvision's pixels, in four fifths of its time; of print colours (CMYK) within two levels.
 
-    Raises ValueError for whatever is in any way unusual.
+    Raises ValueError for anything unusual.
     """
-    # Strict: stray bytes and damage are torchvision's to judge; only some of them make an image unreadable.
+    # Strict: torchvision decides about stray bytes and damage, only some of which make an image unreadable.
     pixels = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)
-    # numpy's view: torch's lets go of the interpreter lock, and may wait for it.
+    # numpy transposes: torch would release the interpreter lock, and may have to wait for it.
     return torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
@@ -195,10 +195,10 @@ def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor
 
 
 def critical_chunks(data: Encoded) -> bytes:
-    """A PNG without what its pixels do not depend on: colour profiles, texts, transparency, further pictures.
+    """A PNG without the chunks that its pixels do not depend on: colour profiles, texts, transparency, more pictures.
 
-    Pillow gives an image up over these: a profile of more than 1 MiB, a text with a wrong checksum. And it stops
-    reading once all rows are there: ValueError where a critical chunk has another checksum than it says.
+    Pillow refuses an image because of these: a profile of more than 1 MiB, a text with a wrong checksum. It also stops
+    reading once all rows are there, so checksums are checked here: ValueError where that of a critical chunk is wrong.
     """
     view = memoryview(data)
     kept, at, kind = [view[:8]], 8, b""

@@ -2,7 +2,7 @@
 
 Pairs of neighbours, so that any even micro-batch holds whole pairs and the mixed batch is the same however it is cut.
 Each row has a weight of its own, at least a half (as in big_vision: an image stays more itself than its partner), drawn
-from (seed, epoch, sample id). All of it acts on any device and waits for none.
+from (seed, epoch, sample id). Everything here runs on any device, without a synchronisation.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def mix_images(images: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def partners(rows: Tensor) -> Tensor:
-    """Each row's partner in its place: [m, …], m even -> the same shape, rows 2k and 2k+1 exchanged."""
+    """Rows 2k and 2k+1 exchanged: [m, …], m even -> the same shape."""
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def check_pairs(micro_batch: int) -> None:
-    """Raises InputError for a micro-batch that cuts a pair."""
+    """Raise InputError for a micro-batch that cuts a pair."""
     if micro_batch % 2:
         raise InputError(
             f"data.mixup mixes neighbouring pairs, and a micro-batch of {micro_batch} images cuts one; set an even "

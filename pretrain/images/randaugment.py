@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al. 2019, arXiv:1909.13719): a few operations on an image, drawn from a list of sixteen.
 
 The list and what a magnitude m means to each are those of big_vision's `randaug(layers, m)`, which the published
-ViT recipes use; what an operation does to pixels is what Pillow's of that name does. l = m / 10:
+ViT recipes use; each operation changes pixels as Pillow's of that name does. l = m / 10:
 
     AutoContrast, Equalize, Invert    no argument
     Posterize                         int(4·l) upper bits stay
@@ -13,10 +13,10 @@ ViT recipes use; what an operation does to pixels is what Pillow's of that name 
     TranslateX, TranslateY            ±100·l pixels
     Cutout                            int(40·l) pixels to each side of a point anywhere in the image
 
-Movements take the nearest pixel; what they uncover, and what Cutout covers, is grey. Pixels count as such whatever
-the size of the image: the numbers are for 224.
+Movements take the nearest pixel; what they uncover, and what Cutout covers, is grey. Distances are in pixels whatever
+the size of the image; the numbers are for 224.
 
-Two of them need a word. The reference compares uint8 with Solarize's threshold, so that 256, at m = 10, wraps to 0
+Two operations of the reference are odd. It compares uint8 with Solarize's threshold, so that 256, at m = 10, wraps to 0
 and all is inverted (google-research/big_vision#110): kept. Its Contrast moves away from the number of pixels / 256
 instead of the mean level (google-research/big_vision#109): not kept.
 """
@@ -32,26 +32,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as F
 
-from pretrain.errors import InputError
 from pretrain.hashing import Draws
 from pretrain.images.decode import GREY
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`layers` operations one after the other, each drawn anew, all at `magnitude`. InputError names a bad field."""
+    """`layers` operations one after the other, each drawn anew, all at `magnitude` (0 to 30)."""
 
     layers: int
     magnitude: int
 
-    def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise InputError(f"RandAugment of {self.layers} layers; at least 1 would be right")
-        if not 0 <= self.magnitude <= 30:
-            raise InputError(f"RandAugment magnitude is {self.magnitude}; 0 to 30 would be right")
-
     def __call__(self, image: Tensor, draws: Draws) -> Tensor:
-        """uint8 [c, h, w], c 1 or 3 -> the same, the image given left as it is."""
+        """uint8 [c, h, w], c 1 or 3 -> the same shape; the image given is not changed."""
         for _ in range(self.layers):
             operation = OPERATIONS[_NAMES[draws.below(len(_NAMES))]]
             image = operation(image, self.magnitude / 10, draws)
@@ -72,7 +65,7 @@ def _solarize_add(image: Tensor, level: float, draws: Draws) -> Tensor:
 
 
 def _sharpness(image: Tensor, level: float, draws: Draws) -> Tensor:
-    # torchvision's to the bit; its convolution takes sixteen times as long on one thread.
+    # Equal to torchvision's bit for bit, whose convolution takes sixteen times as long on one thread.
     pixels = image.float()
     rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     blurred = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -144,14 +137,14 @@ def _signed(value: float, draws: Draws) -> float:
 
 
 def _moved(image: Tensor, to_x: tuple[float, float, float], to_y: tuple[float, float, float]) -> Tensor:
-    """The image whose pixel at (x, y) is the one in which (a·x + b·y + c of `to_x`, a·x + b·y + c of `to_y`) falls.
+    """The image whose pixel at (x, y) is the one at (a·x + b·y + c of `to_x`, a·x + b·y + c of `to_y`).
 
-    Places are counted from the upper left corner, so that the first pixel's middle is at (0.5, 0.5), as in Pillow.
+    Coordinates start at the upper left corner, so that the first pixel's centre is at (0.5, 0.5), as in Pillow.
     """
     # Four times as fast as torchvision's affine, which samples four channels of fp32.
     channels, height, width = image.shape
     y, x = (torch.arange(side, dtype=torch.float64, device=image.device).add_(0.5) for side in (height, width))
-    # In the image with a grey border one pixel wide, into which falls all that lies outside.
+    # In the image with a grey border one pixel wide, to which everything outside is clamped.
     column, row = (
         (x * a + (y * b + c + 1)[:, None]).clamp_(0, side + 1).floor_()
         for (a, b, c), side in ((to_x, width), (to_y, height))

@@ -1,4 +1,4 @@
-"""Decoded images to the network's size, uint8 to uint8: the crops of training, evaluation and few-shot."""
+"""Decoded images to the network's size, uint8 to uint8, for training, evaluation and few-shot; and bytes to floats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Law = Literal["torchvision", "tensorflow"]
 class Transform(Protocol):
     """Decoded image, uint8 [channels, h, w] -> uint8 [channels, image_size, image_size].
 
-    A function of its arguments alone, called from several threads at once; the image given is left as it is.
+    A function of its arguments alone, called from several threads at once; it does not change the image it gets.
     """
 
     @property
@@ -36,10 +36,12 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class TrainImages:
-    """Inception crop, horizontal flip, and RandAugment if given, drawn from (seed, epoch, sample id).
+    """Inception crop (Szegedy et al. 2015), horizontal flip, and RandAugment; drawn from (seed, epoch, sample id).
 
-    area: share of the image the crop covers · aspect: width / height · law: how both are drawn · channels: 1, 3.
-    Raises InputError naming the field.
+    channels: 1 or 3.
+    area: smallest and largest share of the image that the crop covers.
+    aspect: smallest and largest width / height of the crop.
+    law: how both are drawn, as torchvision or as TensorFlow does.
     """
 
     image_size: int
@@ -52,11 +54,7 @@ class TrainImages:
     law: Law = "torchvision"
 
     def __post_init__(self) -> None:
-        _check_size(self.image_size, self.channels)
-        if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise InputError(f"crop area is {self.area}; 0 < least <= most <= 1 would be right")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise InputError(f"crop aspect is {self.aspect}; 0 < least <= most would be right")
+        _check_channels(self.channels)
 
     def __call__(self, image: Tensor, epoch: int, sample_id: int) -> Tensor:
         draws = Draws(self.seed, epoch, sample_id)
@@ -68,17 +66,16 @@ class TrainImages:
         return self.randaugment(image, draws) if self.randaugment else image
 
     def crop(self, height: int, width: int, draws: Draws) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of a crop (Szegedy et al. 2015), drawn as `law` says."""
-        return (_torchvision_crop if self.law == "torchvision" else _tensorflow_crop)(
-            height, width, self.area, self.aspect, draws
-        )
+        """(top, left, height, width) of a crop, drawn as `law` says."""
+        draw = _torchvision_crop if self.law == "torchvision" else _tensorflow_crop
+        return draw(height, width, self.area, self.aspect, draws)
 
 
 @dataclass(frozen=True)
 class EvalImages:
-    """Shorter side to 8/7 of the size, bilinear with antialias; its centre. InputError names a bad field.
+    """The shorter side resized to 8/7 of the size, bilinear with antialias, then the centre.
 
-    whole: the whole image to the size instead, whatever its aspect: nothing is cut off.
+    whole: the whole image is resized to the size instead, whatever its aspect; nothing is cut off.
     """
 
     image_size: int
@@ -86,13 +83,13 @@ class EvalImages:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        _check_size(self.image_size, self.channels)
+        _check_channels(self.channels)
 
     def __call__(self, image: Tensor, epoch: int, sample_id: int) -> Tensor:
         if self.whole:
             return F.resize(image, [self.image_size, self.image_size], antialias=True)
         short = min(image.shape[1:])
-        # Only a square around the middle is looked at; a strip of 1 × 100,000 must not be blown up whole.
+        # Only a square around the middle is used; a strip of 1 × 100,000 must not be enlarged whole.
         if max(image.shape[1:]) > 8 * short:
             image = F.center_crop(image, [min(side, 8 * short) for side in image.shape[1:]])
         image = F.resize(image, [_resize_to(self.image_size)], antialias=True)
@@ -103,24 +100,23 @@ class EvalImages:
 class SquashImages:
     """The few-shot protocol's preprocessing, bit for bit TensorFlow's `tf.image.resize` on uint8.
 
-    Both sides to 8/7 of the size whatever the aspect, bilinear, half-pixel centres, no antialias, cast back
-    to uint8 by truncation; then the centre. Source: big_vision, `resize(256)|central_crop(224)`. InputError
-    names a bad field.
+    Both sides are resized to 8/7 of the size whatever the aspect, bilinear, half-pixel centres, no antialias, cast
+    back to uint8 by truncation; then the centre. Source: big_vision, `resize(256)|central_crop(224)`.
     """
 
     image_size: int
     channels: int
 
     def __post_init__(self) -> None:
-        _check_size(self.image_size, self.channels)
+        _check_channels(self.channels)
 
     def __call__(self, image: Tensor, epoch: int, sample_id: int) -> Tensor:
         pixels = image.permute(1, 2, 0)
         above, below, down = self._taps(pixels.shape[0])
         before, after, along = self._taps(pixels.shape[1])
 
-        # Left to right, then top to bottom, as a + (b - a)·t in fp32: another grouping of the same sum can
-        # fall just short of a whole number, and truncation makes that the next lower grey level.
+        # Left to right, then top to bottom, as a + (b - a)·t in fp32: another grouping of the same sum can fall just
+        # short of a whole number, which truncation makes the next lower grey level.
         def blend(numbers: Tensor) -> Tensor:
             rows = pixels.index_select(0, numbers)
             left, right = rows.index_select(1, before).float(), rows.index_select(1, after).float()
@@ -144,7 +140,7 @@ class SquashImages:
 
 
 def to_float(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 0…255 -> `dtype` in [-1, 1], on the device the images are on; same shape. Floats are in [-1, 1] already."""
+    """uint8 0…255 -> `dtype` in [-1, 1], same shape, on the images' device. Floats are in [-1, 1] already."""
     if images.is_floating_point():
         return images.to(dtype)
     return to_unit_(images.float()).to(dtype)
@@ -194,18 +190,17 @@ def _tensorflow_crop(
             h -= 1
             w = round(h * aspect)
         if 0 < w <= width and 0 < h <= height and least_area <= w * h <= most_area:
-            # The last place is never drawn: its random numbers end one short, where there is more than one.
+            # TensorFlow never draws the last position: its random numbers end one short, where there is more than one.
             return draws.below(max(1, height - h)), draws.below(max(1, width - w)), h, w
     return 0, 0, height, width
 
 
 def _resized_crop(image: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
     """uint8 [c, h, w] -> [c, size, size], bilinear with antialias: torchvision's `resized_crop`, in its layout."""
-    if image.device.type != "cpu":  # whose kernels do not take uint8; torchvision goes by way of floats
+    if image.device.type != "cpu":  # such kernels do not take uint8; torchvision converts to floats and back
         return F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
-    # The kernel that torchvision ends in as well, after twice the time under the interpreter's lock. It keeps the
-    # layout of a batch: one image is taken for channels-last only if its first stride says so, and is else taken apart
-    # into planes, pixel by pixel.
+    # torchvision calls the same kernel, after twice the time under the interpreter's lock. One image counts as
+    # channels-last only if its first stride says so; otherwise the kernel takes it apart into planes, pixel by pixel.
     place = image.storage_offset() + top * image.stride(1) + left * image.stride(2)
     crop = image.as_strided((1, image.shape[0], height, width), (image.numel(), *image.stride()), place)
     return interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
@@ -216,8 +211,6 @@ def _resize_to(size: int) -> int:
     return (16 * size + 7) // 14
 
 
-def _check_size(image_size: int, channels: int) -> None:
-    if image_size < 1:
-        raise InputError(f"image_size is {image_size}; at least 1 would be right")
+def _check_channels(channels: int) -> None:
     if channels not in (1, 3):
         raise InputError(f"channels is {channels}; images are read as grey (1) or RGB (3)")

@@ -17,9 +17,7 @@ from pretrain.index.indexfile import IndexFile, sha256_of
 
 
 def check_classes(names: tuple[str, ...] | None, others: tuple[str, ...] | None, where: str, elsewhere: str) -> None:
-    """Raise InputError where two indices that name their classes do not number them alike: a label would mean two
-    things.
-    """
+    """Raise InputError where two indices name their classes and number them differently."""
     if names is None or others is None or names == others:
         return
     at = next((label for label, (a, b) in enumerate(zip(names, others, strict=False)) if a != b), None)
@@ -33,18 +31,20 @@ def check_classes(names: tuple[str, ...] | None, others: tuple[str, ...] | None,
 
 def check_names(files: Sequence[IndexFile]) -> None:
     """Raise InputError where a file has labels beyond the classes that one of them names."""
-    for named in [file for file in files if file.classes][:1]:
-        names = len(named.classes or ())
-        for file in files:
-            if file.num_classes > names:
-                raise InputError(
-                    f"{file.path}: has labels up to {file.num_classes - 1}, and {named.path} names {names} classes; "
-                    "both must number the same classes alike"
-                )
+    named = next((file for file in files if file.classes), None)
+    if named is None:
+        return
+    names = len(named.classes or ())
+    for file in files:
+        if file.num_classes > names:
+            raise InputError(
+                f"{file.path}: has labels up to {file.num_classes - 1}, and {named.path} names {names} classes; both "
+                "must number the same classes alike"
+            )
 
 
 def unnamed_text(files: Sequence[IndexFile]) -> str:
-    """In words, whose numbering of the classes is taken on trust: files without names, beside one with; else empty."""
+    """In words, which files lack class names beside one that has them, so their numbering is assumed; else empty."""
     named = next((file for file in files if file.classes), None)
     unnamed = [str(file.path) for file in files if not file.classes]
     if named is None or not unnamed:
@@ -56,8 +56,8 @@ def unnamed_text(files: Sequence[IndexFile]) -> str:
 class SharedShard:
     """Shard number `one` of an index file and number `other` of another, which hold the same samples.
 
-    `known`: they are one file, or of one sha256. Else places, keys and labels of all samples are equal and one of the
-    two has no sha256: their images may differ, and nothing tells.
+    `known`: they are one file, or have one sha256. Otherwise offsets, keys and labels of all samples are equal and one
+    of the two has no sha256, so their images may still differ.
     """
 
     one: int
@@ -66,11 +66,11 @@ class SharedShard:
 
 
 class _Shards:
-    """The shards of an index file by place, and by what two shards of the same samples have in common."""
+    """The shards of an index file by location, and by what two shards of the same samples have in common."""
 
     def __init__(self, file: IndexFile) -> None:
         self.file = file
-        self.places = {file.shard_url(shard): shard for shard in range(file.num_shards)}
+        self.urls = {file.shard_url(shard): shard for shard in range(file.num_shards)}
         self.alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         self.outlines = _outlines(file)
         for shard, outline in enumerate(self.outlines):
@@ -78,16 +78,16 @@ class _Shards:
 
 
 def shared_shards(one: IndexFile, other: IndexFile) -> Iterator[SharedShard]:
-    """The shards of `one` that `other` holds too, in the order of `one`; reads the keys of those alone that may be."""
+    """The shards of `one` that `other` holds too, in the order of `one`; reads keys only of likely pairs."""
     return _shared(_Shards(one), _Shards(other))
 
 
 def _shared(one: _Shards, other: _Shards) -> Iterator[SharedShard]:
-    if one.places.keys().isdisjoint(other.places) and one.alike.keys().isdisjoint(other.alike):
-        return  # at once, of any number of index files
-    for url, shard in one.places.items():
-        if url in other.places:
-            yield SharedShard(shard, other.places[url], True)
+    if one.urls.keys().isdisjoint(other.urls) and one.alike.keys().isdisjoint(other.alike):
+        return
+    for url, shard in one.urls.items():
+        if url in other.urls:
+            yield SharedShard(shard, other.urls[url], True)
             continue
         for twin in other.alike.get(one.outlines[shard], ()):
             digests = {sha256_of(one.file.digest(shard)), sha256_of(other.file.digest(twin))}
@@ -129,7 +129,7 @@ def _shared_text(tables: Sequence[_Shards], others: Sequence[_Shards]) -> str:
     return ""
 
 
-# What to do where keys, labels and sizes agree and the images are not known.
+# What to do where keys, labels and sizes are equal and the images are not known.
 UNKNOWN = (
     "told by their keys, labels and sizes alone: if their images differ, record what they hold, in both indices "
     "(launch/shards.py index without --headers-only, of remote shards with --sha256)"
@@ -137,14 +137,14 @@ UNKNOWN = (
 
 
 def _outlines(file: IndexFile) -> list[tuple[int, ...]]:
-    """What two shards of the same samples have in common, of a few bytes each: sizes, first and last key."""
+    """Of each shard, a few numbers that two shards of the same samples have in common: sizes, first and last key."""
     ends = np.clip([file.first[:-1], file.first[1:] - 1], 0, file.samples - 1)
     columns = (np.diff(file.first), file.shard_bytes, file.data_end, *file.key_hashes[ends])
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _same_samples(one: IndexFile, shard: int, other: IndexFile, twin: int) -> bool:
-    """Whether two shards have equal keys, places and labels."""
+    """Whether two shards have equal keys, offsets and labels."""
     return all(map(np.array_equal, _columns(one, shard), _columns(other, twin)))
 
 

@@ -1,10 +1,9 @@
-"""The index file: a JSON header and flat little-endian arrays, written once and mapped into memory by its
-readers.
+"""The index file: a JSON header and flat little-endian arrays, written once and mapped into memory by its readers.
 
 bytes 0–7    b"VFINDEX\\n"
 bytes 8–15   length of the header, uint64
-then         the header: JSON, with a crc32 of itself; then, each from a multiple of 64 bytes on, the arrays its table
-             names:
+then         the header: JSON, with a crc32 of itself; then the arrays that its table names, each from a multiple of
+             64 bytes on:
 
 first        int64  [S+1]  canonical id of every shard's first sample; the last entry is N
 shard_bytes  int64  [S]    file size
@@ -15,9 +14,9 @@ offsets      uint32 [N]    first header of the sample, in units of 512 bytes
 key_hashes   uint32 [N]    crc32 of the key's bytes
 labels       int32  [N]    or, with lists, [all labels] and label_starts uint32 or int64 [N+1]
 
-The header's `sequence` is the hash of the samples' sequence (keys, labels, places); `hash` stands for the same data: it
-also holds the sha256 of every shard that has one, and is `sequence` where none has. In files of version 1, which are
-read as ever, `hash` is `sequence`; the other is computed from their digests.
+The header's `sequence` is the hash of the samples' sequence (keys, labels, offsets); `hash` also covers the sha256 of
+every shard that has one, and is `sequence` where none has. In files of version 1, which are still read, `hash` is
+`sequence`, and the other is computed from their digests.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from pretrain import files
 from pretrain.errors import InputError
 from pretrain.index.tar import BLOCK
 from pretrain.storage.filekind import LOOKED_AT, TAR, file_kind
-from pretrain.storage.location import home, local_path, meant
+from pretrain.storage.location import home, likely_mistake, local_path
 from pretrain.storage.store import is_remote
 
 INDEX_NAME = "index.vfi"
@@ -62,32 +61,32 @@ Pieces = Iterable[np.ndarray]
 
 
 def index_path(path: str | Path) -> Path:
-    """The file that INDEX names: it, or that of a folder of shards. Raises InputError for neither."""
-    place = local_path(path)
-    if not files.is_folder(place):
-        if not files.is_file(place):  # a pipe would be waited for
-            what = "not a file" if files.exists(place) else "no such index"
-            pattern = place.suffix == ".tar" or not {"*", "{"}.isdisjoint(str(place))
-            hint = f" (made of shards by: python launch/shards.py index '{place}' --out FILE)" if pattern else ""
-            raise InputError(f"{place}: {what}; an INDEX is an index file, or a folder of shards that holds one{hint}")
-        return place
-    if not files.exists(place / INDEX_NAME):
-        hint = meant(place) or f"; make it with: python launch/shards.py index {place}"
-        raise InputError(f"{place}: no {INDEX_NAME} in this folder{hint}")
-    return place / INDEX_NAME
+    """The index file that an INDEX names: itself, or the one in a folder of shards. Raises InputError for neither."""
+    index = local_path(path)
+    if not files.is_folder(index):
+        if not files.is_file(index):  # a pipe would be waited for
+            what = "not a file" if files.exists(index) else "no such index"
+            pattern = index.suffix == ".tar" or not {"*", "{"}.isdisjoint(str(index))
+            hint = f" (made of shards by: python launch/shards.py index '{index}' --out FILE)" if pattern else ""
+            raise InputError(f"{index}: {what}; an INDEX is an index file, or a folder of shards that holds one{hint}")
+        return index
+    if not files.exists(index / INDEX_NAME):
+        hint = likely_mistake(index) or f"; make it with: python launch/shards.py index {index}"
+        raise InputError(f"{index}: no {INDEX_NAME} in this folder{hint}")
+    return index / INDEX_NAME
 
 
 def key_bytes(key: str) -> bytes:
-    """A key as it stands in its shard: UTF-8, or whatever else somebody named a file by."""
+    """A key as it stands in its shard: UTF-8, or whatever other bytes a file was named by."""
     return key.encode(errors="surrogateescape")
 
 
 def key_hash(key: str) -> int:
-    """The crc32 by which a reader recognises the sample it read."""
+    """crc32 of a key, by which a reader recognises the sample it read."""
     return zlib.crc32(key_bytes(key))
 
 
-def _seal(header: dict[str, Any]) -> int:
+def _crc32(header: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(header).encode())
 
 
@@ -106,9 +105,7 @@ def _dtype(name: str, dtype: Any) -> np.dtype[Any]:
 def sequence_hash(
     shard_samples: np.ndarray, offsets: Pieces, keys: Pieces, counts: Pieces | None, labels: Pieces
 ) -> str:
-    """sha256 of what fixes the sequence of samples: samples per shard, offsets, key hashes and labels; not
-    the paths, and no pixels.
-    """
+    """sha256 of what fixes the sequence of samples: samples per shard, offsets, key hashes and labels; no paths."""
     digest = hashlib.sha256(f"vit-foundry index 1: {len(shard_samples)} {int(shard_samples.sum())}\n".encode())
     parts = [("shards", "<i8", [shard_samples]), ("offsets", "<u4", offsets), ("keys", "<u4", keys)]
     if counts is not None:
@@ -126,24 +123,24 @@ def digest_text(sha256: str = "", etag: str = "") -> str:
 
 
 def sha256_of(digest: str) -> str:
-    """The sha256 (hex) in a shard's digest; empty where there is none."""
+    """The sha256 (hex) in a digest; empty where there is none."""
     return digest.partition(" ")[0].removeprefix("sha256:") if digest.startswith("sha256:") else ""
 
 
 def etag_of(digest: str) -> str:
-    """The etag in a shard's digest; empty where there is none."""
+    """The etag in a digest; empty where there is none."""
     rest = digest.partition(" ")[2] if digest.startswith("sha256:") else digest
     return rest.removeprefix("etag:") if rest.startswith("etag:") else ""
 
 
 def count_kinds(digests: Iterable[str]) -> dict[str, int]:
-    """How many shards are known by their sha256, by an etag alone, by nothing: {"sha256", "etag", "unknown"}."""
+    """How many shards have a sha256, an etag alone, or neither: {"sha256", "etag", "unknown"}."""
     counts = Counter("sha256" if sha256_of(one) else "etag" if etag_of(one) else "unknown" for one in digests)
     return {kind: counts[kind] for kind in ("sha256", "etag", "unknown")}
 
 
 def unhashed_text(kinds: Mapping[str, int]) -> str:
-    """What a hash does not know of shards of these kinds, in words; empty where it holds the sha256 of each."""
+    """What a hash does not cover of shards of these kinds, in words; empty where each has a sha256."""
     listed = ", ".join(f"{kind} of {count:,}" for kind, count in kinds.items() if count)
     if not kinds["etag"] and not kinds["unknown"]:
         return ""
@@ -154,9 +151,9 @@ def unhashed_text(kinds: Mapping[str, int]) -> str:
 
 
 def content_hash(sequence: str, digests: Iterable[str]) -> str:
-    """sha256 of the samples' sequence and, for every shard, of its bytes where their sha256 is recorded.
+    """sha256 of the samples' sequence and of every recorded sha256; without any it is `sequence` itself.
 
-    Etags are left out: a copy of the shard elsewhere has another. Without any sha256 it is `sequence` itself.
+    Etags are left out: a copy of the shard elsewhere has another.
     """
     known = [sha256_of(digest) for digest in digests]
     if not any(known):
@@ -169,31 +166,31 @@ def content_hash(sequence: str, digests: Iterable[str]) -> str:
 def place_arrays(header: dict[str, Any], lengths: dict[str, tuple[str, int]]) -> tuple[bytes, int]:
     """Header bytes, padded to where the arrays begin, and the size of the whole file.
 
-    `lengths` is name → (dtype, elements). The header gains the table "arrays" (name → dtype, elements, offset
-    from the end of the padded header), "array_bytes", and "crc32" of itself without that.
+    `lengths` is name → (dtype, elements). The header gains the table "arrays" (name → dtype, elements, offset from the
+    end of the padded header), "array_bytes", and "crc32", of itself without that.
     """
     table, at = {}, 0
     for name, (dtype, length) in lengths.items():
         table[name] = [dtype, length, at]
         at += -(-length * np.dtype(dtype).itemsize // ALIGN) * ALIGN
     header = {**header, "arrays": table, "array_bytes": at}
-    text = json.dumps({**header, "crc32": _seal(header)}).encode()
+    text = json.dumps({**header, "crc32": _crc32(header)}).encode()
     start = MAGIC + len(text).to_bytes(8, "little") + text
     start += bytes(-len(start) % ALIGN)
     return start, len(start) + at
 
 
 class IndexFile:
-    """One index file mapped into memory: nothing of its arrays is read before it is looked up."""
+    """One index file mapped into memory: no array is read before something is looked up in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = local_path(path)
         self._home = home(self.path)
         header, self._mapped, start = self._map()
         try:
-            self._places = {name: start + _count(at) for name, (_, _, at) in header["arrays"].items()}
+            self._starts = {name: start + _count(at) for name, (_, _, at) in header["arrays"].items()}
             arrays = {
-                name: np.frombuffer(self._mapped, _dtype(name, dtype), _count(length), self._places[name])
+                name: np.frombuffer(self._mapped, _dtype(name, dtype), _count(length), self._starts[name])
                 for name, (dtype, length, _) in header["arrays"].items()
             }
             self.samples = _count(header["samples"])
@@ -250,14 +247,14 @@ class IndexFile:
                     raise self._fault(f"damaged header ({type(error).__name__}: {error})") from error
                 if version not in _READ:
                     raise self._fault(f"index version {version!r}; this program reads versions up to {VERSION}")
-                if header.pop("crc32", None) not in (None, _seal(header)):  # the first indices had none
+                if header.pop("crc32", None) not in (None, _crc32(header)):  # the first indices had none
                     raise self._fault("damaged header (its checksum is another)")
                 begin = 16 + length + -(16 + length) % ALIGN
                 if size != begin + array_bytes:
                     word = "truncated" if size < begin + array_bytes else "too long"
                     raise self._fault(f"{word}: {size} bytes, its header says {begin + array_bytes}")
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                # Lookups are scattered: read-ahead would fetch 128 KiB for the four bytes of one label.
+                # Lookups are scattered: the kernel's read-ahead would fetch 128 KiB for the four bytes of one label.
                 mapped.madvise(mmap.MADV_RANDOM)
                 return header, mapped, begin
         except OSError as error:
@@ -275,25 +272,25 @@ class IndexFile:
 
     @cached_property
     def hash(self) -> str:
-        """What stands for the same data: sequence and content. Reads all digests of a file of version 1."""
+        """Equal for equal data: sequence and content. Reads all digests of a file of version 1."""
         return self._hash or content_hash(self.sequence, self.digests())
 
     @property
     def remote(self) -> bool:
         """Whether some shard is at a URL."""
-        # All names at once, of 10⁵ shards; a path in an index is normalised, and has no double slash.
+        # One search over all names, of perhaps 10⁵ shards; a path in an index is normalised and has no double slash.
         return b"://" in self._urls[1].tobytes()
 
     def digest(self, shard: int) -> str:
-        """ "sha256:…", "etag:…" or both of a shard; empty where neither was taken."""
+        """ "sha256:…", "etag:…" or both of a shard; empty where neither was recorded."""
         return self._string(self._digests, shard)
 
     def digests(self) -> Iterator[str]:
-        """Those of all shards."""
+        """The digests of all shards."""
         return map(self.digest, range(self.num_shards))
 
     def etag(self, shard: int) -> str:
-        """What a remote shard's server called its content when it was indexed; empty where none is recorded."""
+        """A remote shard's etag when it was indexed; empty where none is recorded."""
         return etag_of(self.digest(shard))
 
     def _string(self, table: tuple[np.ndarray, np.ndarray], item: int) -> str:
@@ -311,20 +308,20 @@ class IndexFile:
         array = getattr(self, name)
         for at in range(0, len(array) - overlap, _PIECE):
             piece = array[at : at + _PIECE + overlap]
-            begin = self._places[name] + at * array.itemsize
+            begin = self._starts[name] + at * array.itemsize
             page = begin - begin % mmap.PAGESIZE
             self._mapped.madvise(mmap.MADV_WILLNEED, page, begin + piece.nbytes - page)
             yield piece
 
     def check_content(self) -> None:
-        """Raise InputError where the arrays are not those that the file was written with; reads all of them."""
+        """Raise InputError where the arrays are not those the file was written with; reads all of them."""
         found = self.rehash()
         if found != self.sequence:
             raise self._fault(f"damaged: its arrays hash to {found[:12]}…, its header says {self.sequence[:12]}…")
         found = content_hash(found, self.digests())
         if found != self.hash:
             raise self._fault(f"damaged: its digests hash to {found[:12]}…, its header says {self.hash[:12]}…")
-        # What the hash leaves out, since it says nothing of the samples' sequence.
+        # What the hash leaves out because it does not determine the samples' sequence.
         last = self.offsets[self.first[1:] - 1].astype(np.int64) * BLOCK
         wrong = np.flatnonzero((last >= self.data_end) | (self.data_end > self.shard_bytes))
         if len(wrong):

@@ -1,4 +1,4 @@
-"""The files in a range of whole tar members, where their headers are of the usual kinds."""
+"""A fast walk over whole tar members with headers of the usual kinds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _RECORD = re.compile(rb"(\d{1,9}) (?:%s)=[^\n]*\n" % b"|".join(sorted(HARMLESS_P
 
 
 def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
-    """Name and content of every file in `data`, whole members one after the other; None where tarfile must look.
+    """Name and content of every file in `data`, whole members in a row; None where tarfile has to read them.
 
-    Understood are POSIX and GNU headers of plain files, their checksums right, and PAX records that say nothing of
-    names or sizes: what WebDataset's writer and tar make of short names. Owners, modes and times are not looked at. A
-    header takes tarfile 20 µs, with the interpreter's lock held against every decode thread of the rank, and a sample
-    has two to four of them.
+    It reads POSIX and GNU headers of plain files with the right checksum, and PAX records that change neither names
+    nor sizes: what WebDataset's writer and tar make of short names. Owners, modes and times are ignored. tarfile takes
+    20 µs a header, with the interpreter's lock held against every decode thread of the rank, and a sample has two to
+    four of them.
     """
     if len(data) % BLOCK:
         return None
@@ -38,14 +38,14 @@ def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
             if kind in b"0\0":
                 name = _text(name)
                 if prefix[0]:
-                    if magic == _GNU:  # times of an incremental archive, which tarfile takes for part of the name
+                    if magic == _GNU:  # an incremental archive's times, which tarfile takes for part of the name
                         return None
                     name = _text(prefix) + b"/" + name
-                if name.endswith(b"/") or name.startswith(b"__"):  # a folder; what webdataset keeps for itself
+                if name.endswith(b"/") or name.startswith(b"__"):  # a folder; one of webdataset's own files
                     return None
                 found.append((name.decode("utf-8", "surrogateescape"), data[begin : begin + size]))
                 extended = False
-            elif kind != b"x" or not _says_nothing(bytes(data[begin:at]), size):
+            elif kind != b"x" or not _is_harmless(bytes(data[begin:at]), size):
                 return None
             else:
                 extended = True
@@ -56,7 +56,7 @@ def plain_members(data: memoryview) -> list[tuple[str, memoryview]] | None:
 
 def _octal(field: bytes) -> int:
     digits = _text(field).strip(b" ")
-    if not digits.isdigit():  # no sign, no underscore, and no number base 256: what int() or tarfile would take besides
+    if not digits.isdigit():  # int() and tarfile also take signs, underscores, base 256
         raise ValueError
     return int(digits, 8)
 
@@ -73,8 +73,8 @@ def _text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-def _says_nothing(records: bytes, size: int) -> bool:
-    """Whether `size` bytes of PAX records, and zeros behind them, leave names and sizes as they are."""
+def _is_harmless(records: bytes, size: int) -> bool:
+    """Whether `size` bytes of PAX records, with zeros behind them, leave names and sizes unchanged."""
     at = 0
     while at < size:
         record = _RECORD.match(records, at)

@@ -1,4 +1,4 @@
-"""Samples of a tar as WebDataset groups them, found from the headers alone, with every fault named."""
+"""The samples of a tar as WebDataset groups them, found from its headers alone; every fault is named."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pretrain.storage.store import Extent
 BLOCK = 512
 LABEL_SUFFIXES = ("cls", "json")
 _LONGEST_HEADER = 1 << 20  # bytes of one extended header; the longest path a kernel takes is 4,096
-_LONGEST_END = 1 << 20  # bytes of zeros behind the samples: what tar writes at the most, of records as large as usual
-# PAX records that leave names and sizes as they are. Global ones reach every later member, also those of a byte range
+_LONGEST_END = 1 << 20  # bytes of zeros behind the samples: the most that tar writes with records of usual size
+# PAX records that do not change names or sizes. Global ones apply to every later member, also to those of a byte range
 # that starts after them.
 _HARMLESS = ("comment", "mtime", "atime", "ctime", "uid", "gid", "uname", "gname")
 HARMLESS_PAX = frozenset(key.encode() for key in _HARMLESS)
@@ -29,9 +29,7 @@ _SORTED = "tar --sort=name -cf SHARD FOLDER writes them so"
 
 @dataclass(frozen=True)
 class TarSample:
-    """One sample: its key, the byte its first header begins at, and suffix → (first byte, bytes) of its
-    members.
-    """
+    """One sample: its key, the byte its first header begins at, and suffix → (first byte, bytes) of its members."""
 
     key: str
     begin: int
@@ -48,6 +46,9 @@ class TarSample:
         return next(suffix for suffix in LABEL_SUFFIXES if suffix in self.members)
 
 
+_File = tuple[tarfile.TarInfo, str, str]  # header, key, suffix
+
+
 def split_name(name: str) -> tuple[str, str] | None:
     """Member name → (key, suffix) by WebDataset's rule: cut at the first dot of the last path component.
 
@@ -59,16 +60,16 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def _of_a_sample(suffix: str) -> bool:
-    """Whether a file of that suffix makes a sample, or half of one: `x.2.jpg` too, which is cut at the wrong dot."""
+    """Whether a file with that suffix belongs to a sample: `2.jpg` too, of `x.2.jpg`, which is cut at the wrong dot."""
     return suffix.rpartition(".")[2] in _OF_SAMPLES
 
 
 class ShardTar:
-    """Walks the headers of one tar. `data_end`, the byte its end-of-archive marker begins at, is known
-    afterwards; so is how many files were passed over that can hold no sample, and the first of them.
+    """Walks the headers of one tar.
 
-    The standard tarfile module, which webdataset reads with, ends without an error where a header is cut or
-    damaged; here the walk must arrive at a marker of zeros with nothing behind it.
+    Afterwards it holds `data_end`, the byte its end-of-archive marker begins at, and how many files were passed over
+    because they can hold no sample. tarfile, which webdataset reads with, ends without an error where a header is cut
+    or damaged; this walk must arrive at a marker of zeros with nothing behind it.
     """
 
     def __init__(self, file: BinaryIO, url: str) -> None:
@@ -102,8 +103,8 @@ class ShardTar:
                 f"KEY.{'|'.join(IMAGE_SUFFIXES)}, and its label, KEY.cls or KEY.json"
             )
 
-    def _groups(self, files: Iterator[tuple[tarfile.TarInfo, str, str]]) -> Iterator[TarSample]:
-        """Neighbouring files of one key."""
+    def _groups(self, files: Iterator[_File]) -> Iterator[TarSample]:
+        """Neighbouring files with one key."""
         group: TarSample | None = None
         for info, key, suffix in files:
             if group is None or key != group.key:
@@ -120,8 +121,8 @@ class ShardTar:
         self.first_passed_over = self.first_passed_over or f"{name!r} at byte {begin}"
         self.passed_over += files
 
-    def _check_whole(self, sample: TarSample, rest: Iterator[tuple[tarfile.TarInfo, str, str]]) -> None:
-        """Raise InputError where a sample has not one image and a label; `rest` are the files behind it."""
+    def _check_whole(self, sample: TarSample, rest: Iterator[_File]) -> None:
+        """Raise InputError where a sample lacks its one image or its label; `rest` are the files behind it."""
         found = ", ".join(sample.members)
         images = [suffix for suffix in sample.members if suffix in IMAGE_SUFFIXES]
         labelled = any(suffix in sample.members for suffix in LABEL_SUFFIXES)
@@ -145,18 +146,19 @@ class ShardTar:
         )
 
     @staticmethod
-    def _apart(sample: TarSample, rest: Iterator[tuple[tarfile.TarInfo, str, str]]) -> str:
-        """Where else in the shard a file of that key stands; empty for nowhere."""
-        with suppress(InputError):  # of what stands behind the fault at hand
+    def _apart(sample: TarSample, rest: Iterator[_File]) -> str:
+        """Where else in the shard a file with that key is; empty for nowhere."""
+        with suppress(InputError):  # a further fault, behind the one at hand
             for info, key, suffix in rest:
                 if key == sample.key:
                     return f".{suffix} at byte {info.offset}"
         return ""
 
-    def _files(self) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-        """Header, key and suffix of every file that has them. Folders and WebDataset's own `__meta__` files are not
-        told of; others that can hold no sample are counted: hidden ones (`._x.jpg`, `.DS_Store`), those without a
-        suffix, and what is no plain file and no sample's by its name.
+    def _files(self) -> Iterator[_File]:
+        """Every file that has a key and a suffix.
+
+        Folders and WebDataset's own `__meta__` files are ignored. Others that can hold no sample are counted: hidden
+        ones (`._x.jpg`, `.DS_Store`), those without a suffix, and links or devices whose name is not a sample's.
         """
         for info in self._members():
             name = info.name
@@ -191,20 +193,20 @@ class ShardTar:
         while True:
             try:
                 if tar is None:
-                    # By default a name's encoding is the locale's; readers take it for UTF-8.
+                    # tarfile decodes names in the locale's encoding by default; readers take them for UTF-8.
                     headers = _HeaderReads(self)
                     tar = tarfile.TarFile(fileobj=headers, encoding="utf-8", errors="surrogateescape")
                 info = tar.next()
-            # tarfile lets ValueError through from damaged extended headers and impossible sizes.
+            # tarfile also raises ValueError, for damaged extended headers and impossible sizes.
             except (tarfile.TarError, ValueError) as error:
                 raise self._unreadable(tar, error) from error
             if info is None:
                 break
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would remember every header
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
             foreign = set(tar.pax_headers) - set(_HARMLESS)
             if foreign:
                 raise self._fault(f"global PAX header sets {', '.join(sorted(foreign))}; write plain members")
-            if begin is not None and info.offset != begin:  # among the bytes of the sample before, which end with it
+            if begin is not None and info.offset != begin:  # it would count as bytes of the sample before it
                 raise self._fault(f"global PAX header at byte {begin}, behind the first member; write plain members")
             if info.size < 0 or info.offset % BLOCK:
                 raise self._fault(f"member {info.name!r} at byte {info.offset} has an impossible size or place")
@@ -271,9 +273,7 @@ class ShardTar:
 
 
 class _HeaderReads(io.RawIOBase):
-    """A shard as tarfile sees it: no read longer than a header can be, whatever sizes a damaged header
-    claims.
-    """
+    """A shard as tarfile sees it: no read is longer than a header can be, whatever size a damaged header claims."""
 
     def __init__(self, shard: ShardTar) -> None:
         self._shard = shard

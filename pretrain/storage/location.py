@@ -28,7 +28,7 @@ def local_path(url: str | Path) -> Path:
         check_url(text)
         raise InputError(f"{text}: only shards are read from a URL; copy it to a local disk and give its path")
     if scheme:
-        # What stands behind is not told: a command, or a password in one.
+        # What follows is not shown: it may be a command, or hold a password.
         raise InputError(
             f"{scheme.group()}…: '{scheme.group()}' is not read here; shards are local paths or URLs of http, https, "
             f"s3 and gs, indices are local paths (a file whose name holds a colon is written ./{scheme.group()}…)"
@@ -39,8 +39,9 @@ def local_path(url: str | Path) -> Path:
 
 
 def expand(patterns: Iterable[str | Path]) -> list[str]:
-    """Files and URLs, patterns of them (`shard-{000..009}.tar`, `train/*.tar`), and folders, local or of s3:// and
-    gs:// (their *.tar) → paths and URLs; what a `*` stands for, and a folder, in name order.
+    """Files, URLs, patterns of them (`shard-{000..009}.tar`, `train/*.tar`) and folders (their *.tar) → paths and URLs.
+
+    The matches of a `*` and the shards of a folder, local or of s3:// and gs://, come in name order.
 
     Raises InputError for what is missing (remote shards are asked for later), a folder without shards, a broken
     pattern or one that nothing matches, and a shard named twice.
@@ -51,13 +52,13 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     seen: set[str] = set()
     for shard in found:
         remote = is_remote(shard)
-        place = shard if remote else os.path.abspath(shard)
-        if place in seen:
+        path = shard if remote else os.path.abspath(shard)
+        if path in seen:
             raise InputError(f"{shard}: named twice; every shard counts once")
-        seen.add(place)
-        if not remote and not files.exists(place):
+        seen.add(path)
+        if not remote and not files.exists(path):
             raise InputError(f"{shard}: no such shard")
-        if not remote and not files.is_file(place):
+        if not remote and not files.is_file(path):
             raise InputError(f"{shard}: not a file")
     if not found:
         raise InputError("no shards given")
@@ -69,7 +70,9 @@ def _local_shards(pattern: str | Path) -> list[str]:
     if files.is_folder(path):
         shards = sorted(str(path / name) for name in os.listdir(path) if _is_shard_name(name))
         if not shards:
-            raise InputError(f"{path}: no *.tar in this folder; give the folder that holds the shards{meant(path)}")
+            raise InputError(
+                f"{path}: no *.tar in this folder; give the folder that holds the shards{likely_mistake(path)}"
+            )
         return shards
     if files.exists(path):
         return [str(path)]
@@ -80,18 +83,18 @@ def _local_shards(pattern: str | Path) -> list[str]:
 
 
 def _matched(pattern: str) -> list[str]:
-    """The files that a pattern of `*`, `?` and `[…]` stands for, in name order, as a shell and a folder have them."""
+    """The files that match a pattern of `*`, `?` and `[…]`, in name order."""
     matched = sorted(glob.glob(pattern))
     if not matched:
         folder = os.path.dirname(pattern) or "."
         if not glob.has_magic(folder) and files.is_folder(folder):
-            os.listdir(folder)  # it may not be read
+            os.listdir(folder)  # raises where it may not be read
         raise InputError(f"{pattern}: no file matches this pattern")
     return matched
 
 
-def meant(folder: Path) -> str:
-    """What stands in a folder that was perhaps meant, and what to do with it; empty where it holds shards, or nothing.
+def likely_mistake(folder: Path) -> str:
+    """A hint for a folder without what was expected: what it holds instead, and what to do; empty where it has shards.
 
     Raises OSError where it may not be read.
     """
@@ -155,16 +158,14 @@ def _is_shard_name(name: str) -> bool:
 def home(index: Path) -> str:
     """The folder that an index's relative paths start from.
 
-    The folder is resolved, the file is not: `..` must mean the same to the writer and to the kernel, and an
-    index that is itself a link (a download cache) belongs where the link lies.
+    The folder is resolved, the file is not: `..` must mean the same to the writer and to the kernel, and an index that
+    is itself a link (into a download cache) belongs where the link lies.
     """
     return os.path.realpath(index.parent)
 
 
 def stored_path(shard: str | Path, index: Path) -> str:
-    """How `index` records a shard: a URL as it is, a path relative to the index's folder, so that both may move
-    together.
-    """
+    """How `index` records a shard: a URL as it is, a path relative to the index's folder, so both may move together."""
     if is_remote(shard):
         return str(shard)
     path = local_path(shard)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pretrain.errors import InputError
 from pretrain.images.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
-from pretrain.images.mixup import check_pairs, keep_whole, mix_weights
+from pretrain.images.mixup import keep_whole, mix_weights
 from pretrain.images.transforms import Transform, to_float, to_unit_
 from pretrain.index.index import Index
 from pretrain.storage.retry import Timeouts
@@ -290,17 +290,13 @@ class TrainLoader(BatchStream):
         mixup: float = 0.0,
     ) -> None:
         rank, world, batch = options.rank, options.world, order.global_batch
-        if batch % world:
-            raise InputError(f"train.global_batch is {batch}; a multiple of the {world} ranks would be right")
-        if micro_batch < 1 or batch // world % micro_batch:
+        if micro_batch < 1 or batch % (world * micro_batch):
             raise InputError(
-                f"train.micro_batch is {micro_batch}; a divisor of {batch // world} would be right: "
-                f"train.global_batch {batch} over {world} ranks"
+                f"train.global_batch is {batch}, train.micro_batch {micro_batch}; a multiple of {world} ranks × the "
+                "micro-batch would be right"
             )
         if order.samples != index.samples:
             raise InputError(f"the order is for {order.samples} samples, the index holds {index.samples}")
-        if mixup:
-            check_pairs(micro_batch)
         super().__init__(
             index,
             plan_training(order, micro_batch, rank, world, start_step, stop_step),

@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as F
 
-from pretrain.errors import InputError
 from pretrain.hashing import Draws
 from pretrain.images.randaugment import OPERATIONS, RandAugment
 from pretrain.images.transforms import TrainImages
@@ -194,11 +193,3 @@ def test_the_same_in_any_thread_and_another_in_another_epoch():
         together = list(threads.map(lambda sample_id: transform(image, 1, sample_id), range(200)))
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
     assert not any(torch.equal(alone[sample_id], transform(image, 2, sample_id)) for sample_id in range(50))
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"), [((0, 10), "0 layers"), ((2, 31), "magnitude is 31"), ((2, -1), "magnitude is -1")]
-)
-def test_impossible_settings_are_refused_by_name(fields, named):
-    with pytest.raises(InputError, match=named):
-        RandAugment(*fields)

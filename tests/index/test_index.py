@@ -73,7 +73,7 @@ def test_indices_that_number_classes_otherwise_are_refused(single, tmp_path):
 def test_an_impossible_place_is_refused_before_memory_is_taken_for_it(single):
     index = Index.open(single)
     with open(index.files[0].path, "r+b") as raw:
-        raw.seek(index.files[0]._places["offsets"] + 4)
+        raw.seek(index.files[0]._starts["offsets"] + 4)
         raw.write((1 << 31).to_bytes(4, "little"))
     with pytest.raises(InputError, match="damaged: ids 0 to 0 in bytes 0-1099511627776"):
         Index.open(single).extents([0])

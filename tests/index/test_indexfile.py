@@ -17,7 +17,7 @@ def test_one_flipped_bit_is_found(single, name):
     index.check_content()
     file = index.files[0]
     with open(file.path, "r+b") as raw:
-        raw.seek(file._places[name] + 8)
+        raw.seek(file._starts[name] + 8)
         (byte,) = raw.read(1)
         raw.seek(-1, os.SEEK_CUR)
         raw.write(bytes([byte ^ 0x80]))
@@ -30,7 +30,7 @@ def test_shards_that_end_where_they_cannot_are_found(single, name, value):
     """The hash is of the samples' sequence, which they are no part of."""
     index = Index.open(single)
     with open(index.files[0].path, "r+b") as raw:
-        raw.seek(index.files[0]._places[name])
+        raw.seek(index.files[0]._starts[name])
         raw.write(value.to_bytes(8, "little"))
     with pytest.raises(InputError, match=r"index\.vfi: damaged: .* of shard 0 begin at byte 4608 at the latest"):
         Index.open(single).check_content()

@@ -335,10 +335,10 @@ def test_time_is_counted_by_part(shards):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"world": 3}, "train.global_batch is 16; a multiple of the 3 ranks"),
-        ({"micro_batch": 3}, "train.micro_batch is 3; a divisor of 16"),
-        ({"micro_batch": 16, "world": 2}, "train.micro_batch is 16; a divisor of 8"),
-        ({"micro_batch": 0}, "train.micro_batch is 0"),
+        ({"world": 3}, "a multiple of 3 ranks × the micro-batch"),
+        ({"micro_batch": 3}, "train.micro_batch 3; a multiple of 1 ranks"),
+        ({"micro_batch": 16, "world": 2}, "train.micro_batch 16; a multiple of 2 ranks"),
+        ({"micro_batch": 0}, "train.micro_batch 0"),
         ({"rank": 1}, "rank 1 of 1"),
         ({"workers": 0}, "data.workers is 0"),
     ],

@@ -176,5 +176,3 @@ def test_mixup_gives_every_row_its_weight_whatever_the_topology_and_leaves_fault
         expected[step, row] = expected[step, row ^ 1] = 1
     assert torch.equal(whole, expected)
     assert 0.5 <= whole.min() < whole.max() <= 1
-    with pytest.raises(InputError, match=r"data\.mixup mixes neighbouring pairs"):
-        train(index, order, micro_batch=3, mixup=0.2)
