@@ -32,7 +32,6 @@ LONG_SIGNATURES: set[str] = {
     "pretrain.stream.loader.evaluation_batches",
 }
 UNDESCRIBED_FOLDERS: set[str] = {
-    "pretrain.datasets",
     "pretrain.images",
     "pretrain.index",
     "pretrain.record",

@@ -30,11 +30,12 @@ def file_dataset(
     split: str,
     base: Path,
     files: Sequence[str],
-    labels: np.ndarray,
-    starts: np.ndarray | None,
+    labels: Sequence[int] | np.ndarray,
     classes: Sequence[str] | None,
+    starts: np.ndarray | None = None,
 ) -> Dataset:
-    """A data set of image files below `base`, read when their turn comes."""
+    """A data set of image files below `base`, which are read one at a time when asked for."""
+    targets = np.asarray(labels, np.int32)
 
     def read(row: int) -> tuple[str, bytes]:
         path = base / files[row]
@@ -56,10 +57,10 @@ def file_dataset(
     return Dataset(
         name=name,
         split=split,
-        labels=labels.astype(np.int32),
+        labels=targets,
         starts=starts,
         classes=None if classes is None else tuple(classes),
-        fingerprint=fingerprint([*names, labels.astype(np.int32), *offsets]),
+        fingerprint=fingerprint([*names, targets, *offsets]),
         read=read,
         files=_state(base, files),
     )
@@ -84,40 +85,39 @@ def _state(base: Path, files: Sequence[str]) -> str:
 
 
 def images(folder: Path, base: Path, others: list[str] | None = None) -> Iterator[str]:
-    """Image files below `folder`, which is `base` or in it, in sorted order and relative to `folder`. Files that are
-    not named as images go to `others`.
+    """Image files below `folder`, which is `base` or in it, sorted and relative to `folder`. Other files go to
+    `others`, relative to `base`.
 
-    Links to folders are followed, unless one leads back to a folder on the way from `base` down to it: InputError.
+    Links to folders are followed. Raises InputError for one that leads back to a folder between `base` and itself.
     """
-    down = itertools.accumulate(folder.relative_to(base).parts[:-1], Path.joinpath, initial=base)
-    way = [(place, os.stat(place)) for place in down]
-    for place, below, files in os.walk(folder, followlinks=True, onerror=_refuse):
-        if Path(place) != base:
-            _go_down(way, Path(place))
-        below[:] = sorted(name for name in below if not _passed_over(name))
-        inside = "" if Path(place) == folder else os.path.relpath(place, folder)
-        for file in sorted(files):
-            if is_image_name(file):
-                yield os.path.join(inside, file)
-            elif others is not None and not _passed_over(file):
-                others.append(os.path.relpath(os.path.join(place, file), base))
+    above = itertools.accumulate(folder.relative_to(base).parts[:-1], Path.joinpath, initial=base)
+    known = {} if folder == base else {_identity(path): path for path in above}
 
-
-def _go_down(way: list[tuple[Path, os.stat_result]], folder: Path) -> None:
-    """Make `way` lead down to `folder`. Raises InputError where a folder is on it twice: os.walk itself goes round
-    such a loop until the system refuses the path, 40 links later, and every image is a row each time.
-    """
-    while way[-1][0] != folder.parent:
-        way.pop()
-    found = os.stat(folder)
-    for above, known in way:
-        if os.path.samestat(known, found):
-            link = next((place for place in (folder, *folder.parents) if place.is_symlink()), folder)
+    def walk(place: Path, inside: str, known: dict[tuple[int, int], Path]) -> Iterator[str]:
+        identity = _identity(place)
+        if identity in known:  # os.walk would follow it until the system refuses the path, 40 links later
+            link = next((path for path in (place, *place.parents) if path.is_symlink()), place)
             raise InputError(
-                f"{link}: leads back to {above}, whose images would be taken again and again; remove this link "
-                "(links to other folders are followed)"
+                f"{link}: leads back to {known[identity]}, whose images would be taken again and again; remove this "
+                "link (links to other folders are followed)"
             )
-    way.append((folder, found))
+        below = []
+        for entry in sorted(_entries(place), key=lambda entry: entry.name):
+            if _is_folder(entry):
+                below.append(entry.name)
+            elif is_image_name(entry.name):
+                yield os.path.join(inside, entry.name)
+            elif others is not None:
+                others.append(os.path.relpath(entry.path, base))
+        for name in below:
+            yield from walk(place / name, os.path.join(inside, name), {**known, identity: place})
+
+    return walk(folder, "", known)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def image_folders(place: Path) -> list[str]:
@@ -127,12 +127,12 @@ def image_folders(place: Path) -> list[str]:
 
 def folders(place: Path) -> list[str]:
     """Sub-folders, sorted, but for hidden ones and what tools left behind."""
-    return sorted(entry.name for entry in _entries(place) if entry.is_dir())
+    return sorted(entry.name for entry in _entries(place) if _is_folder(entry))
 
 
 def loose_images(place: Path) -> list[str]:
     """Image files directly in a folder, sorted."""
-    return sorted(entry.name for entry in _entries(place) if is_image_name(entry.name) and not entry.is_dir())
+    return sorted(entry.name for entry in _entries(place) if is_image_name(entry.name) and not _is_folder(entry))
 
 
 def is_image_name(name: str) -> bool:
@@ -143,12 +143,11 @@ def _holds_image(folder: Path) -> bool:
     seen, left = set(), [folder]
     while left:
         place = left.pop()
-        found = os.stat(place)
-        if (found.st_dev, found.st_ino) in seen:  # a link back; `images` tells it
+        if (identity := _identity(place)) in seen:  # a link back, which `images` refuses
             continue
-        seen.add((found.st_dev, found.st_ino))
+        seen.add(identity)
         for entry in _entries(place):
-            if entry.is_dir():
+            if _is_folder(entry):
                 left.append(Path(entry.path))
             elif is_image_name(entry.name):
                 return True
@@ -160,15 +159,18 @@ def _entries(place: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(place) as entries:
             yield from (entry for entry in entries if not _passed_over(entry.name))
     except OSError as error:
-        _refuse(error)
+        raise failure(error.filename, error) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _passed_over(name: str) -> bool:
     return name.startswith(".") or name in _LEFTOVERS
-
-
-def _refuse(error: OSError) -> None:
-    raise failure(error.filename, error) from error
 
 
 def read_text(path: Path) -> str:

@@ -6,10 +6,9 @@
     DIR/images/…                    either of them, one folder down
 
 The classes are the sorted names of the class folders of all splits together, so that a label means the same in each.
-Images lie at any depth below their class folder; where the class folders are sorted into letters (a/abbey/…) and a
-list of classes says so, as Places365's and SUN's do, they are what the letters hold. A folder without images is no
-class. Whatever else is found is refused: what is a class and what is not is not guessed. `--split all` says it: then
-each folder of DIR is a class, whatever it is called and holds.
+Images lie at any depth below their class folder. Class folders sorted by first letter (a/abbey/…) are recognised where
+a list of classes names them, as in Places365 and SUN. A folder without images is no class. Everything else is refused:
+classes are not guessed. With `--split all` each folder of DIR is a class, whatever its name and content.
 
 With a file `labels.json` in DIR or in the split's folder, images have lists of labels and folders mean nothing: see
 labelsfile.py.
@@ -24,8 +23,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-import numpy as np
-
 from pretrain.datasets.dataset import Dataset
 from pretrain.datasets.files import (
     file_dataset,
@@ -38,7 +35,7 @@ from pretrain.datasets.files import (
     shown,
 )
 from pretrain.datasets.labelsfile import LABELS_NAME, with_lists
-from pretrain.datasets.splits import bears_split_name, is_holder, is_no_class, split_name
+from pretrain.datasets.splits import bears_split_name, choose, find_splits, is_holder, is_no_class, split_name
 from pretrain.errors import InputError
 from pretrain.files import exists, is_folder
 from pretrain.storage.filekind import IMAGE_ENDINGS
@@ -50,11 +47,11 @@ _LONGEST_LINE = 10_000
 def open_folder(folder: Path, split: str | None = None) -> Dataset:
     """The data set of an image folder. The split defaults to "train" where the folder has splits.
 
-    Raises InputError for a folder without images, one whose sub-folders may be read in two ways, an unknown split, and
-    lists that do not match the files.
+    Raises InputError for a folder without images, for ambiguous sub-folders, for an unknown split, and for lists that
+    do not match the files.
     """
     root = _root(folder)
-    splits = _splits(root, split)
+    splits = find_splits(root, split)
     chosen = choose(folder, split, splits)
     base = splits[chosen]
     for place in (base, root):
@@ -68,33 +65,17 @@ def open_folder(folder: Path, split: str | None = None) -> Dataset:
     return class_folders(folder.resolve().name, chosen, base, classes, whatever_inside=every_folder)
 
 
-def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
-    """The split asked for, by its name, its folder's, or another spelling of it. By default train, or the only one."""
-    if split is None:
-        usual = [name for name in ("train", "trainval", *splits) if name in splits]
-        if len(splits) == 1 or usual[0] in ("train", "trainval"):
-            return usual[0]
-        raise InputError(f"{folder}: has the splits {', '.join(splits)}; say which: --split {usual[0]}")
-    for name, place in splits.items():
-        if split == name or (split == place.name and name != "all"):
-            return name
-    same = split_name(split)
-    if same is None or same not in splits:
-        raise InputError(f"{folder}: no split {split!r}; it has {', '.join(splits)}")
-    return same
-
-
 def number_classes(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]], chosen: str) -> dict[str, Path]:
-    """The classes of all splits together, in the order of their numbers, and where each lies below the chosen split.
+    """The classes of all splits together, in the order of their labels, and the folder of each in the chosen split.
 
-    found: the classes of each split; none where it has no labels. Raises InputError where that is the chosen split,
-    and where a split shares no class with the others.
+    `found` holds the classes of each split; a split without labels has none. Raises InputError where the chosen split
+    has none, and where a split shares no class with the others.
     """
     base = splits[chosen]
     if not found[chosen]:
         raise InputError(_without_classes(base, base if chosen == "all" else base.parent))
     for name, classes in found.items():
-        others = {other for split, its in found.items() if split != name for other in its}
+        others = {other for split, theirs in found.items() if split != name for other in theirs}
         if classes and others and not others & set(classes):
             raise InputError(
                 f"{splits[name]}: shares no class with the other splits ({shown(classes)}; there {shown(others)}), "
@@ -124,21 +105,20 @@ def _refuse_spellings(splits: Mapping[str, Path], found: Mapping[str, Mapping[st
                 )
         for name in classes:
             other, there = spelt.get(plain(name), (name, splits[split]))
-            if other not in classes and not any(name in its for its in found.values() if other in its):
+            if other not in classes and not any({name, other} <= set(both) for both in found.values()):
                 raise InputError(f"{splits[split]}: class {name!a} is called {other!a} in {there}; call it alike")
         spelt.update({plain(name): (name, splits[split]) for name in classes})
 
 
 def _refuse_splits(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, Path]]) -> None:
-    """Raise InputError where a folder among the classes is called like a split, unless it holds images itself and is a
-    class in other splits, too, or in its namesake (train/train/1.jpg).
+    """Raise InputError where a folder among the classes has a split's name, unless it holds images itself and is a
+    class in other splits too, or in the split of that name (train/train/1.jpg).
     """
     for split, classes in found.items():
         for name in filter(bears_split_name, classes):
             place = splits[split] / classes[name]
-            held = bool(loose_images(place))
-            alike = split_name(name) in (None, split) or sum(name in its for its in found.values()) > 1
-            if not (held and alike):
+            alike = split_name(name) in (None, split) or sum(name in others for others in found.values()) > 1
+            if not (alike and loose_images(place)):
                 raise InputError(
                     f"{place}: a folder called like a split, among class folders ({shown(classes)}); "
                     "DIR/<split>/<class>/*.jpg would be right (a class of such a name holds images itself, in every "
@@ -151,13 +131,13 @@ def class_folders(
 ) -> Dataset:
     """One folder a class, images at any depth below; rows sorted by class, then by path.
 
-    Raises InputError where class folders hold what may be splits or classes itself, unless `whatever_inside`.
+    Raises InputError where class folders hold folders that may be splits or classes, unless `whatever_inside`.
     """
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
     others: list[str] = []
-    inside: dict[str, set[str]] = {}  # of each class: which of its folders hold images; "" is its own
+    inside: dict[str, set[str]] = {}  # class -> its folders that hold images; "" is the class folder itself
     for label, (called, below) in enumerate(classes.items()):
         found = list(images(base / below, base, others)) if is_folder(base / below) else []
         files += [os.path.join(below, file) for file in found]
@@ -168,7 +148,7 @@ def class_folders(
             empty.append(called)
     if not whatever_inside:
         _refuse_inside(base, classes, inside)
-    inner = {os.path.join(classes[called], _first(path)) for called, paths in inside.items() for path in paths}
+    inner = {os.path.join(classes[name], path.split(os.sep)[0]) for name, paths in inside.items() for path in paths}
     if beside := set(folders(base)) - {below.parts[0] for below in classes.values()}:
         note(f"{base}: passed over {len(beside)} folders, without images or no classes: {shown(beside)}")
     if len(inner) > len(classes) - len(empty) and not inner & {os.path.join(below, "") for below in classes.values()}:
@@ -184,16 +164,12 @@ def class_folders(
     if all(called.isdecimal() for called in classes) and any(int(c) != n for n, c in enumerate(classes)):
         odd = next((n, called) for n, called in enumerate(classes) if int(called) != n)
         note(f"{base}: classes are numbered in the order of their names as text: label {odd[0]} is class {odd[1]!r}")
-    return file_dataset(name, split, base, files, np.array(labels, np.int32), None, list(classes))
-
-
-def _first(path: str) -> str:
-    return path.partition(os.sep)[0]
+    return file_dataset(name, split, base, files, labels, list(classes))
 
 
 def _refuse_inside(base: Path, classes: Mapping[str, Path], inside: Mapping[str, Set[str]]) -> None:
-    """Raise InputError where folders in class folders are called like splits, or like a holder of images beside others,
-    or alike in most classes: these may be the classes, or further pictures of one kind (masks).
+    """Raise InputError where folders in class folders have names of splits, names that are no class's beside others,
+    or the same names in most classes: these may be the classes, or further pictures of one kind (masks).
     """
     mend = (
         f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right; {base} given with --split all takes its own "
@@ -204,7 +180,7 @@ def _refuse_inside(base: Path, classes: Mapping[str, Path], inside: Mapping[str,
         place = base / classes[called]
         if odd := sorted(path for path in paths if any(map(split_name, path.split(os.sep)))):
             raise InputError(f"{place / odd[0]}: a split's name inside the class folder {place}; {mend}")
-        first = {_first(path) for path in paths}
+        first = {path.split(os.sep)[0] for path in paths}
         if len(first) == 1 and first <= paths:  # its own images, or one folder that holds them
             continue
         if odd := sorted(filter(is_no_class, first)):
@@ -223,71 +199,22 @@ def _refuse_inside(base: Path, classes: Mapping[str, Path], inside: Mapping[str,
 
 
 def _root(folder: Path) -> Path:
+    """The folder of the classes or splits: `folder`, or the one that holds the images in it."""
     if not is_folder(folder):
         raise InputError(f"{folder}: no such folder")
     names = image_folders(folder)
-    if (
-        exists(folder / LABELS_NAME)
-        or len(names) != 1
-        or not is_holder(names[0])
-        or not image_folders(folder / names[0])
-    ):
+    if exists(folder / LABELS_NAME) or len(names) != 1 or not is_holder(names[0]):
         return folder
     inner = folder / names[0]
+    if not image_folders(inner):
+        return folder
     if beside := set(folders(folder)) - {inner.name}:
         note(f"{inner}: holds the images; passed over {shown(beside)}")
     return inner
 
 
-def _splits(root: Path, split: str | None) -> dict[str, Path]:
-    """The splits' folders by name; {"all": root} where there are none. Raises InputError where that is not clear."""
-    names = image_folders(root)
-    plain = [name for name in names if split_name(name)]
-    akin = [name for name in names if not split_name(name) and bears_split_name(name)]
-    others = [name for name in names if name not in (*plain, *akin)]
-    nested = any(not loose_images(root / name) for name in akin)  # bullet_train holds images, seg_train classes
-    if not (plain or (akin and (nested or not others))):
-        return {"all": root}
-    if exists(root / LABELS_NAME) and (akin or others):  # folders mean nothing
-        return {"all": root}
-    splits = {name: root / name for name in akin}
-    splits.update(name_splits(root, {name: str(split_name(name)) for name in plain}, split))
-    if plain and not others:
-        if beside := set(folders(root)) - set(names):
-            note(f"{root}: passed over folders without images: {shown(beside)}")
-        return splits
-    if split == "all":
-        return {"all": root}
-    if split is not None and (split in (*splits, *plain) or split_name(split) in splits):
-        note(f"{root}: takes {', '.join(plain + akin)} for splits; passed over {shown(others) or 'nothing'}")
-        return splits
-    raise InputError(
-        f"{root}: holds {shown(f'{name}/' for name in (*plain, *akin))}, called like splits"
-        + (f", and beside them {shown(f'{name}/' for name in others)}, with images in each" if others else "")
-        + f"; --split {next(iter(splits))} takes that split (then no other folder is a class), --split all takes each "
-        "folder as a class"
-    )
-
-
-def name_splits(root: Path, said: Mapping[str, str], split: str | None) -> dict[str, Path]:
-    """Where the splits lie. said: which split each folder is; folders that are the same one go by their own names.
-
-    Raises InputError where it is not clear which of them `split` is.
-    """
-    splits = {}
-    for name, called in said.items():
-        same = [other for other in said if said[other] == called]
-        if len(same) > 1 and split not in said and (split is None or split_name(split) == called):
-            raise InputError(
-                f"{root}: {same[0]}/ and {same[1]}/ would both be the split {called}; keep one here, or take one of "
-                f"them by its folder's name: --split {same[0]}"
-            )
-        splits[called if len(same) == 1 else name] = root / name
-    return splits
-
-
 def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
-    """Class names and their folders, relative to `place`; none where it holds images without labels."""
+    """Class names and their folders, relative to `place`; empty where its images have no labels."""
     names = image_folders(place)
     if every_folder:
         return {name: Path(name) for name in names}
@@ -314,14 +241,14 @@ def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
 
 
 def _holders(place: Path, names: Sequence[str]) -> list[str]:
-    """Those that only hold images: as they are called, or as an archive's folder in a folder of that name."""
+    """Folders that only hold images: by their name, or an archive's folder in a folder of the same name."""
     return [name for name in names if is_holder(name) or names == [place.name]]
 
 
 def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
     """Classes in folders by their first letter: a/abbey, a/apartment_building/outdoor, b/bakery/shop.
 
-    Raises InputError where no list says that they are, and for one that is not listed.
+    Raises InputError where no list of classes is found, and for a class that it does not name.
     """
     if not names or any(len(name) > 1 or loose_images(place / name) for name in names):
         return {}
@@ -351,7 +278,7 @@ def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def _without_classes(base: Path, root: Path) -> str:
-    """What is to be said of a folder whose images have no labels, or that has no images."""
+    """The error of a folder that has no images, or none with labels."""
     place = base
     found = loose_images(base)
     if not found:

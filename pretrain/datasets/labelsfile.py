@@ -66,7 +66,7 @@ def with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
             f"{listing}: {len(left):,} files are listed that are no images below {listing.parent} ({shown(left)}); "
             f"images are called {', '.join(IMAGE_ENDINGS)}"
         )
-    return file_dataset(name, split, base, files, np.array(labels, np.int32), np.array(starts), classes)
+    return file_dataset(name, split, base, files, labels, classes, np.array(starts))
 
 
 def _no_key_twice(pairs: Iterable[tuple[str, Any]], listing: Path) -> dict[str, Any]:

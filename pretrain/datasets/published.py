@@ -6,25 +6,27 @@ ImageNet           train/<wnid>/*.JPEG, and val/<wnid>/*.JPEG or a flat val/ bes
 Oxford Pets        images/*.jpg, annotations/trainval.txt and test.txt
 Oxford Flowers     jpg/*.jpg, imagelabels.mat and setid.mat
 Places365          data_256*/<letter>/<class>/*.jpg, val_256/*.jpg, categories_places365.txt, places365_val.txt
-iNaturalist        see inaturalist.py
+iNaturalist        2017 to 2019: train_val20…/<super category>/<category>/*.jpg for both splits, train20….json and
+                   val20….json (that of 2021 is an image folder)
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pretrain.datasets.dataset import Dataset
 from pretrain.datasets.files import file_dataset, folders, image_folders, images, loose_images, note, read_text, shown
-from pretrain.datasets.folder import choose, class_folders, classes_of, name_splits, number_classes
-from pretrain.datasets.inaturalist import is_inaturalist, open_inaturalist
-from pretrain.datasets.splits import split_name
+from pretrain.datasets.folder import class_folders, classes_of, number_classes
+from pretrain.datasets.splits import choose, name_splits, split_name
 from pretrain.errors import InputError
 from pretrain.files import exists, is_folder
 
@@ -34,6 +36,10 @@ _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _TINY_LIST = "val_annotations.txt"
 _PLACES_CLASSES = "categories_places365.txt"
 _PLACES = {"train": re.compile(r"data_(256|large)"), "val": re.compile(r"val_(256|large)")}
+_INATURALIST = re.compile(r"train_val(20\d\d|_images)")
+_INATURALIST_LIST = re.compile(r"(train|val)20\d\d\.json")
+
+Row = TypeVar("Row")
 
 
 def open_published(folder: Path, split: str | None) -> Dataset | None:
@@ -63,18 +69,14 @@ def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
     found = {name: _wnids(place) for name, place in splits.items()}
     if found[chosen]:
         return class_folders("imagenet", chosen, base, number_classes(splits, found, chosen))
-    files = list(images(base, base))
     if chosen == "train" or not found["train"]:
         raise InputError(
             f"{splits['train']}: no <wnid> folders with images, by which the classes are numbered; ImageNet is "
             f"{root}/train/<wnid>/*.JPEG and {root}/val/"
         )
-    wanted, listing = _imagenet_list(folder, root, base, files)
-    return _listed("imagenet", chosen, base, files, wanted, listing, list(found["train"]), "train/", key=_stem)
-
-
-def _stem(file: str) -> str:
-    return Path(file).stem
+    wanted, listing = _imagenet_list(folder, root, base)
+    classes = list(found["train"])
+    return _listed("imagenet", chosen, base, wanted, listing, classes, "train/", key=lambda file: Path(file).stem)
 
 
 def _imagenet_splits(root: Path) -> dict[str, Path]:
@@ -98,8 +100,8 @@ def _kaggle(folder: Path) -> Path | None:
     return next((place for place in places if is_folder(place)), None)
 
 
-def _imagenet_list(folder: Path, root: Path, base: Path, files: Sequence[str]) -> tuple[dict[str, str], Path]:
-    """The wnid of each file of a flat val/, and the list that says it."""
+def _imagenet_list(folder: Path, root: Path, base: Path) -> tuple[dict[str, str], Path]:
+    """The wnid of each file of a flat val/, and the list that gives it."""
     around = list(dict.fromkeys((folder, root, base, folder.parent)))
     solution = next((place / _SOLUTION for place in around if exists(place / _SOLUTION)), None)
     if solution:
@@ -108,6 +110,7 @@ def _imagenet_list(folder: Path, root: Path, base: Path, files: Sequence[str]) -
     truth = next((kit / _TRUTH for kit in kits if exists(kit / _TRUTH)), None)
     if truth:
         return {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(_devkit(truth), 1)}, truth
+    files = list(images(base, base))
     raise InputError(
         f"{base}: no <wnid> folders, and nothing that gives its {len(files):,} images ({shown(files)}) their labels; "
         f"sort them into {base}/<wnid>/, unpack ILSVRC2012_devkit_t12.tar.gz in {folder}, or keep Kaggle's {_SOLUTION} "
@@ -134,12 +137,12 @@ def _devkit(truth: Path) -> list[str]:
         raise InputError(
             f"{truth}: has numbers whose wnids stand in {meta}, which is not there; they are not the order of the wnids"
         )
-    synsets = _mat(meta, "synsets").ravel()
     try:
+        synsets = _mat(meta, "synsets").ravel()
         wnids = {int(synset["ILSVRC2012_ID"].item()): str(synset["WNID"].item()) for synset in synsets}
-        return [wnids[int(line)] for line in read_text(truth).split()]
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{truth}: not the devkit's: a number of a synset of {meta} a line would be right") from error
+    except (ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{meta}: not the devkit's: synsets with ILSVRC2012_ID and WNID would be right") from error
+    return _rows(truth, lambda words: wnids[int(words[0])], f"the number of a synset of {meta}")
 
 
 # Tiny-ImageNet
@@ -156,12 +159,8 @@ def _open_tiny(folder: Path, split: str | None) -> Dataset:
     if not classes:
         raise InputError(f"{folder}: has neither train/<wnid>/ nor wnids.txt, by which the classes are numbered")
     listing = splits["val"] / _TINY_LIST
-    rows = [line.split() for line in read_text(listing).splitlines() if line.strip()]
-    if any(len(row) < 2 for row in rows):
-        raise InputError(f"{listing}: a file and its wnid a line would be right")
-    base = splits["val"] / "images"
-    labels = _once(((row[0], row[1]) for row in rows), listing)
-    return _listed(folder.resolve().name, chosen, base, list(images(base, base)), labels, listing, classes, "train/")
+    labels = _once(_rows(listing, lambda words: (words[0], words[1]), "a file and its wnid"), listing)
+    return _listed(folder.resolve().name, chosen, splits["val"] / "images", labels, listing, classes, "train/")
 
 
 # Oxford Flowers-102 and Oxford-IIIT Pets
@@ -182,7 +181,7 @@ def read_flowers(folder: Path, split: str | None) -> Dataset:
     files = [f"image_{number:05d}.jpg" for number in numbers.tolist()]
     targets = labels[numbers - 1].astype(np.int32) - 1
     classes = getattr(Flowers102, "classes", None)  # the names that older versions of torchvision do not know
-    return file_dataset("flowers", chosen, folder / "jpg", files, targets, None, classes)
+    return file_dataset("flowers", chosen, folder / "jpg", files, targets, classes)
 
 
 def read_pets(folder: Path, split: str | None) -> Dataset:
@@ -196,11 +195,7 @@ def read_pets(folder: Path, split: str | None) -> Dataset:
     for name, listing in lists.items():
         if name != chosen and not exists(listing):
             continue
-        lines = [line.split() for line in read_text(listing).splitlines() if line.strip() and not line.startswith("#")]
-        try:
-            rows[name] = [(line[0], int(line[1]) - 1) for line in lines]
-        except (IndexError, ValueError) as error:
-            raise InputError(f"{listing}: a name and the number of its class a line would be right") from error
+        rows[name] = _rows(listing, lambda words: (words[0], int(words[1]) - 1), "a name and the number of its class")
         for file, label in rows[name]:
             breed = file.rpartition("_")[0].replace("_", " ")
             if breeds.setdefault(label, breed) != breed:
@@ -210,8 +205,8 @@ def read_pets(folder: Path, split: str | None) -> Dataset:
             f"{folder}/annotations: classes {shown(map(str, breeds))}; numbers from 1 without a gap are right"
         )
     files = [f"{file}.jpg" for file, _ in rows[chosen]]
-    labels = np.array([label for _, label in rows[chosen]], np.int32)
-    return file_dataset("pets", chosen, folder / "images", files, labels, None, [breeds[n] for n in range(len(breeds))])
+    labels = [label for _, label in rows[chosen]]
+    return file_dataset("pets", chosen, folder / "images", files, labels, [breeds[n] for n in range(len(breeds))])
 
 
 # Places365
@@ -238,25 +233,72 @@ def _open_places(folder: Path, split: str | None) -> Dataset:
             f"{truth}: gives {wrong[0]} the number {numbers[wrong[0]]}; {_PLACES_CLASSES} has 0 … {len(classes) - 1}"
         )
     labels = {file: classes[number] for file, number in numbers.items()}
-    return _listed("places365", chosen, base, list(images(base, base)), labels, truth, classes, _PLACES_CLASSES)
+    return _listed("places365", chosen, base, labels, truth, classes, _PLACES_CLASSES)
 
 
 def _numbers(listing: Path) -> dict[str, int]:
-    """Names and numbers, a pair a line."""
-    pairs = []
-    for line in filter(str.strip, read_text(listing).splitlines()):
-        name, _, number = line.strip().rpartition(" ")
-        if not (name and number.isdecimal()):
-            raise InputError(f"{listing}: found {line!r}; a name and a number from 0 a line would be right")
-        pairs.append((name, int(number)))
-    return _once(pairs, listing)
+    """Names and numbers from 0, a pair a line."""
+
+    def pair(words: list[str]) -> tuple[str, int]:
+        name, number = words
+        if not number.isdecimal():
+            raise ValueError
+        return name, int(number)
+
+    return _once(_rows(listing, pair, "a name and a number from 0"), listing)
+
+
+# iNaturalist
+
+
+def _is_inaturalist(folder: Path) -> bool:
+    """Whether its images lie there, and a list or a year in the name says whose they are."""
+    found = [name for name in folders(folder) if _INATURALIST.fullmatch(name)]
+    return bool(found) and (found != ["train_val_images"] or bool(_inaturalist_lists(folder)))
+
+
+def _inaturalist_lists(folder: Path) -> dict[str, str]:
+    found = sorted(path for path in folder.iterdir() if _INATURALIST_LIST.fullmatch(path.name))
+    return {path.name: str(split_name(path.stem)) for path in found}
+
+
+def _open_inaturalist(folder: Path, split: str | None) -> Dataset:
+    """Classes are the lists' categories, in the order of their numbers; the lists are in COCO's form."""
+    splits = name_splits(folder, _inaturalist_lists(folder), split or "train")
+    if not splits:
+        raise InputError(
+            f"{folder}: holds iNaturalist's images, whose splits and classes stand in lists that are not there; unpack "
+            "train20….json and val20….json there"
+        )
+    chosen = choose(folder, split, splits)
+    listing = splits[chosen]
+    try:
+        content = json.loads(read_text(listing))
+        paths = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
+        names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+        rows = sorted((paths[row["image_id"]], int(row["category_id"])) for row in content["annotations"])
+        numbers = {category: number for number, category in enumerate(sorted(names))}
+        labels = [numbers[category] for _, category in rows]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{listing}: not iNaturalist's ({type(error).__name__}: {error}): images with id and file_name, "
+            "annotations with image_id and category_id, categories with id and name would be right"
+        ) from error
+    files = [file for file, _ in rows]
+    if twice := [file for file, after in itertools.pairwise(files) if file == after]:
+        raise InputError(f"{listing}: has {twice[0]} twice; one category an image would be right")
+    unique = len(set(names.values())) == len(names)
+    classes = [names[category] if unique else f"{category} {names[category]}" for category in numbers]
+    return file_dataset("inaturalist", chosen, folder, files, labels, classes)
+
+
+# Lists of images
 
 
 def _listed(
     name: str,
     split: str,
     base: Path,
-    files: Sequence[str],
     wanted: Mapping[str, str],
     listing: Path,
     classes: Sequence[str],
@@ -267,6 +309,7 @@ def _listed(
     """Images whose classes stand in a list, under `key` of a file. Raises InputError for an image that is not listed,
     or of another class than `classes`.
     """
+    files = list(images(base, base))
     if unlisted := [file for file in files if key(file) not in wanted]:
         raise InputError(f"{listing}: does not have {shown(unlisted)}: {len(unlisted):,} images of {base}")
     numbers = {called: number for number, called in enumerate(classes)}
@@ -278,7 +321,19 @@ def _listed(
     labels = [numbers[wanted[key(file)]] for file in files]
     if len(files) < len(wanted):
         note(f"{base}: {len(files):,} of the {len(wanted):,} images that {listing} lists")
-    return file_dataset(name, split, base, files, np.array(labels, np.int32), None, classes)
+    return file_dataset(name, split, base, files, labels, classes)
+
+
+def _rows(listing: Path, parse: Callable[[list[str]], Row], form: str) -> list[Row]:
+    """`parse` of each line's words. Raises InputError for a line that has not that `form`."""
+    rows = []
+    for line in read_text(listing).splitlines():
+        if line.strip() and not line.startswith("#"):
+            try:
+                rows.append(parse(line.split()))
+            except (LookupError, ValueError) as error:
+                raise InputError(f"{listing}: found {line!r}; {form} a line would be right") from error
+    return rows
 
 
 def _once(pairs: Iterable[tuple[str, Any]], listing: Path) -> dict[str, Any]:
@@ -322,6 +377,6 @@ _LAYOUTS: Sequence[tuple[Callable[[Path], bool], Callable[[Path, str | None], Da
     (lambda folder: exists(folder / "annotations" / "trainval.txt") and is_folder(folder / "images"), read_pets),
     (lambda folder: exists(folder / "setid.mat") and exists(folder / "imagelabels.mat"), read_flowers),
     (_is_places, _open_places),
-    (is_inaturalist, open_inaturalist),
+    (_is_inaturalist, _open_inaturalist),
     (_is_imagenet, open_imagenet),
 )

@@ -33,14 +33,12 @@ import numpy as np
 from pretrain import files
 from pretrain.datasets.dataset import Dataset, array_dataset
 from pretrain.datasets.files import note
-from pretrain.datasets.folder import choose, open_folder
+from pretrain.datasets.folder import open_folder
 from pretrain.datasets.labelsfile import LABELS_NAME
 from pretrain.datasets.published import open_imagenet, open_published, read_flowers, read_pets
+from pretrain.datasets.splits import choose
 from pretrain.errors import InputError, nearest
 
-FASHION_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
 _NETWORK_SECONDS = 30.0
 
 
@@ -62,7 +60,7 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
         return open_imagenet(Path(source.removeprefix("imagenet:")), split)
     if files.is_folder(source):
         return _folder(Path(source), split)
-    if Path(source).exists():
+    if files.exists(source):
         raise InputError(f"{source}: is a file; a SOURCE is a folder of images: unpack an archive first")
     names = [*_NAMED, "imagenet:DIR"]
     near = nearest(source, names)
@@ -73,9 +71,12 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
 def _folder(folder: Path, split: str | None) -> Dataset:
     if files.exists(folder / LABELS_NAME):  # which explains everything
         return open_folder(folder, split)
-    for name, called in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
+    for name, called, listing in (
+        ("cifar10", "cifar-10-batches-py", "batches.meta"),
+        ("cifar100", "cifar-100-python", "meta"),
+    ):
         for place in (folder, folder / called):
-            if place.resolve().name == called and (place / ("batches.meta" if name == "cifar10" else "meta")).exists():
+            if place.resolve().name == called and files.exists(place / listing):
                 chosen = choose(folder, split, {"train": place, "test": place})
                 return _cifar(name, download=False)(chosen, place.resolve().parent)
     return open_published(folder, split) or open_folder(folder, split)
@@ -129,13 +130,14 @@ def _fashion(split: str, cache: Path) -> Dataset:
     prefix = "train" if split == "train" else "t10k"
     images, labels = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
     folder = next((place for place in _fashion_folders() if files.exists(place / images)), None)
-    if folder is None:
-        from torchvision.datasets import FashionMNIST
+    from torchvision.datasets import FashionMNIST
 
+    if folder is None:
         with _downloading("fashion-mnist", cache):
             FashionMNIST(str(cache), download=True)
         folder = cache / "FashionMNIST" / "raw"
-    return array_dataset("fashion-mnist", split, read_idx(folder / images), read_idx(folder / labels), FASHION_CLASSES)
+    pixels, targets = read_idx(folder / images), read_idx(folder / labels)
+    return array_dataset("fashion-mnist", split, pixels, targets, FashionMNIST.classes)
 
 
 def _fashion_folders() -> Iterator[Path]:

@@ -112,7 +112,9 @@ def test_a_flat_validation_folder_takes_its_labels_from_the_devkit(tmp_path, sou
 def test_a_devkit_of_other_numbers_is_refused(tmp_path):
     as_extracted(tmp_path)
     write_devkit(tmp_path, (3, 9))
-    with pytest.raises(InputError, match=r"ground_truth\.txt: not the devkit's"):
+    with pytest.raises(
+        InputError, match=r"ground_truth\.txt: found '9'; the number of a synset of .*meta\.mat a line would be right"
+    ):
         open_imagenet(tmp_path, "val")
 
 
@@ -190,7 +192,7 @@ def test_tiny_imagenets_validation_images_alone_are_numbered_by_its_list_of_clas
     ("line", "told"),
     [
         ("", "does not have val_0.JPEG"),
-        ("val_0.JPEG\n", "a file and its wnid a line would be right"),
+        ("val_0.JPEG\n", "found 'val_0.JPEG'; a file and its wnid a line would be right"),
         ("val_0.JPEG n00000009\n", "val_0.JPEG has class n00000009, which train/ does not"),
     ],
 )
@@ -247,7 +249,7 @@ def test_pets_are_known_by_their_folders(tmp_path):
     assert labelled(trainval, tmp_path) == {"images/Abyssinian_1.jpg": "Abyssinian", "images/pug_7.jpg": "pug"}
     assert labelled(test, tmp_path) == {"images/pug_8.jpg": "pug"}
     (tmp_path / "annotations" / "test.txt").write_text("pug_8\n")
-    with pytest.raises(InputError, match=r"test\.txt: a name and the number of its class a line"):
+    with pytest.raises(InputError, match=r"test\.txt: found 'pug_8'; a name and the number of its class a line"):
         open_source(str(tmp_path), "test")
     (tmp_path / "annotations" / "test.txt").write_text("pug_8 1 2 1\n")
     with pytest.raises(InputError, match=r"test\.txt: class 1 is both 'Abyssinian' and 'pug'"):
