@@ -11,58 +11,50 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.started import Forked
+from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint, seal
+from tests.conftest import history
 
 STEPS, EVERY = 12, 4
 
 
 @pytest.fixture(scope="module")
-def config(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tree = {
-        "name": "damage",
-        "model": {
-            "patch_size": 4, "layers": 1, "width": 20, "mlp": 36, "heads": 2, "dropout": 0.1,
-            "image_size": 8, "channels": 1, "num_classes": 10,
-        },
-        "data": {"train": str(digits / "train"), "workers": 1, "audit": True},
-        "train": {"global_batch": 12, "steps": STEPS},
-        "optimizer": {"lr": 1e-3, "weight_decay": 0.1, "averaging": {"decay": 0.9}},
-        "schedule": {"warmup_steps": 2},
-        "checkpoint": {"every": EVERY, "keep": 3},
-        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
-        "deepspeed": {"zero_optimization": {"stage": 1}},
-    }  # fmt: skip
-    path = tmp_path_factory.mktemp("config") / "damage.json"
-    path.write_text(json.dumps(tree))
-    return path
-
-
-def train(config: Path, out: Path, *, prelude: str = "") -> tuple[list[int | None], str]:
-    """The statuses of two ranks, and what they say."""
-    log = out.with_suffix(".txt")
-    log.unlink(missing_ok=True)
-    ranks = Forked(2, ["--config", config, "--out", out], log, prelude=prelude)
-    try:
-        return ranks.wait(), ranks.said
-    finally:
-        ranks.kill()
-
-
-def told(out: Path) -> dict[str, list[str]]:
-    """The run's losses and gradient norms, step by step, and its audits."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    audits = {path.name: path.read_text().splitlines() for path in (out / "audit").glob("rank_?????.jsonl")}
-    return {"metrics": [f"{line['step']} {line['loss']!r} {line['grad_norm']!r}" for line in lines], **audits}
+def config(tiny_config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_config(
+        tmp_path_factory.mktemp("config") / "damage.json",
+        model={"width": 20, "mlp": 36, "heads": 2, "dropout": 0.1},
+        data={"audit": True},
+        train={"global_batch": 12, "steps": STEPS},
+        optimizer={"weight_decay": 0.1, "averaging": {"decay": 0.9}},
+        schedule={"warmup_steps": 2},
+        checkpoint={"every": EVERY, "keep": 3},
+        deepspeed={"zero_optimization": {"stage": 1}},
+    )
 
 
 @pytest.fixture(scope="module")
-def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(config, run) -> Callable[..., tuple[object, str]]:
+    """train(out, prelude="", ranks=2): the ranks' status, and what they say."""
+
+    def train(out: Path, *, ranks: int = 2, prelude: str = "") -> tuple[object, str]:
+        done = run("launch/pretrain.py", "--config", config, "--out", out, ranks=ranks, prelude=prelude)
+        return done.returncode, done.stdout + done.stderr
+
+    return train
+
+
+def told(out: Path) -> tuple:
+    """The run's losses and gradient norms, step by step, and its audits."""
+    return history(out).trained
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run to its end."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    statuses, said = train(config, out)
-    assert statuses == [0, 0], said
-    assert len(told(out)["metrics"]) == STEPS
+    status, said = train(out)
+    assert status == 0, said
+    assert len(history(out).losses) == STEPS
     return out
 
 
@@ -110,13 +102,22 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("name", "harm"), DAMAGES.values(), ids=list(DAMAGES))
-def test_the_one_before_a_damaged_one_is_used_and_the_damage_told(name, harm, config, whole, out):
+def test_the_one_before_a_damaged_one_is_found_and_the_damage_told(name, harm, out):
     (victim,) = step(out, 8).glob(f"{name}*")
     harm(victim)
-    statuses, said = train(config, out)
-    assert statuses == [0, 0], said
-    assert f"passed over: checkpoint {step(out, 8)}: " in said, said
-    assert victim.name in said.partition("passed over: ")[2].splitlines()[0]
+    found, passed_over = checkpoints.newest_verified(out / "checkpoints")
+    assert found is not None
+    assert found.path == step(out, 4)
+    assert list(passed_over) == [step(out, 8)]
+    assert passed_over[step(out, 8)].startswith(f"checkpoint {step(out, 8)}: ")
+    assert victim.name in passed_over[step(out, 8)]
+
+
+def test_a_run_resumes_from_the_one_before_a_damaged_one(train, whole, out):
+    flip(step(out, 8) / "weights.00001.safetensors", 0.8)
+    status, said = train(out)
+    assert status == 0, said
+    assert f"passed over: checkpoint {step(out, 8)}: damaged: weights.00001" in said, said
     assert f"resumed from {step(out, 4)}\n" in said
     assert (out / "checkpoints" / "damaged_00000008" / "layout.json").exists(), "kept for inspection"
     assert told(out) == told(whole)
@@ -138,49 +139,49 @@ files.sha256, files._PAUSE = fails, 0.01
 """
 
 
-def test_storage_that_fails_for_a_moment_is_no_damage(config, whole, out):
-    statuses, said = train(config, out, prelude=UNSERVED % 3)
-    assert statuses == [0, 0], said
+def test_storage_that_fails_for_a_moment_is_no_damage(train, whole, out):
+    status, said = train(out, prelude=UNSERVED % 3)
+    assert status == 0, said
     assert f"resumed from {step(out, 8)}\n" in said
     assert "passed over" not in said
     assert told(out) == told(whole)
 
 
-def test_storage_that_fails_for_longer_stops_the_run_and_the_same_command_goes_on(config, whole, out):
+def test_storage_that_fails_for_longer_stops_the_run_and_the_same_command_goes_on(train, whole, out):
     before = told(out)
     for _ in range(2):
-        statuses, said = train(config, out, prelude=UNSERVED % 100)
-        assert statuses == [75, 75], said
+        status, said = train(out, prelude=UNSERVED % 100)
+        assert status == 75, said
         assert said.count("stopped: ") == 1
         line = said.partition("stopped: ")[2].splitlines()[0]
         for words in (str(step(out, 8)), "Input/output error, 4 times (seen by rank 1)", "run the same command again"):
             assert words in line, said
     assert told(out) == before
-    statuses, said = train(config, out)
-    assert statuses == [0, 0], said
+    status, said = train(out)
+    assert status == 0, said
     assert f"resumed from {step(out, 8)}\n" in said
     assert not list((out / "checkpoints").glob("damaged_*"))
     assert told(out) == told(whole)
 
 
-@pytest.mark.parametrize("latest", [None, "step_00000099", "step_00000004", ""])
-def test_latest_is_for_people_a_run_goes_on_without_it(latest, config, whole, out):
+@pytest.mark.parametrize("latest", [None, "step_00000004"])
+def test_latest_is_for_people_a_run_goes_on_without_it(latest, train, whole, out):
     file = out / "checkpoints" / "latest"
     file.unlink() if latest is None else file.write_text(latest)
-    statuses, said = train(config, out)
-    assert statuses == [0, 0], said
+    status, said = train(out)
+    assert status == 0, said
     assert f"resumed from {step(out, 8)}\n" in said
     assert "passed over" not in said
     assert file.read_text() == "step_00000012"
     assert told(out) == told(whole)
 
 
-def test_where_all_are_damaged_the_run_is_refused_and_left_as_it_is(config, out):
+def test_where_all_are_damaged_the_run_is_refused_and_left_as_it_is(train, out):
     flip(step(out, 8) / "weights.00001.safetensors", 0.5)
     (step(out, 4) / "optimizer.00000.safetensors").unlink()
     before = told(out)
-    statuses, said = train(config, out)
-    assert statuses == [2, 2], said
+    status, said = train(out)
+    assert status == 2, said
     assert said.count("error: ") == 1
     assert "Traceback" not in said
     for words in ("none that can be read", f"{step(out, 8)}: damaged: weights.00001", "optimizer.00000"):
@@ -217,11 +218,11 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize(("kind", "name", "change"), [(kind, *forgery) for kind, forgery in FORGERIES.items()])
-def test_what_the_hashes_do_not_show_the_fingerprints_do(kind, name, change, config, out):
+def test_what_the_hashes_do_not_show_the_fingerprints_do(kind, name, change, train, out):
     forge(step(out, 8), name, change)
     before = told(out)
-    statuses, said = train(config, out)
-    assert statuses == [2, 2], said
+    status, said = train(out)
+    assert status == 2, said
     assert (
         f"error: checkpoint {step(out, 8)}: after loading, the fingerprint of {kind.partition(',')[0]} is " in said
     ), said
@@ -245,11 +246,11 @@ archive.write, files.write_text = full(archive.write), full(files.write_text)
 """
 
 
-@pytest.mark.parametrize("file", ["optimizer.00001", "weights.00000", "layout", "state"])
-def test_a_disk_that_fills_up_costs_a_save_and_no_more(file, config, whole, tmp_path):
+@pytest.mark.parametrize("file", ["optimizer.00001", "state"])
+def test_a_disk_that_fills_up_costs_a_save_and_no_more(file, train, whole, tmp_path):
     out = tmp_path / "run"
-    statuses, said = train(config, out, prelude=FULL % (8, file))
-    assert statuses == [0, 0], said
+    status, said = train(out, prelude=FULL % (8, file))
+    assert status == 0, said
     (line,) = [line for line in said.splitlines() if "could not be saved" in line]
     assert line.startswith("step 8 could not be saved: ")
     assert "No space left on device" in line
@@ -259,15 +260,15 @@ def test_a_disk_that_fills_up_costs_a_save_and_no_more(file, config, whole, tmp_
 
 
 @pytest.mark.parametrize("file", ["average.00001", "state"])
-def test_a_last_save_that_fails_is_no_success(file, config, whole, tmp_path):
+def test_a_last_save_that_fails_is_no_success(file, train, whole, tmp_path):
     out = tmp_path / "run"
-    statuses, said = train(config, out, prelude=FULL % (STEPS, file))
-    assert statuses == [2, 2], said
+    status, said = train(out, prelude=FULL % (STEPS, file))
+    assert status == 2, said
     assert f"error: step {STEPS} could not be saved: " in said
     assert "No space left on device" in said
     assert (out / "checkpoints" / "latest").read_text() == "step_00000008"
-    statuses, said = train(config, out)
-    assert statuses == [0, 0], said
+    status, said = train(out)
+    assert status == 0, said
     assert f"resumed from {step(out, 8)}\n" in said
     assert told(out) == told(whole)
 
@@ -288,18 +289,18 @@ Saver._missing = count
 """
 
 
-def test_without_room_for_a_checkpoint_a_run_does_not_begin(config, tmp_path):
-    statuses, said = train(config, tmp_path / "run", prelude=ROOM % "(1,)")
-    assert statuses == [2, 2], said
+def test_without_room_for_a_checkpoint_a_run_does_not_begin(train, tmp_path):
+    status, said = train(tmp_path / "run", prelude=ROOM % "(1,)")
+    assert status == 2, said
     assert "GiB free, a checkpoint takes " in said
     assert "make room" in said
     assert "step  1/" not in said
 
 
-def test_without_room_amid_a_run_a_save_is_left_out(config, whole, tmp_path):
+def test_without_room_amid_a_run_a_save_is_left_out(train, whole, tmp_path):
     out = tmp_path / "run"
-    statuses, said = train(config, out, prelude=ROOM % "(3,)")  # at the start, before step 4, before step 8
-    assert statuses == [0, 0], said
+    status, said = train(out, prelude=ROOM % "(3,)")  # at the start, before step 4, before step 8
+    assert status == 0, said
     assert "step 8 could not be saved: " in said
     assert not step(out, 8).exists()
     assert step(out, STEPS).exists()

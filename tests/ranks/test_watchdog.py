@@ -15,13 +15,13 @@ HOST = socket.gethostname()
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, run):
+def runs(tmp_path_factory, real):
     """The folder of runs that went wrong."""
     folder = tmp_path_factory.mktemp("hangs")
     # On a busy machine a connection may take longer than the short patience of these runs: it is made anew, and what
     # torch logs of it is not what the watchdog says.
     quiet = "TORCH_CPP_LOG_LEVEL=FATAL"
-    done = run("env", "PYTHONPATH=.", quiet, sys.executable, Path(__file__).parent / "hangs.py", folder)
+    done = real("env", "PYTHONPATH=.", quiet, sys.executable, Path(__file__).parent / "hangs.py", folder)
     assert done.returncode == 0, done.stderr
     return folder
 

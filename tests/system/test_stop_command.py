@@ -1,6 +1,5 @@
 """Asked to stop, by whatever way, all ranks save the same step, end with status 75, and the same command goes on."""
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -9,40 +8,22 @@ import pytest
 
 from benchmarks.started import Command, Forked, Started
 from pretrain.checkpoint.step import Checkpoint
+from tests.conftest import history, lines
 
 STEPS = 120
 ALL: tuple[int, ...] = ()
 
 
 @pytest.fixture(scope="module")
-def config(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tree = {
-        "name": "stopped",
-        "model": {
-            "patch_size": 4, "layers": 2, "width": 48, "mlp": 96, "heads": 3, "dropout": 0.1,
-            "image_size": 16, "channels": 1, "num_classes": 10,
-        },
-        "data": {"train": str(digits / "train"), "workers": 1, "audit": True},
-        "train": {"global_batch": 24, "steps": STEPS},
-        "optimizer": {"lr": 1e-3, "weight_decay": 0.1, "averaging": {"decay": 0.99}},
-        "schedule": {"warmup_steps": 5},
-        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
-        "deepspeed": {"zero_optimization": {"stage": 1}},
-    }  # fmt: skip
-    path = tmp_path_factory.mktemp("config") / "stopped.json"
-    path.write_text(json.dumps(tree))
-    return path
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def history(out: Path) -> list:
-    """Every step's loss, gradient norm and samples."""
-    told = [line for line in lines(out / "metrics.jsonl") if "loss" in line]  # the others are evaluations
-    losses = [(line["step"], line["loss"], line["grad_norm"]) for line in told]
-    return [losses, *(lines(path) for path in sorted((out / "audit").glob("rank_?????.jsonl")))]
+def config(tiny_config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_config(
+        tmp_path_factory.mktemp("config") / "stopped.json",
+        model={"layers": 2, "width": 48, "mlp": 96, "dropout": 0.1, "image_size": 16},
+        data={"audit": True},
+        train={"steps": STEPS},
+        optimizer={"weight_decay": 0.1, "averaging": {"decay": 0.99}},
+        deepspeed={"zero_optimization": {"stage": 1}},
+    )
 
 
 def run(config: Path, out: Path, *words: object) -> str:
@@ -55,10 +36,10 @@ def run(config: Path, out: Path, *words: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> list:
+def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     run(config, out)
-    return history(out)
+    return history(out).trained
 
 
 def reach(started: Started, steps: int) -> None:
@@ -87,9 +68,9 @@ def stopped(started: Started, out: Path, reason: str) -> int:
 @pytest.mark.parametrize(
     ("number", "ranks", "reason"),
     [
-        (signal.SIGTERM, ALL, "SIGTERM"),
         (signal.SIGTERM, (1,), "another rank was asked to stop"),
-        (signal.SIGUSR1, ALL, "SIGUSR1"),
+        pytest.param(signal.SIGTERM, ALL, "SIGTERM", marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, ALL, "SIGUSR1", marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, (0,), "SIGTERM", marks=pytest.mark.long),
         pytest.param(signal.SIGUSR1, (1,), "another rank was asked to stop", marks=pytest.mark.long),
         pytest.param(signal.SIGINT, ALL, "SIGINT", marks=pytest.mark.long),
@@ -106,7 +87,7 @@ def test_a_signal_to_some_ranks_or_all_is_one_stop(number, ranks, reason, config
         started.kill()
     last = stopped(started, out, reason)
     assert f"resumed from {out / 'checkpoints'}/step_{last:08d}" in run(config, out)
-    assert history(out) == undisturbed
+    assert history(out).trained == undisturbed
 
 
 @pytest.mark.parametrize("way", ["file", "time limit"])
@@ -123,7 +104,7 @@ def test_a_file_or_the_clock_is_one_stop(way, config, undisturbed, tmp_path):
         started.kill()
     stopped(started, out, "train.time_limit_minutes is reached" if limit else f"{out / 'STOP'} exists")
     run(config, out)
-    assert history(out) == undisturbed
+    assert history(out).trained == undisturbed
 
 
 # The save of step 11 is slow, and fails: when the last step is done it is still under way.
@@ -164,7 +145,7 @@ def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
         started.kill()
     assert stopped(started, out, "SIGUSR1") == 1
     run(config, out)
-    assert history(out) == undisturbed
+    assert history(out).trained == undisturbed
 
 
 # Rank 1 is asked to stop at a batch of an evaluation, of which every rank makes a note.
@@ -225,9 +206,9 @@ def test_an_evaluation_is_left_at_its_next_batch_and_made_when_the_run_goes_on(
     assert [line["step"] for line in evaluations] == [60, 120]
     assert all({"averaged/eval/top1", "fewshot/1shot_ridge"} <= set(line) for line in evaluations)
     if stage == 1:
-        assert history(out) == undisturbed
+        assert history(out).trained == undisturbed
     else:  # sums in another order
-        for (done, *values), (also, *others) in zip(history(out)[0], undisturbed[0], strict=True):
+        for (done, *values), (also, *others) in zip(history(out).losses, undisturbed[0], strict=True):
             assert done == also
             assert values == pytest.approx(others, rel=1e-3)
 
@@ -259,4 +240,4 @@ def test_a_signal_to_the_real_commands_group_saves_one_step_of_all_ranks(number,
         command.kill()
     stopped(command, out, number.name)
     run(config, out)
-    assert history(out) == undisturbed
+    assert history(out).trained == undisturbed
