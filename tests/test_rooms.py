@@ -34,7 +34,6 @@ LONG_SIGNATURES: set[str] = {
 UNDESCRIBED_FOLDERS: set[str] = {
     "pretrain.images",
     "pretrain.index",
-    "pretrain.record",
     "pretrain.storage",
 }
 

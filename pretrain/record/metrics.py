@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +16,16 @@ from pretrain.record.folder import RunFolder
 from pretrain.record.lines import Lines
 from pretrain.record.pulse import Pulse, Window
 from pretrain.record.section import LoggingSection
-from pretrain.record.stragglers import TELLING, slowest
 from pretrain.stream.counters import Counters
 
 # Where a rank's data spend their time: thread-milliseconds per image.
 _PARTS = ("read", "starved", "decode", "augment", "collate")
+
+# A step begins with work that waits for nobody: the data, then the forward pass. What comes after holds collectives, in
+# which all ranks take as long as the slowest. (ZeRO 3 gathers parameters in the forward pass already: there only the
+# data tell the ranks apart.)
+PARTS = ("data", "forward")
+TELLING = 1.2  # an excess that the progress line mentions
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,25 @@ class Metrics:
         except OSError as error:  # its writer cannot go on after one; metrics.jsonl does
             self.say(f"tensorboard: {error.strerror or error}; no more is written there until the run is resumed")
             self._writer = None
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """The slowest rank, the part in which it is, and its time over the median rank's."""
+
+    rank: int
+    part: str
+    excess: float
+
+
+def slowest(times: Sequence[Sequence[float]]) -> Straggler:
+    """Who takes longest, given each rank's seconds for each of `PARTS`."""
+    totals = [sum(of_rank) for of_rank in times]
+    rank = max(range(len(totals)), key=totals.__getitem__)
+    # The lower median: of two ranks, the quicker one is the measure.
+    usual = [statistics.median_low(of_part) for of_part in zip(*times, strict=True)]
+    _, part = max(zip((mine - other for mine, other in zip(times[rank], usual, strict=True)), PARTS, strict=True))
+    return Straggler(rank, part, totals[rank] / max(statistics.median_low(totals), 1e-9))
 
 
 def figure(value: float) -> str:

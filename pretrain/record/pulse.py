@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from pretrain.engine.quiet import get_accelerator
 from pretrain.ranks.watchdog import Watchdog
-from pretrain.record.stragglers import Stopwatch
 
 Item = TypeVar("Item")
 
@@ -24,6 +24,39 @@ class Window:
     seconds: float  # of training: saves and evaluations are not counted
     waited: float  # for batches
     forward: float  # of the device, in forward passes
+
+
+class Stopwatch:
+    """Seconds that a device spends on what is launched inside `running`.
+
+    An accelerator runs behind the host: its own marks are read, at the end of a window, so that no step waits for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: Any = None if device.type == "cpu" else get_accelerator().Event
+        self._seconds, self._marks = 0.0, list[tuple[Any, Any]]()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is launched inside."""
+        if self._event is None:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+            return
+        began, ended = self._event(enable_timing=True), self._event(enable_timing=True)
+        began.record()
+        yield
+        ended.record()
+        self._marks.append((began, ended))
+
+    def take(self) -> float:
+        """The seconds since the last call; waits for the device to come so far."""
+        if self._marks:
+            self._marks[-1][1].synchronize()
+        seconds = self._seconds + sum(began.elapsed_time(ended) for began, ended in self._marks) / 1000
+        self._seconds, self._marks = 0.0, []
+        return seconds
 
 
 class Pulse:

@@ -29,23 +29,21 @@ from pretrain.ranks import collectives
 from pretrain.ranks.collectives import World
 from pretrain.ranks.stop import Stop
 from pretrain.ranks.watchdog import Watchdog
-from pretrain.record.audit import Audit
 from pretrain.record.claim import claimed
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
-from pretrain.record.ledger import Ledger
+from pretrain.record.ledger import Audit, Ledger
 from pretrain.record.metrics import Metrics, Workload
 from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine
 from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import TrainingConfig
 from pretrain.run.evaluation import Evaluator, due
-from pretrain.run.headline import headline
 from pretrain.run.keeper import Keeper
 from pretrain.run.origin import Init, beginning, check_origin, describe, refuse_unreadable
 from pretrain.run.resume import check_changes
 from pretrain.run.saver import Saver
-from pretrain.run.setup import Setup, prepare
+from pretrain.run.setup import Setup, headline, prepare
 from pretrain.run.trainer import train
 from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.weights.fill import Fill, load_same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 from typing import Any
 
 from pretrain.errors import InputError
@@ -14,6 +15,7 @@ from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.index.compare import check_classes, check_names
 from pretrain.index.index import Index
 from pretrain.model.spec import ViTSpec
+from pretrain.plan.peak import unlisted
 from pretrain.ranks import collectives
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
@@ -185,3 +187,40 @@ def check_index(index: Index, key: str, world: World, timeouts: Timeouts | None 
 
     collectives.together(check)
     collectives.require_same(index.hash, f"{key}: the index")
+
+
+def headline(setup: Setup, start: int, origin: str) -> str:
+    """Of a run that starts after `start` steps; `origin` tells from which weights."""
+    config, index, recipe, layout = setup.config, setup.index, setup.recipe, setup.recipe.layout
+    spec, device = config.model.spec(), setup.world.device
+    epochs = recipe.steps * layout.global_batch / index.samples
+    lines = [
+        f"{config.name}: {'; '.join(filter(None, (spec.near(), spec.describe(), origin)))}",
+        f"data: {index.samples:,} samples in {len(index.shards):,} shards; steps {start:,} to {recipe.steps:,}, "
+        f"{epochs:.4g} epochs",
+        f"batch {layout.global_batch} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "
+        f"{layout.micro_batch}; {str(recipe.dtype).removeprefix('torch.')}, ZeRO {config.deepspeed.stage}, "
+        f"{device.type}",
+    ]
+    if unhashed := index.unhashed():
+        lines.append(f"note: content of the shards: {unhashed}")
+    lines += [f"note: {note}" for note in setup.notes]
+    if short := _short_read_ahead(setup):
+        lines.append(f"note: {short}")
+    if config.logging.peak_tflops is None:
+        lines += unlisted(device, recipe.dtype)
+    return "\n".join(lines)
+
+
+def _short_read_ahead(setup: Setup) -> str:
+    """Where a rank's lanes, which all change chunk at about the same time, need more than may be read ahead."""
+    order, data = setup.order, setup.config.data
+    samples = order.lane_count * order.chunk / setup.world.size
+    needed = samples * setup.index.bytes / setup.index.samples / 2**20
+    if needed <= data.read_ahead_mib:
+        return ""
+    return (
+        f"{order.lane_count:,} lanes of {order.chunk} samples are {needed:,.0f} MiB a rank; with "
+        f"data.read_ahead_mib={data.read_ahead_mib} training may wait each time they change chunk; "
+        f"{2 ** ceil(log2(needed))} would do, or fewer data.lanes in a new run"
+    )

@@ -10,10 +10,9 @@ import torch
 from pretrain.engine.step import Agreement
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World
-from pretrain.record.audit import Audit
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
-from pretrain.record.ledger import Ledger
+from pretrain.record.ledger import Audit, Ledger
 from pretrain.record.metrics import Metrics, Workload
 from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine

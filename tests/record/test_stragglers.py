@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from pretrain.ranks.collectives import World
-from pretrain.record import stragglers
+from pretrain.record import pulse as stragglers
 from pretrain.record.folder import RunFolder
-from pretrain.record.metrics import Metrics, Workload
-from pretrain.record.pulse import Pulse
+from pretrain.record.metrics import Metrics, Straggler, Workload, slowest
+from pretrain.record.pulse import Pulse, Stopwatch
 from pretrain.record.section import LoggingSection
-from pretrain.record.stragglers import Stopwatch, Straggler, slowest
 from pretrain.stream.counters import Counters
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pretrain.run.headline import _short_read_ahead
+from pretrain.run.setup import _short_read_ahead
 from pretrain.stream.order import Order
 
 
