@@ -38,7 +38,7 @@ def main() -> int:
 def probe_weights(args: argparse.Namespace) -> int:
     from fewshot.config import FewshotConfig
     from fewshot.task import open_task
-    from pretrain.run.configfile import read_config
+    from pretrain.configfile import read_config
 
     if not args.config or not args.init:
         raise InputError(
@@ -98,7 +98,7 @@ def probe_weights(args: argparse.Namespace) -> int:
 def probe_file(args: argparse.Namespace) -> int:
     from fewshot.config import FewshotConfig, ProtocolSection
     from fewshot.store import read_given
-    from pretrain.run.configfile import read_config
+    from pretrain.configfile import read_config
 
     if args.init:
         raise InputError("--features and --init: one of the two; features need no weights")

@@ -5,35 +5,20 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where finetune.py hides finetune
 
-import argparse
-
 from finetune.config import FinetuneConfig
+from pretrain.configfile import read_config
 from pretrain.ranks.stop import listen
-from pretrain.run.command import Parser, run_command
-from pretrain.run.configfile import read_config
+from pretrain.run.command import run_command, training_parser
 
 
 def main() -> int:
     listen()
-    parser = Parser(
-        prog="launch/finetune.py",
-        description="Fine-tune a checkpoint on a task, at the task's resolution, with a zero-initialised linear head; "
-        "resumes what --out holds.",
-    )
-    parser.add_argument(
-        "--config", required=True, help="a JSON file, or its name under configs/ (finetune/imagenet384.json)"
-    )
-    parser.add_argument(
-        "--init", metavar="WEIGHTS", help="a pre-training run folder, or a checkpoint inside one; a resume needs none"
-    )
-    parser.add_argument(
-        "--weights", choices=("raw", "averaged"), help="of --init: as trained (the default), or their Polyak average"
-    )
-    parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
-    parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
-    args = parser.parse_intermixed_args()
+    args = training_parser(
+        "finetune",
+        "Fine-tune a checkpoint on a task, at the task's resolution, with a zero-initialised linear head.",
+        "finetune/imagenet384.json",
+        FinetuneConfig,
+    ).parse_intermixed_args()
     task = read_config(FinetuneConfig, args.config, args.overrides)
 
     from finetune.head import load_transferred
@@ -42,7 +27,7 @@ def main() -> int:
     from pretrain.run.origin import init_option
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / task.name
-    return run(task, out, processgroup.start(), init=init, fill=load_transferred, extend=args.extend)
+    return run(task, out, processgroup.start(), init=init, fill=load_transferred, extend=args.extend, check=args.check)
 
 
 if __name__ == "__main__":

@@ -5,31 +5,17 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where pretrain.py hides pretrain
 
-import argparse
 from functools import partial
 
+from pretrain.configfile import read_config
 from pretrain.ranks.stop import listen
-from pretrain.run.command import Parser, run_command
+from pretrain.run.command import run_command, training_parser
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 
 
 def main() -> int:
     listen()
-    parser = Parser(
-        prog="launch/pretrain.py",
-        description="Pre-train a Vision Transformer: starts anew, from given weights, or resumes what --out holds.",
-    )
-    parser.add_argument("--config", required=True, help="a JSON file, or its name under configs/ (h14.json)")
-    parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
-    parser.add_argument("--init", metavar="WEIGHTS", help="start from the weights of a run folder or checkpoint")
-    parser.add_argument(
-        "--weights", choices=("raw", "averaged"), help="of --init: as trained (the default), or their Polyak average"
-    )
-    parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
-    args = parser.parse_intermixed_args()
+    args = training_parser("pretrain", "Pre-train a Vision Transformer.", "h14.json", RunConfig).parse_intermixed_args()
     config = read_config(RunConfig, args.config, args.overrides)
 
     from pretrain.engine import processgroup
@@ -43,7 +29,7 @@ def main() -> int:
         from fewshot.evaluator import FewshotEvaluator
 
         evaluators.append(partial(FewshotEvaluator, config, world))
-    return run(config, out, world, init=init, evaluators=evaluators, extend=args.extend)
+    return run(config, out, world, init=init, evaluators=evaluators, extend=args.extend, check=args.check)
 
 
 if __name__ == "__main__":

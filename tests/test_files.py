@@ -19,6 +19,7 @@ from fewshot.store import read_given, read_layer, write_features
 from pretrain import files
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint import pieces
+from pretrain.configfile import read_config
 from pretrain.datasets.dataset import array_dataset
 from pretrain.datasets.sources import open_source
 from pretrain.errors import FileSystemError, InputError, StorageError
@@ -29,7 +30,6 @@ from pretrain.ranks.stop import Stop
 from pretrain.record.claim import claimed
 from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
 from pretrain.storage.location import expand

@@ -11,13 +11,15 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
-from pretrain import files
+from pretrain import files, keys
 from pretrain.console import open_streams, say
 from pretrain.engine.guards import DivergedError
 from pretrain.errors import InputError, StorageError
 from pretrain.ranks.launcher import local_rank, rank
+from pretrain.section import Section
 
 DONE, DIVERGED, INPUT_AT_FAULT, STOPPED = 0, 1, 2, 75
 _DEFECT, _INTERRUPTED = 1, 130
@@ -41,8 +43,42 @@ class Parser(argparse.ArgumentParser):
                 )
         return super().parse_known_args(args, namespace)
 
+    def add_config(self, example: str, schema: Callable[[], type[Section]], *, required: bool = True) -> None:
+        """Options of a command that reads a config: `--config`, `--keys`, overrides, and what launchers add."""
+
+        class ShowKeys(argparse.Action):
+            def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+                if main_rank():
+                    say(keys.text(schema()))
+                parser.exit()
+
+        self.add_argument(
+            "--config", required=required, metavar="C", help=f"a JSON file, or its name under configs/ ({example})"
+        )
+        self.add_argument("--keys", action=ShowKeys, nargs=0, help="print the config's keys and exit")
+        self.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
+        self.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
+
     def error(self, message: str) -> NoReturn:
         raise CommandLineError(f"{message}; see {self.prog} --help")
+
+
+def training_parser(command: str, description: str, example: str, schema: type[Section]) -> Parser:
+    """The options that pre-training and fine-tuning share."""
+    parser = Parser(prog=f"launch/{command}.py", description=f"{description} Resumes what --out holds.")
+    parser.add_config(example, lambda: schema)
+    parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
+    parser.add_argument(
+        "--init", metavar="WEIGHTS", help="start from the weights of a run folder or of a checkpoint inside one"
+    )
+    parser.add_argument(
+        "--weights", choices=("raw", "averaged"), help="of --init: as trained (the default), or their Polyak average"
+    )
+    parser.add_argument("--extend", action="store_true", help="resume with another train.steps/epochs or schedule")
+    parser.add_argument(
+        "--check", action="store_true", help="read config and data, say what the run would be, and write nothing"
+    )
+    return parser
 
 
 def main_rank() -> bool:

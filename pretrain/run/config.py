@@ -25,10 +25,12 @@ class TrainSection(Section):
     micro_batch: int | None = key(
         None, about="Images per rank and backward pass; null: no accumulation.", resume="free", gt=0
     )
-    steps: int | None = key(None, about="Length in steps.", resume="extendable", gt=0)
-    epochs: float | None = key(None, about="Length in epochs, rounded to whole steps.", resume="extendable", gt=0)
+    steps: int | None = key(None, about="Length in steps; null where `epochs` is set.", resume="extendable", gt=0)
+    epochs: float | None = key(
+        None, about="Length in epochs, rounded to whole steps; null where `steps` is set.", resume="extendable", gt=0
+    )
     loss: Literal["sigmoid", "softmax"] = key(
-        "softmax", about="Binary cross-entropy summed over classes, or cross-entropy."
+        "softmax", about="Binary cross-entropy summed over classes, or cross-entropy over them."
     )
     label_smoothing: float = key(0.0, about="Share of the target spread evenly over all classes.", ge=0, lt=1)
     activation_checkpointing: Literal["none", "full", "selective"] | Layers = key(
@@ -78,7 +80,7 @@ class TrainingConfig(Section, ABC):
 
     needs_weights: ClassVar[bool] = False  # whether a run cannot begin without --init
 
-    name: FolderName = key(about="Name of the run, whose folder is runs/<name> by default.", resume="free")
+    name: FolderName = key(about="Name of the run, whose folder is `runs/NAME` by default.", resume="free")
     seed: int = key(0, about="Seed of the initial weights, the order and the augmentation.", ge=0, lt=2**53)
     data: DataSection = key(DataSection(), about="The shard stream and the augmentation.")
     train: TrainSection = key(about="Length, batch and loss.")

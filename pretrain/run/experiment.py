@@ -59,6 +59,7 @@ def run(
     fill: Fill = load_same,
     evaluators: Sequence[Callable[[], Evaluator]] = (),
     extend: bool = False,
+    check: bool = False,
 ) -> int:
     """Train as `config` says, in the run folder `out`: anew, or on from its newest whole checkpoint.
 
@@ -68,6 +69,7 @@ def run(
         fill: puts them into the network.
         evaluators: make those that run beside validation; called on all ranks together, once the data are opened.
         extend: allow a resumed run another length and schedule.
+        check: only say what the run would be; nothing is built, nothing written.
 
     Returns:
         the exit status: done; or stopped with a checkpoint, on request or by storage that does not answer.
@@ -80,6 +82,8 @@ def run(
     try:
         chosen, network = beginning(folder, init, needed=config.needs_weights)
         setup = prepare(config, network, folder, world, evaluators)
+        if check:
+            return _start(setup, init, chosen, fill, extend, check=True)
         collectives.together(folder.create)
         with claimed(out, world):
             return _start(setup, init, chosen, fill, extend)
@@ -90,8 +94,10 @@ def run(
         return STOPPED
 
 
-def _start(setup: Setup, init: Init | None, chosen: Checkpoint | None, fill: Fill, extend: bool) -> int:
-    """Find out where the run starts, build it, and train; the exit status."""
+def _start(
+    setup: Setup, init: Init | None, chosen: Checkpoint | None, fill: Fill, extend: bool, *, check: bool = False
+) -> int:
+    """Find out where the run starts, build it, and train; the exit status. `check`: only say where and what."""
     config, world, folder, out = setup.config, setup.world, setup.folder, setup.folder.path
     saved, passed_over = checkpoints.newest_verified(folder.checkpoints)
     if saved is None:
@@ -110,6 +116,9 @@ def _start(setup: Setup, init: Init | None, chosen: Checkpoint | None, fill: Fil
         _say(
             world, f"{out}: finished at step {start} {length}; nothing to do (--extend with more train.steps trains on)"
         )
+        return DONE
+    if check:
+        _say(world, headline(setup, start, resumed or f"from {describe(setup.origin)}"))
         return DONE
     hang, slow = 60 * config.train.hang_minutes, 60 * config.train.slow_minutes
     with Pulse(Watchdog(out, world, hang=hang, slow=slow), world.device) as pulse:

@@ -9,10 +9,10 @@ import torch
 from pydantic import BaseModel
 
 from pretrain.checkpoint.step import Checkpoint
+from pretrain.configfile import differences
 from pretrain.engine.section import AsGiven
 from pretrain.errors import InputError
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import differences
 from pretrain.section import Resume, Section, all_fields, mark, section_of
 
 _FIELDS = dict(all_fields(RunConfig))

@@ -21,8 +21,8 @@ class DataSection(Section):
     # The stream's state in a checkpoint holds the hash of the index, which a resume checks.
     train: Indices | None = key(
         None,
-        about="What is trained on: an index file or a folder of shards that holds one, or a list, which is "
-        "concatenated; a run without it is refused.",
+        about="What is trained on, which a run needs: an index file or a folder of shards that holds one; a list is "
+        "concatenated.",
         resume="free",
         examples=[["DIR", "DIR2"]],
     )
@@ -31,10 +31,11 @@ class DataSection(Section):
     )
     workers: int = key(4, about="Threads per rank that decode images.", resume="free", gt=0)
     audit: bool = key(False, about="Whether each rank records the ids of the samples it trains on.", resume="free")
-    chunk: int = key(8, about="Samples that are read together, g in the order function.", gt=0)
+    chunk: int = key(8, about="Samples that are read together (g of the order function).", gt=0)
     lanes: int | None = key(
         None,
-        about="Chunks that are open at once, V in the order function; null: B·clamp(⌊N/(64·g·B)⌋, 1, 4).",
+        about="Chunks that are open at once (V of the order function); null: B·clamp(⌊N/(64·g·B)⌋, 1, 4), with N "
+        "samples and a global batch of B.",
         gt=0,
     )
     crop: Literal["torchvision", "tensorflow"] = key(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from pretrain.configfile import read_config
 from pretrain.engine import processgroup
 from pretrain.engine.quiet import get_accelerator
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from pretrain.configfile import read_config
 from pretrain.engine import engine, fragments, processgroup
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
@@ -16,7 +17,6 @@ from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 out, sections = Path(sys.argv[1]), json.loads(sys.argv[2])

@@ -8,10 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from pretrain.configfile import read_config
 from pretrain.engine import processgroup
 from pretrain.ranks import collectives
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 config_file, begun, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain.configfile import read_config
 from pretrain.images.transforms import EvalImages, to_float
 from pretrain.index.index import Index
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
 from pretrain.weights.load import load_weights
 

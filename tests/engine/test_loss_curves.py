@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain.configfile import read_config
 from pretrain.errors import InputError
 from pretrain.images.randaugment import RandAugment
 from pretrain.images.transforms import TrainImages, to_float
@@ -21,7 +22,6 @@ from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 

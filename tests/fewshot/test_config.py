@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fewshot.config import FewshotConfig, ProtocolSection
+from pretrain.configfile import read_config
 from pretrain.errors import InputError
-from pretrain.run.configfile import read_config
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "fewshot" / "imagenet.json"
 

@@ -15,6 +15,7 @@ import torch
 
 from pretrain.checkpoint import archive
 from pretrain.checkpoint import folder as checkpoints
+from pretrain.configfile import read_config
 from pretrain.engine import guards, processgroup
 from pretrain.engine.guards import DivergedError
 from pretrain.engine.quiet import get_accelerator
@@ -22,7 +23,6 @@ from pretrain.errors import InputError, StorageError
 from pretrain.run import recipe, trainer
 from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -75,11 +75,9 @@ def test_an_empty_word_is_no_word(words):
 
 
 NO_COMPILER = """
-import os
 from pretrain.engine import processgroup
-from pretrain.ranks import collectives
 from pretrain.run.command import run_command
-run_command(collectives.start)
+run_command(processgroup.start)
 """
 
 
@@ -136,8 +134,8 @@ def test_a_rank_that_does_not_speak_waits_for_those_that_do_and_is_ended_with_th
 
 
 MET = """
-import os, sys
-from pretrain.ranks import collectives
+import os
+from pretrain.engine import processgroup
 from pretrain.errors import InputError
 from pretrain.run.command import run_command
 

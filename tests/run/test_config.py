@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from finetune.config import FinetuneConfig
+from pretrain.configfile import CONFIG_FOLDER, differences, read_config
 from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
 from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import CONFIG_FOLDER, differences, read_config
 
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))
     for path in CONFIG_FOLDER.rglob("*.json")
-    if path.parent.name not in ("finetune", "fewshot", "quickstart")
+    if path.parent.name not in ("finetune", "fewshot", "quickstart") and path.stem not in ("example", "schema")
 )
 FINETUNE = sorted(str(path.relative_to(CONFIG_FOLDER)) for path in (CONFIG_FOLDER / "finetune").glob("*.json"))
 SMALL = {

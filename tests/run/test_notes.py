@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
+from pretrain.configfile import read_config
 from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
 from pretrain.run.config import RunConfig
-from pretrain.run.configfile import read_config
 from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on
 from pretrain.run.setup import prepare
 from pretrain.shards.write import write_shards

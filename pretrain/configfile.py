@@ -101,8 +101,7 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise InputError(f"config {path}: extends itself by way of {' → '.join(file.name for file in chain)}")
     try:
-        text = re.sub(r"(?m)^\s*//.*", "", path.read_text(encoding="utf-8"))
-        tree = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_number)
+        tree = json.loads(_read_text(path), object_pairs_hook=_unique_keys, parse_float=_number)
     except json.JSONDecodeError as error:
         raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except _RepeatedKeyError as error:
@@ -124,6 +123,11 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
     if base_path is None:
         raise InputError(f"config {path}: extends {base!r}, but neither {near} nor {shipped} is a file")
     return _merge(_read_tree(base_path, (*chain, path.resolve())), tree)
+
+
+def _read_text(path: Path) -> str:
+    """The file without its lines of comment, which are left empty."""
+    return re.sub(r"(?m)^[ \t]*//.*", "", path.read_text(encoding="utf-8"))
 
 
 class _RepeatedKeyError(Exception):

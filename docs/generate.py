@@ -1,0 +1,35 @@
+"""Write the tables of docs/config.md and configs/schema.json from the fields of the configs: python docs/generate.py"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from fewshot.config import FewshotConfig
+from finetune.config import FinetuneConfig
+from pretrain.keys import json_schema, keys, markdown
+from pretrain.run.config import RunConfig
+
+BEGIN = "<!-- From here on generated: python docs/generate.py -->\n"
+
+
+def contents() -> dict[Path, str]:
+    """Each generated file as it should be."""
+    page = ROOT / "docs" / "config.md"
+    written = page.read_text(encoding="utf-8").partition(BEGIN)[0]
+    training = list(keys(RunConfig))
+    tables = {
+        "Pre-training": markdown(training),
+        "Fine-tuning: as pre-training, but for": markdown(key for key in keys(FinetuneConfig) if key not in training),
+        "Few-shot": markdown(keys(FewshotConfig), resume=False),
+    }
+    generated = "".join(f"\n## {title}\n\n{table}\n" for title, table in tables.items())
+    schema = json.dumps(json_schema([RunConfig, FinetuneConfig, FewshotConfig]), indent=1, ensure_ascii=False)
+    return {page: f"{written}{BEGIN}{generated}", ROOT / "configs" / "schema.json": f"{schema}\n"}
+
+
+if __name__ == "__main__":
+    for path, text in contents().items():
+        path.write_text(text, encoding="utf-8")
