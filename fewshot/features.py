@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pretrain.index.index import Index
 from pretrain.progress import Progress
 from pretrain.ranks.collectives import World, all_gather_list, any_rank, gather_rows, require_same
 from pretrain.storage.retry import Timeouts
-from pretrain.stream.fault import Cause, Fault, first_cause
+from pretrain.stream.fault import Fault, first_fault
 from pretrain.stream.loader import Batch, LoaderOptions, evaluation_batches
 
 IMAGES = "images"  # beside the layers: digests of the images
@@ -83,8 +84,8 @@ def extract(
         for part in batches:
             refused = [fault for fault in part.faults if fault.of_chunk or unreadable is None]
             if any(any_rank(world.device, bool(refused))):
-                cause = first_cause(all_gather_list([Cause(fault.describe(index), fault.passing) for fault in refused]))
-                raise cause.error(f"{doing}: ", "" if cause.passing else "; mend it or leave it out")
+                fault = first_fault(all_gather_list([replace(one, reason=one.describe(index)) for one in refused]))
+                raise fault.error(f"{doing}: ", "" if fault.passing else "; mend it or leave it out")
             grey += part.faults
             images = to_float(part.images.to(world.device, non_blocking=True), torch.float32)
             features = model(images, features=True)

@@ -11,7 +11,7 @@ from pretrain.index.index import Index
 from pretrain.ranks.collectives import World, all_gather_list
 from pretrain.record.folder import RunFolder
 from pretrain.record.lines import Lines
-from pretrain.stream.fault import NOT_READ, Fault, first_cause
+from pretrain.stream.fault import Fault, first_fault
 from pretrain.stream.loader import Batch
 
 # The rate is that of about so many images past: the first bad image of a run is no rate, and a storage that fails after
@@ -62,16 +62,16 @@ class Quarantine:
         Raises:
             InputError: a chunk could not be read (StorageError: for now), or too many samples; the same on every rank.
         """
-        faults = [fault for fault in self._faults if not fault.reason.startswith(NOT_READ)]
+        faults = [fault for fault in self._faults if not fault.secondary]
         found = all_gather_list([{"step": step, **fault.record(self._index)} for fault in faults])
         ending = [fault for fault in self._faults if fault.passing or (fault.of_chunk and not self._chunks)]
-        broken = all_gather_list([fault.cause for fault in ending])
+        broken = all_gather_list(ending)
         if self._world.main and found:
             self._append(found, tell=not broken)
         if broken:
-            cause = first_cause(broken)
+            fault = first_fault(broken)
             choice = ' (data.unreadable_chunks="quarantine" would go on without its samples)'
-            raise cause.error(f"step {step + 1}: ", "" if cause.passing else choice)
+            raise fault.error(f"step {step + 1}: ", "" if fault.passing else choice)
         self._faults.clear()
         self._recent = self._recent * math.exp((self._settled - step) * self._batch / self._window) + len(found)
         self._settled = step

@@ -14,7 +14,7 @@ from pretrain.images.transforms import EvalImages, to_float
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World, all_gather_list, all_reduce_sum
 from pretrain.run.loss import Loss
-from pretrain.stream.fault import Fault, first_cause
+from pretrain.stream.fault import Fault, first_fault
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
 from pretrain.stream.section import DataSection
 
@@ -178,9 +178,9 @@ class Validation:
 
     def _report(self, faults: list[Fault]) -> None:
         """Refuse unreadable chunks on all ranks; name the first of the unreadable images. Collective."""
-        broken = all_gather_list([fault.cause for fault in faults if fault.of_chunk])
+        broken = all_gather_list([fault for fault in faults if fault.of_chunk])
         if broken:
-            raise first_cause(broken).error("data.eval: ")
+            raise first_fault(broken).error("data.eval: ")
         first = all_gather_list([fault.describe(self._index) for fault in faults])[0]
         if self._world.main:
             say(f"data.eval: {first}; grey, and counted as a miss")

@@ -1,14 +1,17 @@
-"""Samples that cannot be trained on: what a stream hands over in their place, and how they are reported."""
+"""Samples that could not be read: what a stream hands over in their place, and how they are reported."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pretrain.errors import InputError, StorageError
 from pretrain.index.index import Index
+
+NOT_READ = "not read: another chunk could not be, or the stream was closed"
 
 
 class ChunkError(InputError):
@@ -24,30 +27,11 @@ class ChunkError(InputError):
         self.passing = passing
 
 
-NOT_READ = "not read: another chunk could not be, or the stream was closed"
-
-
-class Cause(NamedTuple):
-    """Why a chunk could not be read, and whether that may pass."""
-
-    reason: str
-    passing: bool
-
-    def error(self, before: str, behind: str = "") -> InputError:
-        """What ends a run for it."""
-        return (StorageError if self.passing else InputError)(f"{before}{self.reason}{behind}")
-
-
-def first_cause(causes: list[Cause]) -> Cause:
-    """Of several, in order, the first that does not merely follow another; one that stays before one that passes."""
-    return min(causes, key=lambda cause: (cause.reason.startswith(NOT_READ), cause.passing))
-
-
 @dataclass(frozen=True)
 class Fault:
     """One sample of a batch that is grey and masked.
 
-    `key` is None where its whole chunk could not be read, `passing` whether that may pass.
+    `key` is None where its whole chunk could not be read; `passing`: storage may serve it later.
     """
 
     sample_id: int
@@ -57,24 +41,28 @@ class Fault:
     passing: bool = False
 
     @property
-    def cause(self) -> Cause:
-        """Why it could not be read."""
-        return Cause(self.reason, self.passing)
-
-    @property
     def of_chunk(self) -> bool:
         """Whether the shard is at fault, not this one image."""
         return self.key is None
 
+    @property
+    def secondary(self) -> bool:
+        """Whether it was not read only because another chunk could not be."""
+        return self.reason.startswith(NOT_READ)
+
+    def error(self, before: str, after: str = "") -> InputError:
+        """The error that ends a run because of it, with text before and after the reason."""
+        return (StorageError if self.passing else InputError)(f"{before}{self.reason}{after}")
+
     def record(self, index: Index) -> dict[str, Any]:
-        """With its place: {"id", "epoch", "key", "url", "offset", "error"}; offset in bytes from the shard's begin."""
-        (place,) = index.extents(np.array([self.sample_id]))
+        """{"id", "epoch", "key", "url", "offset", "error"}; offset in bytes from the shard's begin."""
+        (extent,) = index.extents(np.array([self.sample_id]))
         return {
             "id": self.sample_id,
             "epoch": self.epoch,
             "key": self.key,
-            "url": place.url,
-            "offset": place.begin,
+            "url": extent.url,
+            "offset": extent.begin,
             "error": self.reason,
         }
 
@@ -84,3 +72,8 @@ class Fault:
             return self.reason
         found = self.record(index)
         return f"{found['url']}, byte {found['offset']}: sample {self.sample_id} ({self.key}): {self.reason}"
+
+
+def first_fault(faults: Sequence[Fault]) -> Fault:
+    """The first that is no consequence of another; permanent faults come before passing ones."""
+    return min(faults, key=lambda fault: (fault.secondary, fault.passing))

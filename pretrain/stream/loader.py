@@ -26,7 +26,7 @@ from pretrain.index.index import Index
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.buffers import Buffers
 from pretrain.stream.counters import Counters, Laps
-from pretrain.stream.fault import NOT_READ, Cause, ChunkError, Fault
+from pretrain.stream.fault import NOT_READ, ChunkError, Fault
 from pretrain.stream.order import Order
 from pretrain.stream.plan import Plan, plan_evaluation, plan_training
 from pretrain.stream.reader import READ_AHEAD, Reader
@@ -141,7 +141,8 @@ class BatchStream:
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
         self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
-        self._closed, self._cause = False, Cause("", False)  # why nothing is read any more
+        self._closed = False
+        self._stopped_by: ChunkError | None = None  # why nothing is read any more
         self._error: BaseException | None = None
         self._threads = _decode_threads(workers, options.decoder)
         self._reader = Reader(index, plans, window, options.read_ahead, self.counters, options.timeouts)
@@ -248,15 +249,15 @@ class BatchStream:
             try:
                 key, data = chunk.take(sample_id)
             except ChunkError as error:
-                cause = Cause(str(error), error.passing)
-                if cause.reason == NOT_READ and self._cause.reason:  # it follows from that, of any batch
-                    cause = Cause(f"{NOT_READ}: {self._cause.reason}", self._cause.passing)
-                elif cause.passing or self._options.unreadable_chunks == "stop":
-                    self._cause = self._cause if self._cause.reason else cause
+                cause = self._stopped_by
+                if cause is not None and str(error) == NOT_READ:
+                    error = ChunkError(f"{NOT_READ}: {cause}", cause.passing)
+                elif error.passing or self._options.unreadable_chunks == "stop":
+                    self._stopped_by = cause or error.with_traceback(None)
                     self._reader.stop()
                 if self._options.unreadable_chunks == "raise":
-                    raise ChunkError(*cause) from error
-                faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, *cause)))
+                    raise error from None
+                faults.append((row, Fault(sample_id, int(plan.epochs[row]), None, str(error), error.passing)))
                 continue
             yield row, key, data
 

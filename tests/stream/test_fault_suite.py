@@ -16,7 +16,7 @@ from pretrain.errors import InputError
 from pretrain.images.transforms import TrainImages
 from pretrain.index.index import Index
 from pretrain.shards.scan import index_shards
-from pretrain.stream.fault import NOT_READ, first_cause
+from pretrain.stream.fault import NOT_READ, first_fault
 from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 
@@ -77,11 +77,11 @@ def test_after_the_first_chunk_that_cannot_be_read_a_run_that_ends_for_it_waits_
     server.named = {"shard-000.tar": 404, "shard-001.tar": "stall first"}
     timeouts = retry.Timeouts(stall=20, deadline=200)
     found = in_time(lambda: batches(index, "stop", timeouts), seconds=15)
-    causes = [fault.cause for batch in found for fault in batch.faults]
-    assert len(causes) == STEPS * BATCH
-    assert all("404 Not Found" in cause.reason for cause in causes if cause.reason != NOT_READ)
-    assert "404 Not Found" in first_cause(causes).reason
-    assert not first_cause(causes).passing
+    faults = [fault for batch in found for fault in batch.faults]
+    assert len(faults) == STEPS * BATCH
+    assert all("404 Not Found" in fault.reason for fault in faults if fault.reason != NOT_READ)
+    assert "404 Not Found" in first_fault(faults).reason
+    assert not first_fault(faults).passing
 
 
 def test_storage_that_does_not_answer_is_waited_for_once_also_where_chunks_are_quarantined(remote, monkeypatch):
@@ -90,10 +90,10 @@ def test_storage_that_does_not_answer_is_waited_for_once_also_where_chunks_are_q
     server.usual = 503
     timeouts = retry.Timeouts(deadline=2, first_backoff=0.01, most_backoff=0.05)
     found = in_time(lambda: batches(index, "mask", timeouts), seconds=12)
-    causes = [fault.cause for batch in found for fault in batch.faults]
-    assert len(causes) == STEPS * BATCH
-    assert all(cause.passing for cause in causes)
-    assert first_cause(causes).reason.startswith(server.http)
+    faults = [fault for batch in found for fault in batch.faults]
+    assert len(faults) == STEPS * BATCH
+    assert all(fault.passing for fault in faults)
+    assert first_fault(faults).reason.startswith(server.http)
 
 
 @pytest.mark.parametrize(
