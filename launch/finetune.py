@@ -27,7 +27,8 @@ def main() -> int:
     from pretrain.run.origin import init_option
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / task.name
-    return run(task, out, processgroup.start(), init=init, fill=load_transferred, extend=args.extend, check=args.check)
+    world = processgroup.start(part_minutes=max(task.train.hang_minutes, task.train.slow_minutes))
+    return run(task, out, world, init=init, fill=load_transferred, extend=args.extend, check=args.check)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def main() -> int:
     from pretrain.run.origin import init_option
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / config.name
-    world = processgroup.start()
+    train = config.train
+    world = processgroup.start(part_minutes=max(train.hang_minutes, train.slow_minutes))
     evaluators = []
     if config.fewshot:
         from fewshot.evaluator import FewshotEvaluator

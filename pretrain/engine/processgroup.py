@@ -26,11 +26,16 @@ from pretrain.ranks.rendezvous import announced
 _BUILDER, _OP = "ShareMemCommBuilder", "deepspeed_shm_comm"
 
 
-def start(timeout_minutes: float = 30.0) -> World:
+def start(*, meet_minutes: float = 30.0, part_minutes: float = 0.0) -> World:
     """Join the process group that the launcher described in the environment; without a launcher, be the only rank.
 
+    Args:
+        meet_minutes: how long to wait for all ranks.
+        part_minutes: how long a rank may take between two collectives, if that is longer. The watchdog ends a run whose
+            rank takes longer; its message is better than that of a collective's time-out, which comes a minute later.
+
     Raises:
-        InputError: ranks have not come within `timeout_minutes`, or the address where they meet is taken.
+        InputError: ranks have not come in time, or the address where they meet is taken.
     """
     mine = rank_variables(os.environ)
     os.environ.update(mine)
@@ -49,7 +54,7 @@ def start(timeout_minutes: float = 30.0) -> World:
             deepspeed.init_distributed(
                 dist_backend=accelerator.communication_backend_name(),
                 auto_mpi_discovery=False,
-                timeout=timedelta(minutes=timeout_minutes),
+                timeout=timedelta(minutes=max(meet_minutes, part_minutes + 1)),
                 verbose=False,
             )
     except (dist.DistStoreError, dist.DistNetworkError) as error:

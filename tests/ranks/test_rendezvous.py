@@ -89,7 +89,7 @@ from pretrain.engine import processgroup
 from pretrain.ranks import rendezvous
 from pretrain.run.command import run_command
 processgroup.announced = partial(rendezvous.announced, first=0.2)
-run_command(lambda: processgroup.start(timeout_minutes=%s))
+run_command(lambda: processgroup.start(meet_minutes=%s))
 """
 
 

@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from pretrain.ranks.collectives import World
-from pretrain.ranks.watchdog import _MARGIN, Sign, Watchdog, _behind, _names
+from pretrain.ranks.watchdog import Heartbeat, _behind, _names
 
 HOST = socket.gethostname()
 
@@ -93,38 +91,22 @@ def test_a_save_may_take_longer_than_a_step_and_nothing_is_left_of_the_wait(ende
     assert not (folder / "hangs").exists()
 
 
-def test_a_collective_that_nobody_watches_ends_by_a_time_out_of_its_own(ended):
-    _, statuses, said = ended("unwatched_1_of_2")
-    assert statuses == [1, 0]  # rank 1 sleeps for three times as long
-    assert "Timed out waiting 1000ms" in said[0]
-
-
-@pytest.mark.parametrize(("hang", "slow"), [(600.0, 900.0), (7200.0, 900.0)])
-def test_collectives_wait_for_as_long_as_a_part_of_a_step_may_take(hang, slow, tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr("pretrain.ranks.watchdog.shorten_collectives", waits.append)
-    with Watchdog(tmp_path, World(0, 1, 0, torch.device("cpu")), hang=hang, slow=slow) as watchdog:
-        for step in range(3):
-            watchdog.beat(step, "forward")
-    assert waits == [max(hang, slow) + _MARGIN]
-
-
-def sign(rank, step, turn, host="a", waits=False):
-    return Sign(rank, host, step, turn, "forward", 1.0, waits=waits)
+def beat(rank, step, turn, host="a", waits=False):
+    return Heartbeat(rank, host, step, turn, "forward", 1.0, waits=waits)
 
 
 def test_the_others_wait_for_the_ranks_furthest_behind():
-    signs = [sign(0, 5, 1), sign(1, 4, 9), sign(2, 4, 8), sign(3, 4, 8)]
-    assert [one.rank for one in _behind(signs)] == [2, 3]
+    beats = [beat(0, 5, 1), beat(1, 4, 9), beat(2, 4, 8), beat(3, 4, 8)]
+    assert [one.rank for one in _behind(beats)] == [2, 3]
 
 
 def test_of_ranks_that_are_level_those_are_behind_that_do_not_wait_in_a_collective():
-    signs = [sign(0, 4, 2, waits=True), sign(1, 4, 2), sign(2, 4, 2, waits=True)]
-    assert [one.rank for one in _behind(signs)] == [1]
-    assert len(_behind([sign(rank, 4, 2, waits=True) for rank in range(3)])) == 3
+    beats = [beat(0, 4, 2, waits=True), beat(1, 4, 2), beat(2, 4, 2, waits=True)]
+    assert [one.rank for one in _behind(beats)] == [1]
+    assert len(_behind([beat(rank, 4, 2, waits=True) for rank in range(3)])) == 3
 
 
 def test_many_hosts_are_named_in_few_words():
-    signs = [sign(rank, 0, 0, host=f"node{rank // 8}") for rank in range(80)]
-    assert _names(signs).startswith("ranks 0-79 (node0, node1, ")
-    assert _names(signs).endswith(" and 2 more)")
+    beats = [beat(rank, 0, 0, host=f"node{rank // 8}") for rank in range(80)]
+    assert _names(beats).startswith("ranks 0-79 (node0, node1, ")
+    assert _names(beats).endswith(" and 2 more)")
