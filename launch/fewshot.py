@@ -23,7 +23,7 @@ from typing import Any
 from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.run.command import DONE, Parser, main_rank, run_command
+from pretrain.ranks.command import DONE, Parser, main_rank, run_command
 
 KINDS = {"raw": (False,), "averaged": (True,), "both": (False, True)}  # --weights → whether averaged, in turn
 

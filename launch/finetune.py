@@ -7,8 +7,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 
 from finetune.config import FinetuneConfig
 from pretrain.configfile import read_config
+from pretrain.ranks.command import run_command, training_parser
 from pretrain.ranks.stop import listen
-from pretrain.run.command import run_command, training_parser
 
 
 def main() -> int:

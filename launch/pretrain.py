@@ -8,8 +8,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 from functools import partial
 
 from pretrain.configfile import read_config
+from pretrain.ranks.command import run_command, training_parser
 from pretrain.ranks.stop import listen
-from pretrain.run.command import run_command, training_parser
 from pretrain.run.config import RunConfig
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pretrain.console import deliver, say
-from pretrain.run.command import DONE, Parser, run_command
+from pretrain.ranks.command import DONE, Parser, run_command
 
 # A command imports what it needs itself: --help waits for nothing, and `order` not for torch.
 

@@ -28,3 +28,7 @@ class StorageError(InputError):
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `name` is a misspelling of; None where none is near."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)), None)
+
+
+class DivergedError(RuntimeError):
+    """The losses or gradients are no longer of use: nothing trained from here on is worth keeping."""

@@ -29,7 +29,7 @@ from pretrain.shards.write import write_shards as build_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 # A rank that does not speak leaves the others time to; a launcher would end it, and here nothing does.
-_HASTY = "from pretrain.run import command; command._OTHERS_FIRST = 0.0"
+_HASTY = "from pretrain.ranks import command; command._OTHERS_FIRST = 0.0"
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_streams_that_are_closed_from_the_beginning_lead_nowhere(tmp_path):
     script = """
 import os, sys
 from pretrain.console import say
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 
 def command():
     with open(sys.argv[1], "w") as file:

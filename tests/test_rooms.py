@@ -23,7 +23,6 @@ UPWARD_IMPORTS: set[tuple[str, str]] = set()
 LONG_MODULES: set[str] = set()
 FULL_FOLDERS: set[str] = {
     "fewshot",
-    "pretrain/run",
 }
 LONG_SIGNATURES: set[str] = {
     "fewshot.features.extract",

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from typing import Any, Literal
 
+from pretrain.errors import DivergedError
 from pretrain.section import Section, key
 
 # A spike is told from the spread of about so many losses; fewer than the second number say little of it.
@@ -36,10 +37,6 @@ class GuardSection(Section):
         100, about="Steps before the skipped ones that a roll-back avoids with them.", resume="stated", ge=0
     )
     rollbacks: int = key(3, about="The most roll-backs of a run.", resume="stated", gt=0)
-
-
-class DivergedError(RuntimeError):
-    """The losses or gradients are no longer of use: nothing trained from here on is worth keeping."""
 
 
 class RollBack(Exception):

@@ -15,10 +15,10 @@ from pretrain.checkpoint.step import Checkpoint
 from pretrain.console import say
 from pretrain.engine.engine import build_engine
 from pretrain.engine.fragments import values_held
-from pretrain.engine.guards import DivergedError, Guard, RollBack
+from pretrain.engine.guards import Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.restore import restore
-from pretrain.errors import InputError, StorageError
+from pretrain.errors import DivergedError, InputError, StorageError
 from pretrain.images.decode import HOST, DeviceDecoder
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
@@ -27,6 +27,7 @@ from pretrain.plan.peak import peak_flops
 from pretrain.progress import Progress
 from pretrain.ranks import collectives
 from pretrain.ranks.collectives import World
+from pretrain.ranks.command import DONE, STOPPED
 from pretrain.ranks.stop import Stop
 from pretrain.ranks.watchdog import Watchdog
 from pretrain.record.claim import claimed
@@ -36,7 +37,6 @@ from pretrain.record.ledger import Audit, Ledger
 from pretrain.record.metrics import Metrics, Workload
 from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine
-from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import TrainingConfig
 from pretrain.run.evaluation import Evaluator, due
 from pretrain.run.keeper import Keeper

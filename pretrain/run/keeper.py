@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from pretrain.engine.guards import DivergedError, RollBack
-from pretrain.errors import InputError
+from pretrain.engine.guards import RollBack
+from pretrain.errors import DivergedError, InputError
 from pretrain.ranks.collectives import any_rank
 from pretrain.ranks.stop import Stop
 from pretrain.record.metrics import Metrics

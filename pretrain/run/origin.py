@@ -13,8 +13,8 @@ from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.ranks.collectives import is_main, on_main
+from pretrain.ranks.command import CommandLineError
 from pretrain.record.folder import RunFolder
-from pretrain.run.command import CommandLineError
 from pretrain.weights.load import choose, find_checkpoint
 
 # {"seed": …}, or {"source", "sha256" and "step" of a checkpoint, "weights": "raw" or "averaged", "model": its network}.

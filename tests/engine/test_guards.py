@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from pretrain.engine.guards import DivergedError, Guard, GuardSection, RollBack
+from pretrain.engine.guards import Guard, GuardSection, RollBack
+from pretrain.errors import DivergedError
 
 
 def feed(guard, losses, start=0):

@@ -87,7 +87,7 @@ START = """
 from functools import partial
 from pretrain.engine import processgroup
 from pretrain.ranks import rendezvous
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 processgroup.announced = partial(rendezvous.announced, first=0.2)
 run_command(lambda: processgroup.start(meet_minutes=%s))
 """

@@ -17,11 +17,10 @@ from pretrain.checkpoint import archive
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.configfile import read_config
 from pretrain.engine import guards, processgroup
-from pretrain.engine.guards import DivergedError
 from pretrain.engine.quiet import get_accelerator
-from pretrain.errors import InputError, StorageError
+from pretrain.errors import DivergedError, InputError, StorageError
+from pretrain.ranks.command import DONE, STOPPED
 from pretrain.run import recipe, trainer
-from pretrain.run.command import DONE, STOPPED
 from pretrain.run.config import RunConfig
 from pretrain.run.experiment import run
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pretrain.engine.guards import DivergedError, RollBack
-from pretrain.errors import InputError, StorageError
+from pretrain.engine.guards import RollBack
+from pretrain.errors import DivergedError, InputError, StorageError
 from pretrain.run.keeper import Keeper
 from pretrain.run.saver import SaveError
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.run.command import CommandLineError, Parser
+from pretrain.ranks.command import CommandLineError, Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = socket.gethostname()
 
 
 HASTY = """
-from pretrain.run import command
+from pretrain.ranks import command
 command._OTHERS_FIRST = 0
 """
 SCRIPT = """
@@ -76,7 +76,7 @@ def test_an_empty_word_is_no_word(words):
 
 NO_COMPILER = """
 from pretrain.engine import processgroup
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 run_command(processgroup.start)
 """
 
@@ -94,7 +94,7 @@ def test_a_host_without_a_compiler_says_so(rank, local_rank, speaks, tmp_path, m
 
 ALONE = """
 from pretrain.errors import InputError
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 def main():
     error = InputError("only here")
     error.only_this_rank = %s
@@ -109,7 +109,7 @@ def test_what_only_one_rank_can_know_it_tells_itself(alone):
 
 
 SLOW = """
-from pretrain.run import command
+from pretrain.ranks import command
 from pretrain.errors import InputError
 command._OTHERS_FIRST = 60
 def main():
@@ -137,7 +137,7 @@ MET = """
 import os
 from pretrain.engine import processgroup
 from pretrain.errors import InputError
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 
 def main():
     processgroup.start()
@@ -155,7 +155,7 @@ def test_ranks_that_have_met_leave_it_to_rank_0():
 
 NO = """
 import errno, os
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 def main():
     raise OSError(errno.%s, os.strerror(errno.%s), "/there/it")
 run_command(main)
@@ -181,7 +181,7 @@ def test_a_file_that_is_gone_is_a_defect_where_nobody_asked_whether_it_is_there(
 FAILING = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 
 def main():
     begun = threading.Event()
@@ -205,7 +205,7 @@ def test_a_defect_is_a_traceback_and_the_end_whatever_a_thread_waits_for(error, 
 
 CLOSED = """
 import sys
-from pretrain.run.command import run_command
+from pretrain.ranks.command import run_command
 %s
 run_command(lambda: 75)
 """

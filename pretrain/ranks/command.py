@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 
 from pretrain import files, keys
 from pretrain.console import open_streams, say
-from pretrain.engine.guards import DivergedError
-from pretrain.errors import InputError, StorageError
+from pretrain.errors import DivergedError, InputError, StorageError
 from pretrain.ranks.launcher import local_rank, rank
 from pretrain.section import Section
 
