@@ -1,4 +1,4 @@
-"""A fine-tuning config: the task's size and classes; the network itself is the checkpoint's."""
+"""A fine-tuning config: the task's image size and classes; the rest of the network is the checkpoint's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pretrain.stream.section import DataSection
 
 
 class TaskModel(Section):
-    """What the task says of the network; layers, widths, patch and channels are the checkpoint's."""
+    """What the task sets of the network; layers, widths, patch and channels are the checkpoint's."""
 
     image_size: int | None = key(None, about="Side of the square input, in pixels; null: the checkpoint's.", gt=0)
     num_classes: int = key(about="Classes of the task.", gt=0)

@@ -1,7 +1,7 @@
-"""A config file to a checked schema: its bases and the command line's overrides merged, and what is refused explained.
+"""Reads a config file into a checked section: merges its bases and the overrides, and explains what it refuses.
 
-An unknown key, a wrong type or two keys that contradict each other end the command before anything is built, with
-the key, the value found and what would be right.
+An unknown key, a wrong type or two keys that contradict each other end the command before anything is built. The
+message names the key, the value found and what would be right, and tells an override from the file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,12 +28,12 @@ _WORDS = {"none": None, "null": None, "true": True, "false": False}
 
 
 class _Record(Section):
-    """What a run folder's config.json says beyond the config itself, so that it can be given to --config again."""
+    """What a run folder's config.json holds beside the config. --config accepts and ignores it."""
 
     versions: dict[str, str]
     git_commit: str | None
     command: list[str]
-    network: dict[str, Any] | None = None  # it and origin are not in records by earlier versions
+    network: dict[str, Any] | None = None  # earlier versions recorded no network and no origin
     origin: dict[str, Any] | None = None
 
 
@@ -44,16 +43,16 @@ Schema = TypeVar("Schema", bound=Section)
 def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str] = ()) -> Schema:
     """Read a config file, its bases and the command line's overrides into a checked `schema`.
 
-    Lines of the file that begin with // are comments; "$schema" is for editors.
+    Lines of the file that begin with // are comments; "$schema" is for editors and ignored.
 
     Args:
-        schema: the closed section the whole file must fit.
-        name: a path, or a name looked up under `configs/`.
-        overrides: `key.path=value`, applied last. A value that is not JSON is taken as a string, but for Python's
-            None, True and False, which are JSON's.
+        schema: the closed section that the whole file must fit.
+        name: a path, or a name that is looked up under `configs/`.
+        overrides: `key.path=value`, applied last. A value that is not JSON is a string, except that None, True and
+            False are read as in Python.
 
     Raises:
-        InputError: the file is missing or is no JSON, or a key is unknown, missing, of a wrong type or refused.
+        InputError: the file is missing or is not JSON, or a key is unknown, missing, of a wrong type or refused.
     """
     path = _find(Path(name))
     tree = _read_tree(path, chain=())
@@ -97,20 +96,18 @@ def _find(path: Path) -> Path:
 
 
 def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
-    """The file's keys over those of the file it extends."""
+    """The file's keys, laid over those of the file that it extends."""
     if path.resolve() in chain:
         raise InputError(f"config {path}: extends itself by way of {' → '.join(file.name for file in chain)}")
     try:
         tree = json.loads(_read_text(path), object_pairs_hook=_unique_keys, parse_float=_number)
     except json.JSONDecodeError as error:
         raise InputError(f"config {path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except _RepeatedKeyError as error:
-        raise InputError(f"config {path}: the key {error} stands twice in one object; keep one of them") from None
-    except ValueError as error:  # not UTF-8, or an integer of more digits than Python converts
+    except ValueError as error:  # a repeated key, not UTF-8, an integer of more digits than Python converts
         raise InputError(f"config {path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: expected a JSON object, found {type(tree).__name__}")
-    with suppress(ValidationError):  # any other keys of these names are as unknown as they look
+    with suppress(ValidationError):  # otherwise these names are unknown keys
         _Record.model_validate({key: tree[key] for key in _Record.model_fields if key in tree})
         tree = {key: value for key, value in tree.items() if key not in _Record.model_fields}
     if isinstance(tree.get("$schema"), str):
@@ -126,24 +123,21 @@ def _read_tree(path: Path, chain: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    """The file without its lines of comment, which are left empty."""
+    """The file with its comment lines emptied, so that line numbers stay."""
     return re.sub(r"(?m)^[ \t]*//.*", "", path.read_text(encoding="utf-8"))
-
-
-class _RepeatedKeyError(Exception):
-    pass
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree = dict(pairs)
     if len(tree) < len(pairs):
-        seen: set[str] = set()
-        raise _RepeatedKeyError(repr(next(key for key, _ in pairs if key in seen or seen.add(key))))  # type: ignore[func-returns-value]
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in tree if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} stands twice in one object; keep one of them")
     return tree
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, object by object; a length said in steps clears one said in epochs, and the reverse."""
+    """`over` laid over `base`, object by object; setting train.steps clears train.epochs, and the reverse."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -152,14 +146,14 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             merged[key] = value
     train = over.get("train")
     if isinstance(train, dict) and isinstance(merged.get("train"), dict):
-        for said, other in (("steps", "epochs"), ("epochs", "steps")):
-            if train.get(said) is not None and train.get(other) is None:
+        for name, other in (("steps", "epochs"), ("epochs", "steps")):
+            if train.get(name) is not None and train.get(other) is None:
                 merged["train"] = {**merged["train"], other: None}
     return merged
 
 
 def _number(text: str) -> float:
-    """A JSON number with a point or an exponent: whole ones are integers, as 5e8 is meant wherever it is written."""
+    """A JSON number with a point or an exponent; 5e8 and other whole ones become integers."""
     value = float(text)
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
@@ -174,22 +168,19 @@ def _parse_override(schema: type[Section], text: str) -> tuple[list[str], Any]:
         return keys, _WORDS[raw.lower()]
     try:
         return keys, json.loads(raw, parse_float=_number)
-    except json.JSONDecodeError:
+    except ValueError:
         if raw[:1] not in ("[", "{", '"'):
             return keys, raw
-    except ValueError:  # an integer of more digits than Python converts
-        most = sys.get_int_max_str_digits()
-        raise InputError(
-            f"override {dotted}: holds an integer of more than {most:,} digits; fewer would be right"
-        ) from None
-    form = _form(schema, keys, [dotted]) or "JSON in single quotes, which the shell leaves as it is"
+    form = _form(schema, keys, [dotted]) or "JSON in single quotes, which the shell does not change"
     raise InputError(f"override {dotted}: {raw} is no JSON; {form} would be right")
 
 
 def _explain(schema: type[Section], path: Path, entry: Any, typed: Mapping[str, str]) -> str:
-    """One line for one of pydantic's findings: the dotted key, what was found, what would be right.
+    """One line for one of pydantic's errors: the dotted key, what was found, what would be right.
 
-    typed: the keys that overrides set, and what stands behind their "=".
+    Args:
+        entry: one of `ValidationError.errors()`.
+        typed: the keys that overrides set, with the text behind their "=".
     """
     location = [str(part) for part in entry["loc"] if not _is_branch(str(part))]
     dotted, kind, found = ".".join(location), entry["type"], entry["input"]
@@ -202,7 +193,7 @@ def _explain(schema: type[Section], path: Path, entry: Any, typed: Mapping[str, 
     if kind == "value_error":
         return f"{where}: {entry['ctx']['error']}"
     shown = json.dumps(found)
-    if dotted in typed and not isinstance(found, str | dict | list):  # 1.10, and not the number that it is read as
+    if dotted in typed and not isinstance(found, str | dict | list):  # 1.10 rather than the number 1.1
         shown = typed[dotted]
         if kind == "string_type":
             form = shlex.quote(f"{dotted}={json.dumps(shown, ensure_ascii=False)}")
@@ -216,25 +207,26 @@ def _explain(schema: type[Section], path: Path, entry: Any, typed: Mapping[str, 
 
 
 def _where(path: Path, dotted: str, kind: str, typed: Mapping[str, str]) -> str:
-    """Whom to blame: the override that set the key, the whole it is part of or a part of it; else the file."""
+    """What is at fault: an override that sets the key, a section around it or a part of it; otherwise the file."""
     over = [key for key in typed if _overlap(key, dotted)]
     if not over:
         return f"config {path}: {dotted}" if dotted else f"config {path}"
     if kind != "value_error" or any(dotted == key or dotted.startswith(f"{key}.") for key in over):
         return f"override {dotted}"
-    # Keys that contradict each other: some are the command line's, the others may be the file's.
-    said = " ".join(f"{key}={typed[key]}" for key in over)
-    return f"config {path} with {said}" + (f": {dotted}" if dotted else "")
+    # Keys contradict each other; some come from the command line, others perhaps from the file.
+    overrides = " ".join(f"{key}={typed[key]}" for key in over)
+    return f"config {path} with {overrides}" + (f": {dotted}" if dotted else "")
 
 
 def _overlap(one: str, other: str) -> bool:
+    """Whether one dotted key is the other or lies in it."""
     return not other or f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _form(schema: type[Section], location: Sequence[str], typed: Iterable[str]) -> str:
-    """How the list or object that the key at `location` takes, or lies in, is written; empty where it takes neither.
+    """An example of the list or object that the key at `location` takes or lies in; empty where it takes neither.
 
-    As a word for the shell where an override set it, as JSON otherwise.
+    It is a word for the shell where an override sets the key, and JSON otherwise.
     """
     field, keys = _field(schema, location)
     if field is None:
@@ -244,18 +236,16 @@ def _form(schema: type[Section], location: Sequence[str], typed: Iterable[str]) 
         example = example.model_dump(mode="json", exclude_none=True)
     if not isinstance(example, dict | list | tuple) or not example:
         return ""
-    if isinstance(example, dict):  # its first keys say how the others are written
+    if isinstance(example, dict):  # the first keys suffice
         example = dict(list(example.items())[:3])
     written = json.dumps(example, separators=(",", ":"))
-    return (
-        shlex.quote(f"{'.'.join(keys)}={written}")
-        if any(f"{said}.".startswith(f"{'.'.join(keys)}.") for said in typed)
-        else written
-    )
+    dotted = ".".join(keys)
+    by_override = any(f"{name}.".startswith(f"{dotted}.") for name in typed)
+    return shlex.quote(f"{dotted}={written}") if by_override else written
 
 
 def _field(schema: type[Section], location: Sequence[str]) -> tuple[FieldInfo | None, list[str]]:
-    """The field at `location`, or the deepest above it that holds no section, and its keys."""
+    """The deepest field on the way to `location`, and its keys."""
     fields, field = dict(all_fields(schema)), None
     keys: list[str] = []
     while len(keys) < len(location) and (deeper := fields.get(".".join([*keys, location[len(keys)]]))):
@@ -264,14 +254,14 @@ def _field(schema: type[Section], location: Sequence[str]) -> tuple[FieldInfo | 
 
 
 def _is_branch(part: str) -> bool:
-    """Whether pydantic put the name of a union's member into the location, where no key of ours stands."""
+    """Whether a part of pydantic's location names a member of a union rather than a key."""
     return part in ("bool", "str", "constrained-str", "constrained-int") or part.startswith(("tuple[", "literal["))
 
 
 def _hint(schema: type[Section], location: list[str]) -> str:
-    """Where a key that is unknown at `location` may belong: only a name that is really near is one."""
+    """What a key that is unknown at `location` may have meant: a similar name here, or the same name elsewhere."""
     *parents, wrong = location
-    known = [key for key, field in all_fields(schema)]
+    known = [key for key, _ in all_fields(schema)]
     siblings = [key.split(".")[-1] for key in known if key.split(".")[:-1] == parents]
     near = nearest(wrong, siblings)
     if near:
@@ -283,7 +273,7 @@ def _hint(schema: type[Section], location: list[str]) -> str:
 
 
 def _as_json(text: str) -> str:
-    """A sentence of pydantic's, with the values it names written as in JSON."""
+    """A sentence of pydantic's with the values that it names written as JSON."""
     text = re.sub(r"'([^']*)'", r'"\1"', text)
     return re.sub(r"\b(True|False|None)\b", lambda word: json.dumps(_WORDS[word[0].lower()]), text)
 

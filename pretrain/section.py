@@ -1,4 +1,4 @@
-"""What config sections are made of: closed groups of keys, each with its sentence and its rule for a resume."""
+"""Config sections: closed groups of keys, each with a sentence and a rule for resuming."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 #   fixed       keep it: the key determines the weights
 #   free        change it or leave it out: the weights do not depend on it
 #   measured    as free, but a change is noted: scores are of something else from then on
-#   stated      change it, but only by saying so: a config that leaves it out is refused
+#   stated      change it by stating it; a config that leaves it out is refused
 #   extendable  as stated, with --extend only
 Resume = Literal["fixed", "free", "measured", "stated", "extendable"]
 
@@ -43,19 +43,19 @@ def key(default: Any = ..., *, about: str, resume: Resume = "fixed", before: Any
 
 
 def mark(field: FieldInfo, name: Literal["resume", "before"]) -> Any:
-    """What `key` was told of the field: by default it is fixed on a resume, and was what it is now."""
+    """What `key` recorded of the field, or its default: fixed on resume, and before as today."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     return extra.get(name, "fixed" if name == "resume" else field.default)
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a field holds, perhaps among other things."""
+    """The section that a field holds, if it may hold one."""
     kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def all_fields(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Each field of a section and of those it holds, with its dotted key."""
+    """Each field of a section and of the sections in it, with its dotted key."""
     for name, field in schema.model_fields.items():
         yield prefix + name, field
         if (inner := section_of(field)) is not None:
@@ -69,7 +69,7 @@ def _not_empty(values: Values) -> Values:
 
 
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A field's values, of which there is one or more and none twice."""
+    """Check that there is one value or more, and none twice."""
     if len(set(_not_empty(values))) < len(values):
         raise ValueError(f"found {list(values)}; name each once")
     return values
@@ -97,6 +97,6 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]  # results go to runs/
 # An INDEX, or a list that is concatenated. An empty one would be the folder that the command runs in.
 IndexPath = Annotated[str, Field(min_length=1)]
 Indices = Annotated[IndexPath | tuple[IndexPath, ...], AfterValidator(_not_empty)]
-# Of few-shot draws: a run's config and a few-shot config say them alike.
+# Of few-shot draws, in a run's config and in a few-shot config.
 Shots = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_some)]
 Seeds = Annotated[tuple[int, ...], AfterValidator(each_once), AfterValidator(_not_negative)]

@@ -1,7 +1,8 @@
-"""What a config says of the optimizer and to DeepSpeed."""
+"""The config sections `optimizer` and `deepspeed`."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,7 @@ class OptimizerSection(Section):
 
 
 class AsGiven(Section):
-    """A section of which only the keys that were given are handed on and written down."""
+    """A section that hands on and records only the keys that were given."""
 
     @model_serializer(mode="wrap")
     def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -59,23 +60,20 @@ def _absent(value: Any) -> Any:
     return value
 
 
-def _true(value: bool) -> bool:
-    if not value:
-        raise ValueError("found false; true would be right, or leave it out")
-    return value
+def _only(right: bool) -> AfterValidator:
+    def check(value: bool) -> bool:
+        if value is not right:
+            raise ValueError(f"found {json.dumps(value)}; {json.dumps(right)} would be right, or leave it out")
+        return value
 
-
-def _false(value: bool) -> bool:
-    if value:
-        raise ValueError("found true; false would be right, or leave it out")
-    return value
+    return AfterValidator(check)
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(ge=1, lt=2**63)]
 Report = Annotated[dict[str, Any], AfterValidator(_no_auto)]  # as DeepSpeed's documentation has it
-OnlyTrue = Annotated[bool, AfterValidator(_true)]
-OnlyFalse = Annotated[bool, AfterValidator(_false)]
+OnlyTrue = Annotated[bool, _only(True)]
+OnlyFalse = Annotated[bool, _only(False)]
 NotOffered = Annotated[Any, AfterValidator(_absent)]  # its sentence says why
 
 # Where there is no default of ours, DeepSpeed's own holds. Keys that decide where state lies and when it is exchanged

@@ -1,4 +1,4 @@
-"""What a config says of the network."""
+"""The config section `model`."""
 
 from __future__ import annotations
 

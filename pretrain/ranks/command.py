@@ -1,4 +1,4 @@
-"""How a command ends: the exit statuses of the public interface."""
+"""What the commands share: their options, and the exit statuses of the public interface."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _OTHERS_FIRST = 5.0  # seconds
 
 
 class CommandLineError(InputError):
-    """The words of the command are at fault, which every rank was given alike."""
+    """The command line is at fault; every rank has the same one."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is an `InputError`: said once, by rank 0, with status 2."""
+    """A parser that raises an `InputError`: rank 0 reports it, with status 2."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else list(args)
@@ -43,7 +43,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def add_config(self, example: str, schema: Callable[[], type[Section]], *, required: bool = True) -> None:
-        """Options of a command that reads a config: `--config`, `--keys`, overrides, and what launchers add."""
+        """Add the options of a command that reads a config: `--config`, `--keys`, overrides, and what launchers add.
+
+        Args:
+            example: the name of a shipped config.
+            schema: called for `--keys` only, as few-shot's imports torch.
+        """
 
         class ShowKeys(argparse.Action):
             def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
@@ -81,18 +86,20 @@ def training_parser(command: str, description: str, example: str, schema: type[S
 
 
 def main_rank() -> bool:
-    """Whether this process is the one that speaks; true before any launcher has set a rank."""
+    """Whether this process is rank 0; true where no launcher has set a rank."""
     return rank(os.environ) == 0
 
 
 def run_command(command: Callable[[], int]) -> None:
-    """Run `command` and exit with its status; an `InputError` becomes one message on stderr and status 2.
+    """Run `command` and exit with its status.
 
-    So does what the file system refuses. What it refuses for now too, of ranks that have not met: of those that have,
-    a lone one must not end with the status that says that the same command would not help.
+    - An `InputError`, or a refusal by the file system, becomes one message on stderr and status 2. A refusal that may
+      pass (`StorageError`) does so only while the ranks have not met: later, one rank alone must not end with the
+      status that says that the same command would not help.
+    - A run that has diverged becomes one message and status 1.
+    - Any other exception is a defect: a traceback and status 1.
 
-    A run that has diverged ends with one message too, and status 1. Both are rank 0's to tell, but for what only other
-    ranks know of (`_speaks`). Whatever else is raised is a defect: a traceback, and status 1.
+    Rank 0 reports, except for what only other ranks know (`_speaks`).
     """
     open_streams()
     try:
@@ -119,9 +126,9 @@ def run_command(command: Callable[[], int]) -> None:
 
 
 def _ended(error: Exception, status: int, *, speaks: bool) -> int:
-    """`status`, once the error is said, where it is this rank's to say.
+    """Report the error if this rank `speaks`, and return `status`.
 
-    One that does not speak lets those that do go first: a launcher ends all ranks once the first has ended.
+    A rank that does not speak waits for those that do: a launcher ends all ranks once the first has ended.
     """
     if speaks:
         who = "" if main_rank() else f"rank {rank(os.environ)} ({socket.gethostname()}): "
@@ -133,11 +140,11 @@ def _ended(error: Exception, status: int, *, speaks: bool) -> int:
 
 
 def _speaks(error: InputError) -> bool:
-    """Whether this rank is the one to tell `error`.
+    """Whether this rank reports `error`.
 
-    Ranks that have met refuse together, and rank 0 tells it. Before, a host may be alone with what it finds (its copy
-    of the config, its compiler): the first rank of each tells it. An error that only one rank can see (a damaged chunk
-    of its shards) carries `only_this_rank` and is told where it happened.
+    Ranks that have met refuse together, and rank 0 reports. Before they meet, an error may concern one host only (its
+    copy of the config, its compiler), so the first rank of each host reports. An error that only one rank can see (a
+    damaged chunk of its shards) has `only_this_rank` set, and that rank reports.
     """
     if main_rank() or error.only_this_rank:
         return True
@@ -147,6 +154,6 @@ def _speaks(error: InputError) -> bool:
 
 
 def _have_met() -> bool:
-    """Whether there is a process group; a rank that has not imported torch by now is in none."""
+    """Whether there is a process group; without torch imported there is none."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_initialized()

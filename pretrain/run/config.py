@@ -1,4 +1,4 @@
-"""What the config of a run may say: its sections, their keys and defaults, and which contradict each other."""
+"""The config of a run: its sections, and which of their keys contradict each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pretrain.stream.section import DataSection, Layers
 
 
 class TrainSection(Section):
-    """How long, how much at once, and against which loss. Exactly one of `steps` and `epochs` is set."""
+    """Length, batch and loss. Exactly one of `steps` and `epochs` is set."""
 
     global_batch: int = key(about="Images of one step, over all ranks.", gt=0)
     micro_batch: int | None = key(
@@ -45,7 +45,7 @@ class TrainSection(Section):
         None, about="Minutes after which the run stops with a checkpoint; null: no limit.", resume="free", gt=0
     )
     guard: GuardSection = key(GuardSection(), about="Updates that are skipped.", resume="stated")
-    # All up to the end of the first step has at least half an hour.
+    # Everything up to the end of the first step may take half an hour.
     hang_minutes: float = key(
         10.0,
         about="Minutes without progress in a step after which the run ends with the stack of the rank that hangs.",
@@ -76,7 +76,7 @@ class FewshotSection(Section):
 
 
 class TrainingConfig(Section, ABC):
-    """What pre-training and fine-tuning say alike."""
+    """The keys that pre-training and fine-tuning share."""
 
     needs_weights: ClassVar[bool] = False  # whether a run cannot begin without --init
 
@@ -85,11 +85,13 @@ class TrainingConfig(Section, ABC):
     data: DataSection = key(DataSection(), about="The shard stream and the augmentation.")
     train: TrainSection = key(about="Length, batch and loss.")
     optimizer: OptimizerSection = key(about="The optimizer.")
-    schedule: ScheduleSection = key(ScheduleSection(), about="The learning rate's course.")
+    schedule: ScheduleSection = key(ScheduleSection(), about="The learning rate over the run.")
     checkpoint: CheckpointSection = key(CheckpointSection(), about="When to save, and how many to keep.")
     logging: LoggingSection = key(LoggingSection(), about="What is logged, and how often.")
     deepspeed: DeepSpeedSection = key(
-        DeepSpeedSection(), about="What DeepSpeed is told besides.", examples=[{"zero_optimization": {"stage": 1}}]
+        DeepSpeedSection(),
+        about="What DeepSpeed is told beyond the other keys.",
+        examples=[{"zero_optimization": {"stage": 1}}],
     )
 
     @model_validator(mode="after")
@@ -105,11 +107,11 @@ class TrainingConfig(Section, ABC):
 
     @abstractmethod
     def of(self, network: ViTSpec | None) -> RunConfig:
-        """The run that this is, given the network of the weights it begins from. Raises InputError: they do not fit."""
+        """The run's config, given the network whose weights it starts from. Raises InputError: they do not fit."""
 
 
 class RunConfig(TrainingConfig):
-    """A run whose network is fully said: pre-training as it stands, fine-tuning once the checkpoint is known."""
+    """The config of a run with its network: a pre-training config, or a fine-tuning config and its checkpoint."""
 
     model: ModelSection = key(about="The network.")
     fewshot: FewshotSection | None = key(

@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and what may not: every key of a config that is not named here."""
+"""What a resume may change: the rule of each config key stands with its field (`pretrain.section.key`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AVERAGING = "optimizer.averaging"
 
 
 def resolved(config: RunConfig, steps: int, dtype: torch.dtype) -> dict[str, Any]:
-    """A config as checkpoints keep it: its length in steps, its precision said."""
+    """A config as checkpoints hold it: with its length in steps and its precision."""
     tree = config.model_dump(mode="json")
     length = {"steps": steps, "epochs": None}
     return {**tree, "train": {**tree["train"], **length}, "precision": str(dtype).removeprefix("torch.")}
@@ -34,25 +34,24 @@ def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, 
         extend: allow another length and schedule.
 
     Returns:
-        notes on what the trained function does not depend on: what is left out, so that it ends, and what is measured
-        otherwise.
+        notes on keys that the weights do not depend on: those left out, and those that change what is scored.
 
     Raises:
-        InputError: naming every key that differs or is left out, what it was and what would be right.
+        InputError: it names every key that differs or is left out, what it was and what would be right.
     """
     before = _completed(saved.state.get("config") or saved.state["function"], RunConfig, now)
     others, ended, dropped, measured = [], [], [], []
     for key, was, will in differences(before, now):
-        rule, said = _rule(key), key == "train.steps" or _said(config, key)
+        rule, stated = _rule(key), key == "train.steps" or _stated(config, key)
         text = f"{key} was {json.dumps(was)}"
         if rule in ("free", "measured"):
-            if not said:
+            if not stated:
                 dropped.append(text)
             elif rule == "measured" and was is not None:
                 measured.append(f"{text}, is {json.dumps(will)}")
         elif rule == "fixed" or (rule == "extendable" and not extend):
             others.append((rule, f"{text}, is {json.dumps(will)}"))
-        elif not said:
+        elif not stated:
             keep, end = (f"{key}={json.dumps(value, separators=(',', ':'))}" for value in (was, will))
             ended.append(f"{text} and is left out: {keep} keeps it, {end} ends it")
     if before["optimizer"]["averaging"] is None and not others:
@@ -74,17 +73,17 @@ def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, 
 
 
 def _rule(key: str) -> Resume:
-    """What a resume may do with a dotted key: what its field says, or that of the value which it is a part of."""
+    """What a resume may do with a dotted key. Below a field that is no section, the field's rule holds."""
     while key not in _FIELDS:
         key, dot, _ = key.rpartition(".")
         if not dot or (key in _FIELDS and section_of(_FIELDS[key])):
-            return "fixed"  # no key of this version
+            return "fixed"  # this version has no such key
     rule: Resume = mark(_FIELDS[key], "resume")
     return rule
 
 
 def _refuse_late_average(config: RunConfig, updates: int) -> None:
-    """Refuse an average that begins with a resume but is said to begin earlier: debiasing counts from its beginning."""
+    """Refuse an average that begins now but has an earlier `start_step`, from which debiasing would count."""
     now = config.optimizer.averaging
     if now is not None and now.debias and now.start_step < updates:
         raise InputError(
@@ -93,8 +92,8 @@ def _refuse_late_average(config: RunConfig, updates: int) -> None:
         )
 
 
-def _said(config: BaseModel, key: str) -> bool:
-    """Whether the config's file or the command line says it, if only as null, in itself or with what it is part of."""
+def _stated(config: BaseModel, key: str) -> bool:
+    """Whether the file or the command line sets the key or a value around it, be it to null."""
     at: Any = config
     for name in key.split("."):
         if isinstance(at, BaseModel):
@@ -109,9 +108,9 @@ def _said(config: BaseModel, key: str) -> bool:
 
 
 def _completed(before: dict[str, Any], schema: type[Section], now: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says, with the keys that have come since or that it did not keep.
+    """A checkpoint's config with the keys that it lacks: those that are newer, and those that it did not record.
 
-    A key that determines the weights had its default before it was there; any other is taken to be as it is now.
+    A missing key that determines the weights gets the value that it had before it existed; any other, today's.
     """
     full = dict(before)
     for name, field in schema.model_fields.items():

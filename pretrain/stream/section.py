@@ -1,4 +1,4 @@
-"""What a config says of the shard stream and the augmentation."""
+"""The config section `data`: the shard stream and the augmentation."""
 
 from __future__ import annotations
 
