@@ -1,4 +1,4 @@
-"""Memory for batches and for byte ranges of shards, given out again once nobody holds it."""
+"""Memory for batches and for byte ranges of shards, reused once nobody holds it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 class Buffers:
     """Uninitialised batches of images [rows, channels, size, size], uint8 or float32, in the host's memory.
 
-    They are channels-last, as decoders write images. A new batch's memory has to be fetched page by page, at a fifth
-    of the cost of writing it. It comes back here when the last tensor that shares it is gone; page-locked memory has a
-    pool of torch's own, which also waits for the copies that are under way.
+    They are channels-last, as decoders write images. The system would hand out a new batch's memory page by page, at a
+    fifth of the cost of writing it. Memory returns here when the last tensor that shares it is gone; for page-locked
+    memory torch has a pool, which also waits for copies under way.
     """
 
     def __init__(self, rows: int, channels: int, size: int, dtype: torch.dtype, pin: bool) -> None:
@@ -24,27 +24,21 @@ class Buffers:
 
     def take(self) -> Tensor:
         """A tensor that nobody else writes to for as long as it, or a view of it, is held."""
-        return self._memory().permute(0, 3, 1, 2)
-
-    def _memory(self) -> Tensor:
         if self._pin:
-            return torch.empty(self._shape, dtype=self._dtype, pin_memory=True)
+            return torch.empty(self._shape, dtype=self._dtype, pin_memory=True).permute(0, 3, 1, 2)
         try:
             memory = self._free.pop()
         except IndexError:
             memory = np.empty(self._shape, np.uint8 if self._dtype == torch.uint8 else np.float32)
-        # torch holds this one array for all tensors that share its memory, and lets go of it with the last of them.
-        return torch.from_numpy(_lend(memory, self._free))
+        # torch holds this one array for all tensors that share its memory, and releases it with the last of them.
+        return torch.from_numpy(_lend(memory, self._free)).permute(0, 3, 1, 2)
 
 
 class Ranges:
-    """Memory for byte ranges, of any length.
-
-    The allocator would give so much back to the system and fetch it again page by page, for every range.
-    """
+    """Memory for byte ranges of any length, which the allocator would return to the system after each range."""
 
     def __init__(self) -> None:
-        # By powers of two: were a short range lent what a long one needed, all memory would grow to the longest.
+        # By powers of two: if short ranges used the memory of long ones, all of it would grow to the longest.
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
     def take(self, size: int) -> memoryview:

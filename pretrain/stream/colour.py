@@ -1,4 +1,4 @@
-"""Whether an index's images are in colour, of which an index says nothing: some of them are looked at."""
+"""Whether an index's images are in colour, which an index does not record: some of them are read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from pretrain.stream.counters import Counters
 from pretrain.stream.fault import ChunkError
 
 _LOOKED_AT = 16
-_SECONDS = 10.0  # that storage is waited for: a start is not held up for a note
+_SECONDS = 10.0  # for storage to answer: a start is not held up for a note
 _TINT = 8  # levels between the channels of one pixel that a lossy grey image may have
 
 
 def colour_text(channels: int, index: Index, key: str, timeouts: Timeouts | None = None) -> str:
-    """Where a network of `channels` and the images that the config key `key` names, open as `index`, do not fit, in
-    words; else empty.
-    """
+    """How the images of `index`, named by the config key `key`, do not fit a network of `channels`; empty where they do."""
     coloured, seen = count_coloured(index, timeouts)
     if channels == 1 and coloured:
         return (
@@ -40,10 +38,7 @@ def colour_text(channels: int, index: Index, key: str, timeouts: Timeouts | None
 
 
 def count_coloured(index: Index, timeouts: Timeouts | None = None) -> tuple[int, int]:
-    """How many of some images, spread over the index, are in colour, and how many of them could be read.
-
-    By their pixels: grey ones are often stored as RGB.
-    """
+    """Of some images spread over the index: how many have coloured pixels, and how many could be read."""
     timeouts = timeouts or TIMEOUTS
     timeouts = replace(timeouts, stall=min(timeouts.stall, _SECONDS), deadline=min(timeouts.deadline, _SECONDS))
     ids = np.unique(np.linspace(0, index.samples - 1, _LOOKED_AT).astype(np.int64)).tolist()

@@ -1,4 +1,4 @@
-"""What a stream has done, and where its threads' time went."""
+"""What a stream did, and where its threads' time went."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Counters:
 
     images: int = 0
     unreadable: int = 0
-    bytes_read: int = 0  # asked of the storage
-    read_seconds: float = 0.0  # waiting for the storage, and taking apart what it gives
+    bytes_read: int = 0  # from storage
+    read_seconds: float = 0.0  # waiting for storage, and splitting what was read into samples
     starved_seconds: float = 0.0  # decode threads waiting for a chunk
     decode_seconds: float = 0.0
     augment_seconds: float = 0.0
@@ -28,20 +28,20 @@ class Counters:
                 setattr(self, name, getattr(self, name) + amount)
 
     def seen(self) -> dict[str, float]:
-        """All fields as they stand now."""
+        """The current values of all fields."""
         with self._lock:
             return {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
 
 
 class Laps:
-    """A stopwatch of one thread: each lap goes to the account it names."""
+    """A stopwatch of one thread: the seconds of each lap are added to the name it is given."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
         self._at = time.perf_counter()
 
-    def lap(self, account: str) -> None:
-        """Book the time since the last lap."""
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to `name`."""
         now = time.perf_counter()
-        self.spent[account] = self.spent.get(account, 0.0) + now - self._at
+        self.spent[name] = self.spent.get(name, 0.0) + now - self._at
         self._at = now

@@ -3,7 +3,7 @@
 The canonical id u in [0, N) counts samples in index order; chunk c holds ids [c·g, (c+1)·g). Slot s of step t
 is stream position x = t·B + s, in epoch x div N. Within an epoch the whole chunks, permuted by the epoch's
 keys, are dealt to V lanes, and neighbouring positions come from neighbouring lanes. There is no table and no
-generator state: any position of any epoch costs the same, so a run's place in its data is the one integer x.
+generator state: any position of any epoch costs the same, so a run's position in its data is the one integer x.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Order:
-    """Which sample stands where: a pure function of its fields, which are frozen with a run.
+    """Which sample comes at which position: a pure function of its fields, which a run never changes.
 
-    samples: N · global_batch: B · seed · chunk: g samples, read together · lanes: V, by default
-    B·clamp(⌊N/(64·g·B)⌋, 1, 4). Raises InputError naming the field that is out of range.
+    samples: N.
+    global_batch: B.
+    chunk: g, how many samples are read together.
+    lanes: V; by default B·clamp(⌊N/(64·g·B)⌋, 1, 4).
+
+    Raises InputError naming the field that is out of range.
     """
 
     samples: int
@@ -57,7 +61,7 @@ class Order:
             number = operator.index(value)
         except TypeError:
             number = low - 1
-        # 2^53: the state travels through JSON, and positions stay far from the end of int64.
+        # 2^53: the state is written as JSON, and positions stay far from the end of int64.
         if isinstance(value, bool) or not low <= number < 1 << 53:
             raise InputError(f"order: {name} is {value!r}; an integer from {low} to 2^53 - 1 would be right")
         object.__setattr__(self, name, number)
@@ -99,7 +103,7 @@ class Order:
     def siblings(self, positions: Positions) -> Positions:
         """Positions of all samples of the chunk at each position, ascending: [n] -> [n, g], padded with -1.
 
-        Tells a rank, at the first sight of a chunk, which of its samples it will be asked for.
+        So a rank knows, when it first needs a chunk, which of its samples it will be asked for.
         """
         epoch, place = np.divmod(positions, self.samples)
         g, head, rest = self.chunk, self._head, self._rest
@@ -114,14 +118,14 @@ class Order:
         return np.where(places < self.samples, places + (epoch * self.samples)[:, None], -1)
 
     def state(self, index_hash: str, step: int) -> dict[str, int | str]:
-        """What a checkpoint keeps after `step` whole steps: JSON, under 1 KB, the same on every rank."""
+        """What a checkpoint holds after `step` whole steps: JSON, under 1 KB, the same on every rank."""
         return {**self._frozen(index_hash), "position": step * self.global_batch}
 
     def check(self, state: Mapping[str, Any], index_hash: str, sequence: str = "") -> int:
-        """The step to go on from. Raises InputError naming each difference between `state` and this order.
+        """The step to resume from. Raises InputError naming each difference between `state` and this order.
 
-        `sequence` is the index's hash of keys, labels and places: a run whose index knew no content has that for its
-        index_hash, and goes on with an index that does.
+        `sequence` is the index's hash of keys, labels and offsets. A run whose index recorded no content has it as its
+        index_hash, and may resume with an index that does record content.
         """
         frozen = self._frozen(index_hash)
         if sequence and state.get("index_hash") == sequence:
@@ -131,7 +135,7 @@ class Order:
             raise InputError(f"stream state: no {', '.join(missing)}; not a state of this program's stream")
         changed = [f"{name} was {state[name]!r}, is {now!r}" for name, now in frozen.items() if state[name] != now]
         if changed:
-            # A hash of the sequence alone may be that of the run's own data; nothing here tells.
+            # This index records no content, so its data may be those of the run.
             blind = frozen["index_hash"] == sequence != state["index_hash"]
             hint = (
                 " (this index does not hold all shards' sha256: index them again with it to compare)" if blind else ""

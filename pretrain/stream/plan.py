@@ -12,14 +12,14 @@ from pretrain.stream.chunk import Chunk
 from pretrain.stream.order import Order
 
 _PLANNED_AT_ONCE = 4096  # positions: enough for numpy's cost per call to vanish
-_EVALUATION_RUN = 16  # samples read together where ids run on
+_EVALUATION_RUN = 16  # samples read together where ids are consecutive
 
 
 @dataclass(frozen=True)
 class Plan:
     """A micro-batch to come: ids and epochs [m] of its rows, and the chunk that each is read with.
 
-    Rows that pad an evaluation have id -1 and no chunk. `fresh`: the chunks that are first needed here.
+    Rows that pad an evaluation have id -1 and no chunk. `fresh`: the chunks that are needed here for the first time.
     """
 
     ids: NDArray[np.int64]
@@ -37,17 +37,17 @@ def plan_training(
     slots = np.arange(rank * share, (rank + 1) * share)
     at_once = max(1, _PLANNED_AT_ONCE // share)
     stop = stop_step if stop_step is not None else (1 << 62) // batch
-    unfinished: dict[int, tuple[Chunk, int]] = {}  # chunk of an epoch -> (it, how many uses are planned)
+    unfinished: dict[int, tuple[Chunk, int]] = {}  # number of a chunk over all epochs -> (it, uses planned so far)
 
     def open_chunks(positions: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[Chunk]:
-        """Chunks number [k] seen first at `positions` [k], each with the samples that fall to this rank."""
-        places = order.siblings(positions)
-        exist = places >= 0
-        mine = exist & (places >= start_step * batch) & (places < stop * batch)
-        mine &= (places % batch >= slots[0]) & (places % batch <= slots[-1])
+        """The chunks with `numbers` [k], first needed at `positions` [k], each with the samples that this rank takes."""
+        found = order.siblings(positions)
+        exist = found >= 0
+        mine = exist & (found >= start_step * batch) & (found < stop * batch)
+        mine &= (found % batch >= slots[0]) & (found % batch <= slots[-1])
         whole = (mine == exist).all(axis=1)
         counts = mine.sum(axis=1)
-        parts = np.split(order.at(places[~whole][mine[~whole]]), np.cumsum(counts[~whole])[:-1])
+        parts = np.split(order.at(found[~whole][mine[~whole]]), np.cumsum(counts[~whole])[:-1])
         rest = iter(parts)
         return [
             Chunk(np.arange(number * g, number * g + count) if complete else np.sort(next(rest)))
@@ -76,7 +76,7 @@ def plan_training(
 
 
 def plan_evaluation(ids: NDArray[np.int64], batch: int, rank: int, world: int) -> Iterator[Plan]:
-    """A rank's batches: step t takes run t·world + rank of `batch` ids; each rank has as many batches."""
+    """A rank's batches: step t takes run t·world + rank of `batch` ids; every rank gets equally many batches."""
     for step in range(-(-len(ids) // (batch * world))):
         begin = (step * world + rank) * batch
         taken = ids[begin : begin + batch]
