@@ -22,7 +22,7 @@ _TINT = 8  # levels between the channels of one pixel that a lossy grey image ma
 
 
 def colour_text(channels: int, index: Index, key: str, timeouts: Timeouts | None = None) -> str:
-    """How the images of `index`, named by the config key `key`, do not fit a network of `channels`; empty where they do."""
+    """In words, how the images of `index`, of the config key `key`, do not fit a network of `channels`; else empty."""
     coloured, seen = count_coloured(index, timeouts)
     if channels == 1 and coloured:
         return (

@@ -40,7 +40,7 @@ def plan_training(
     unfinished: dict[int, tuple[Chunk, int]] = {}  # number of a chunk over all epochs -> (it, uses planned so far)
 
     def open_chunks(positions: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[Chunk]:
-        """The chunks with `numbers` [k], first needed at `positions` [k], each with the samples that this rank takes."""
+        """Chunks `numbers` [k], first needed at `positions` [k], each with the samples that this rank takes."""
         found = order.siblings(positions)
         exist = found >= 0
         mine = exist & (found >= start_step * batch) & (found < stop * batch)
