@@ -1,54 +1,68 @@
 """Who tells of what ends a command: rank 0 for all, and a rank that may be alone with what it has found."""
 
 import os
+import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
 
+from benchmarks.started import Forked
 from pretrain.ranks.command import CommandLineError, Parser
 
-ROOT = Path(__file__).resolve().parents[2]
 HOST = socket.gethostname()
+HASTY = "from pretrain.ranks import command; command._OTHERS_FIRST = 0"
 
 
-HASTY = """
-from pretrain.ranks import command
-command._OTHERS_FIRST = 0
-"""
-SCRIPT = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+@pytest.fixture
+def begin(tmp_path):
+    """begin(script or code, *words, rank=0, local_rank=0): one rank of four, and the files of its outputs."""
+
+    def begin(script, *words, rank=0, local_rank=0):
+        out, errors = tmp_path / "out.txt", tmp_path / "errors.txt"
+        for file in (out, errors):
+            file.unlink(missing_ok=True)
+        if "\n" in script:
+            (tmp_path / "code.py").write_text(script)
+            script = tmp_path / "code.py"
+        place = {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(local_rank), "MASTER_ADDR": "127.0.0.1"}
+        environment = {**os.environ, **place, "DS_ACCELERATOR": "cpu"}
+        return Forked(1, words, out, script=script, prelude=HASTY, errors=errors, environment=environment), out, errors
+
+    return begin
 
 
-def ended(rank: int, local_rank: int, *words: object) -> str:
-    """What a rank of four says, whose words end it with status 2."""
-    words = ("-c", HASTY + words[1]) if words[0] == "-c" else ("-c", HASTY + SCRIPT, *words)
-    place = {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(local_rank), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    return done.stderr
+@pytest.fixture
+def ended(begin):
+    """ended(script or code, *words, rank=0, local_rank=0, status=2): what a rank of four says on stderr."""
+
+    def ended(script, *words, status=2, **place):
+        started, out, errors = begin(script, *words, **place)
+        try:
+            found = started.wait()
+        finally:
+            started.kill()
+        assert (found, out.read_text()) == ([status], ""), errors.read_text()
+        return errors.read_text()
+
+    return ended
 
 
 @pytest.mark.parametrize(
-    ("rank", "local_rank", "who"), [(0, 0, ""), (1, 1, None), (2, 0, f"rank 2 ({HOST}): "), (3, 1, None)]
+    ("script", "rank", "local_rank", "who"),
+    [
+        ("pretrain", 0, 0, ""),
+        ("pretrain", 1, 1, None),
+        ("pretrain", 2, 0, f"rank 2 ({HOST}): "),
+        ("pretrain", 3, 1, None),
+        ("finetune", 2, 0, f"rank 2 ({HOST}): "),
+        ("fewshot", 2, 0, f"rank 2 ({HOST}): "),
+    ],
 )
-@pytest.mark.parametrize("script", ["pretrain", "finetune", "fewshot"])
-def test_a_config_that_a_host_lacks_is_told_once_by_each_host(script, rank, local_rank, who):
-    words = [f"launch/{script}.py", f"--local-rank={local_rank}"]  # as torch.distributed.launch gives it
+def test_a_config_that_a_host_lacks_is_told_once_by_each_host(script, rank, local_rank, who, ended):
+    words = [f"--local-rank={local_rank}"]  # as torch.distributed.launch gives it
     words += ["--config", "/no/such.json", *(["--init", "x"] if script != "pretrain" else [])]
-    said = ended(rank, local_rank, *words)
+    said = ended(f"launch/{script}.py", *words, rank=rank, local_rank=local_rank)
     if who is None:
         assert said == ""
     else:
@@ -56,10 +70,10 @@ def test_a_config_that_a_host_lacks_is_told_once_by_each_host(script, rank, loca
         assert said.count("error: ") == said.count("\n") == 1
 
 
-def test_a_mistake_in_the_command_is_every_ranks_and_rank_0_tells_it():
+def test_a_mistake_in_the_command_is_every_ranks_and_rank_0_tells_it(ended):
     words = ("launch/pretrain.py", "--confg", "x")
-    assert ended(0, 0, *words).startswith("error: the following arguments are required: --config")
-    assert ended(2, 0, *words) == ""
+    assert ended(*words).startswith("error: the following arguments are required: --config")
+    assert ended(*words, rank=2) == ""
 
 
 @pytest.mark.parametrize("words", [["--init", ""], ["--init="], ["a.b=1", ""]])
@@ -82,10 +96,10 @@ run_command(processgroup.start)
 
 
 @pytest.mark.parametrize(("rank", "local_rank", "speaks"), [(2, 0, True), (3, 1, False)])
-def test_a_host_without_a_compiler_says_so(rank, local_rank, speaks, tmp_path, monkeypatch):
+def test_a_host_without_a_compiler_says_so(rank, local_rank, speaks, ended, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    said = ended(rank, local_rank, "-c", NO_COMPILER)
+    said = ended(NO_COMPILER, rank=rank, local_rank=local_rank)
     assert [line for line in said.splitlines() if line.startswith("error: ")] == speaks * [
         f"error: rank {rank} ({HOST}): DeepSpeed compiles C++ ops, and there is no 'no-such-compiler': install g++ "
         "(Debian: apt-get install g++)"
@@ -104,8 +118,8 @@ run_command(main)
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_what_only_one_rank_can_know_it_tells_itself(alone):
-    assert ended(3, 1, "-c", ALONE % alone) == alone * f"error: rank 3 ({HOST}): only here\n"
+def test_what_only_one_rank_can_know_it_tells_itself(alone, ended):
+    assert ended(ALONE % alone, rank=3, local_rank=1) == alone * f"error: rank 3 ({HOST}): only here\n"
 
 
 SLOW = """
@@ -119,18 +133,18 @@ command.run_command(main)
 """
 
 
-def test_a_rank_that_does_not_speak_waits_for_those_that_do_and_is_ended_with_their_status():
-    silent = subprocess.Popen(
-        [sys.executable, "-c", SLOW],
-        cwd=ROOT,
-        env={**os.environ, "RANK": "1", "LOCAL_RANK": "1"},
-        stdout=subprocess.PIPE,
-    )
-    silent.stdout.readline()
-    with pytest.raises(subprocess.TimeoutExpired):
-        silent.wait(1)
-    silent.terminate()
-    assert silent.wait(10) == 2
+def test_a_rank_that_does_not_speak_waits_for_those_that_do_and_is_ended_with_their_status(begin):
+    silent, out, errors = begin(SLOW, rank=1, local_rank=1)
+    try:
+        until = time.monotonic() + 60
+        while not out.read_text() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert silent.wait(1) == [None]
+        silent.send(signal.SIGTERM)
+        assert silent.wait() == [2]
+        assert errors.read_text() == ""
+    finally:
+        silent.kill()
 
 
 MET = """
@@ -149,8 +163,8 @@ run_command(main)
 """
 
 
-def test_ranks_that_have_met_leave_it_to_rank_0():
-    assert ended(2, 0, "-c", MET) == ""
+def test_ranks_that_have_met_leave_it_to_rank_0(ended):
+    assert ended(MET) == ""
 
 
 NO = """
@@ -169,13 +183,12 @@ run_command(main)
         ("ESTALE", "/there/it: cannot be reached for now: Stale file handle"),
     ],
 )
-def test_what_the_file_system_refuses_is_no_defect(number, said):
-    assert ended(0, 0, "-c", NO % (number, number)) == f"error: {said}\n"
+def test_what_the_file_system_refuses_is_no_defect(number, said, ended):
+    assert ended(NO % (number, number)) == f"error: {said}\n"
 
 
-def test_a_file_that_is_gone_is_a_defect_where_nobody_asked_whether_it_is_there():
-    done = subprocess.run([sys.executable, "-c", NO % ("ENOENT", "ENOENT")], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr[:9]) == (1, "Traceback")
+def test_a_file_that_is_gone_is_a_defect_where_nobody_asked_whether_it_is_there(ended):
+    assert ended(NO % ("ENOENT", "ENOENT"), status=1).startswith("Traceback")
 
 
 FAILING = """
@@ -194,13 +207,10 @@ run_command(main)
 
 
 @pytest.mark.parametrize(("error", "status"), [("RuntimeError", 1), ("KeyboardInterrupt", 130)])
-def test_a_defect_is_a_traceback_and_the_end_whatever_a_thread_waits_for(error, status):
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING % error], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=30, check=False
-    )
-    assert done.returncode == status
-    assert done.stderr.startswith("Traceback (most recent call last):\n")
-    assert done.stderr.endswith(f"{error}: unforeseen\n")
+def test_a_defect_is_a_traceback_and_the_end_whatever_a_thread_waits_for(error, status, ended):
+    said = ended(FAILING % error, status=status)
+    assert said.startswith("Traceback (most recent call last):\n")
+    assert said.endswith(f"{error}: unforeseen\n")
 
 
 CLOSED = """
@@ -212,5 +222,5 @@ run_command(lambda: 75)
 
 
 @pytest.mark.parametrize("closing", ["sys.stdout = sys.stderr = None", "sys.stdout.close(); sys.stderr.close()"])
-def test_a_command_without_its_streams_ends_with_its_status(closing):
-    assert subprocess.run([sys.executable, "-c", CLOSED % closing], cwd=ROOT, timeout=30).returncode == 75
+def test_a_command_without_its_streams_ends_with_its_status(closing, ended):
+    assert ended(CLOSED % closing, status=75) == ""
