@@ -69,7 +69,7 @@ class Forked:
             environment: of the ranks; this process's without a launcher's variables if left out.
             folder: the working directory.
         """
-        _warm_up()
+        warm_up()
         self._log, context = log, get_context("forkserver")
         for file in {log, errors or log}:
             file.touch()
@@ -181,8 +181,11 @@ class Command:
             return [None]
 
 
-def _warm_up() -> None:
-    """Start the parent, if it does not run yet. It sees the environment as it is then."""
+def warm_up() -> None:
+    """Start the parent, if it does not run yet: the fork server of `multiprocessing`, warm for whoever uses it.
+
+    It sees the environment as it is then.
+    """
     before = dict(os.environ)
     os.environ.update(_ENVIRONMENT, PYTHONPATH=str(ROOT))
     try:

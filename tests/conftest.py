@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from torch.multiprocessing import start_processes
 
-from benchmarks.started import Forked
+from benchmarks.started import Forked, warm_up
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.pieces import write_share
 from pretrain.datasets.sources import open_source
@@ -76,6 +77,17 @@ def ranks(run) -> Callable[..., None]:
         assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
 
     return ranks
+
+
+@pytest.fixture(scope="session")
+def spread() -> Callable[..., None]:
+    """spread(function, *arguments): function(rank, *arguments) in two warm processes."""
+
+    def spread(function: Callable[..., None], *arguments: object) -> None:
+        warm_up()
+        start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+    return spread
 
 
 @pytest.fixture(scope="session")

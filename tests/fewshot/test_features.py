@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from fewshot.features import IMAGES, again, extract, preprocessing
 from pretrain.errors import InputError, StorageError
@@ -80,11 +79,9 @@ def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alon
             assert found[layer][row] == pytest.approx(expected[layer][0].numpy(), abs=1e-6)
 
 
-def test_two_ranks_give_the_features_of_one_to_the_last_bit(model, digit_shards, ids, alone, tmp_path):
+def test_two_ranks_give_the_features_of_one_to_the_last_bit(model, digit_shards, ids, alone, tmp_path, spread):
     out = tmp_path / "two.npz"
-    multiprocessing.spawn(
-        one_of_two, (str(tmp_path / "meeting"), model, digit_shards[1], ids, str(out)), nprocs=2, join=True
-    )
+    spread(one_of_two, str(tmp_path / "meeting"), model, digit_shards[1], ids, str(out))
     single = run(model, digit_shards[1], ids, alone)
     with np.load(out) as both:
         for layer in LAYERS:

@@ -16,6 +16,7 @@ print("ready", flush=True)
 while not stop.asked():
     time.sleep(0.05)
 print(stop.reason, flush=True)
-time.sleep(1.5 if stop.reason == "SIGINT" else 0)  # saves, and may be interrupted
+if stop.reason == "SIGINT":
+    time.sleep(1.5 if rank else 60)  # saves, and may be interrupted
 stop.done()
 sys.exit(75)

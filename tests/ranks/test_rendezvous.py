@@ -3,8 +3,6 @@
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from benchmarks.started import Forked
 from pretrain.ranks import rendezvous
 from pretrain.ranks.launcher import free_port
 from pretrain.ranks.rendezvous import announced, ranks_text
@@ -93,20 +92,15 @@ run_command(lambda: processgroup.start(meet_minutes=%s))
 """
 
 
-def test_a_run_of_which_one_rank_of_four_is_started_says_what_it_waits_for_and_at_last_ends():
-    port = free_port()
-    ended = subprocess.run(
-        [sys.executable, "-c", START % (3 / 60)],
-        cwd=ROOT,
-        env={**os.environ, **place(0, port), "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert "for 3 of 4 ranks to meet at" in ended.stderr
-    assert re.search(rf"error: 127\.0\.0\.1:{port}, where 4 ranks meet: .*1/4 clients joined", ended.stderr)
-    assert "Traceback" not in ended.stderr
+def test_a_run_of_which_one_rank_of_four_is_started_says_what_it_waits_for_and_at_last_ends(tmp_path):
+    port, script = free_port(), tmp_path / "start.py"
+    script.write_text(START % (3 / 60))
+    environment = {**os.environ, **place(0, port), "DS_ACCELERATOR": "cpu"}
+    rank = Forked(1, [], tmp_path / "said.txt", script=script, environment=environment)
+    assert rank.wait() == [2], rank.said
+    assert "for 3 of 4 ranks to meet at" in rank.said
+    assert re.search(rf"error: 127\.0\.0\.1:{port}, where 4 ranks meet: .*1/4 clients joined", rank.said)
+    assert "Traceback" not in rank.said
 
 
 def test_many_ranks_are_named_in_few_words():

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.started import Forked
 from pretrain.ranks.collectives import World
 from pretrain.ranks.stop import Stop
 
@@ -42,55 +44,57 @@ def test_a_signal_before_the_end_of_a_job_is_heard_while_a_rank_is_starting(word
 
 
 @pytest.fixture
-def waiting():
+def waiting(tmp_path):
     """Start a rank that waits to be asked; returns once it does."""
     started = []
 
     def waiting(folder, rank=0, *minutes):
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "stops.py"), str(folder), str(rank), *map(str, minutes)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "ready\n"
-        return process
+        log = tmp_path / f"said{len(started)}.txt"
+        started.append(Forked(1, [folder, rank, *minutes], log, script=Path(__file__).with_name("stops.py")))
+        says(started[-1], "ready\n")
+        return started[-1]
 
     yield waiting
-    for process in started:
-        process.kill()
+    for rank in started:
+        rank.kill()
+
+
+def says(rank: Forked, words: str) -> None:
+    """Wait until the rank has said `words`, and nothing else."""
+    deadline = time.monotonic() + 60
+    while len(rank.said) < len(words) and rank.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rank.said == words
 
 
 def test_any_signal_to_any_rank_is_noted_and_a_second_ctrl_c_ends_it_at_once(waiting, tmp_path):
     asked = [(signal.SIGTERM, 0), (signal.SIGUSR1, 1), (signal.SIGINT, 1), (signal.SIGINT, 0)]
     ranks = [(number, waiting(tmp_path, rank)) for number, rank in asked]
-    for number, process in ranks:
-        process.send_signal(number)
-        assert process.stdout.readline() == f"{number.name}\n"
+    for number, rank in ranks:
+        rank.send(number)
+        says(rank, f"ready\n{number.name}\n")
     *_, (_, twice) = ranks
-    twice.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in twice.communicate(timeout=30)[1]
-    assert [process.wait(timeout=30) for _, process in ranks] == [75, 75, 75, -signal.SIGINT]
+    twice.send(signal.SIGINT)
+    assert [rank.wait() for _, rank in ranks] == [[75], [75], [75], [1]]
+    assert "KeyboardInterrupt" in twice.said
 
 
 def test_repeated_signals_of_other_kinds_do_not_disturb_the_save(waiting, tmp_path):
-    process = waiting(tmp_path)
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "SIGINT\n"  # as the DeepSpeed launcher's SIGTERM follows a Ctrl-C
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=30) == 75
+    rank = waiting(tmp_path, 1)
+    rank.send(signal.SIGINT)
+    says(rank, "ready\nSIGINT\n")  # as the DeepSpeed launcher's SIGTERM follows a Ctrl-C
+    rank.send(signal.SIGTERM)
+    rank.send(signal.SIGUSR1)
+    assert rank.wait() == [75]
 
 
 def test_the_file_is_seen_by_rank_0_and_taken_away_when_the_stop_is_done(waiting, tmp_path):
     main, other = waiting(tmp_path), waiting(tmp_path, 1)
     (tmp_path / "STOP").touch()
-    assert main.communicate(timeout=30)[0] == f"{tmp_path / 'STOP'} exists\n"
-    assert main.returncode == 75
+    assert main.wait() == [75]
+    assert main.said == f"ready\n{tmp_path / 'STOP'} exists\n"
     assert not (tmp_path / "STOP").exists()
-    assert other.poll() is None  # it is told by rank 0, in a collective of the loop
+    assert other.running  # it is told by rank 0, in a collective of the loop
 
 
 def test_a_file_system_that_does_not_answer_for_now_asks_for_nothing(tmp_path, monkeypatch):
@@ -106,6 +110,6 @@ def test_a_file_system_that_does_not_answer_for_now_asks_for_nothing(tmp_path, m
 
 
 def test_the_time_limit_is_rank_0s_clock(waiting, tmp_path):
-    process = waiting(tmp_path, 0, 0.01)
-    assert process.communicate(timeout=30)[0] == "train.time_limit_minutes is reached\n"
-    assert process.returncode == 75
+    rank = waiting(tmp_path, 0, 0.01)
+    assert rank.wait() == [75]
+    assert rank.said == "ready\ntrain.time_limit_minutes is reached\n"

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from fewshot.subject import open_entries
 from finetune.head import load_transferred
@@ -41,14 +40,12 @@ def one_of_two(rank, meeting, runs, out):
     dist.destroy_process_group()
 
 
-def test_ranks_that_see_different_checkpoints_take_rank_0s(run_folder, tmp_path):
+def test_ranks_that_see_different_checkpoints_take_rank_0s(run_folder, tmp_path, spread):
     seen = run_folder(tmp_path / "run", drawn(0), step=3)
     run_folder(tmp_path / "ahead", drawn(0), step=3)
     ahead = run_folder(tmp_path / "ahead", drawn(1), step=5)
     out = tmp_path / "rank"
-    multiprocessing.spawn(
-        one_of_two, (str(tmp_path / "meeting"), [str(seen), str(ahead)], str(out)), nprocs=2, join=True
-    )
+    spread(one_of_two, str(tmp_path / "meeting"), [str(seen), str(ahead)], str(out))
     (filled, source, sha256), other = (torch.load(f"{out}{rank}", weights_only=False) for rank in (0, 1))
     assert (source, sha256) == tuple(other[1:]) == (str(seen / "checkpoints/step_00000003"), sha256)
     for (told, mine), (told_there, theirs) in zip(filled, other[0], strict=True):
