@@ -61,9 +61,9 @@ def name_style() -> dict[str, Any]:
     }
 
 
-def set_frame(axes: Axes, title: str, pad: float = 6) -> None:
+def set_frame(axes: Axes, title: str) -> None:
     """A plain title on the left, a light grid, and no frame above and on the right."""
-    axes.set_title(title, fontsize=10, loc="left", pad=pad)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,9 @@
-"""Writing an index: shards come one after another, their columns wait in temporary files beside it."""
+"""Writing an index: one shard after another; their columns wait in temporary files beside it."""
 
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 
 from pretrain import files
 from pretrain.errors import InputError
-from pretrain.index.indexfile import ALIGN, VERSION, Pieces, content_hash, place_arrays, sequence_hash
+from pretrain.index.indexfile import ALIGN, VERSION, Pieces, content_hash, key_hash, place_arrays, sequence_hash
+from pretrain.index.tar import BLOCK
 from pretrain.shards.column import Column
 
 
@@ -20,8 +22,8 @@ from pretrain.shards.column import Column
 class ShardEntry:
     """What the index records of one shard of n samples.
 
-    `url` is as stored (relative to the index's folder where local), `offsets` and `key_hashes` are uint32
-    [n], `labels` int32 [n], or all lists one after the other with `label_counts` uint32 [n].
+    `url` is as stored (relative to the index's folder where local); `offsets` (in blocks) and `key_hashes` are uint32
+    [n]; `labels` is int32 [n] or, with `label_counts` uint32 [n], the lists one after the other.
     """
 
     url: str
@@ -42,6 +44,34 @@ class ShardEntry:
         return np.ones(self.samples, np.uint32) if self.label_counts is None else self.label_counts
 
 
+class ShardColumns:
+    """The columns of one shard, which grow sample by sample."""
+
+    def __init__(self) -> None:
+        self._offsets, self._hashes = array("I"), array("I")
+        self._labels, self._counts = array("i"), array("I")
+
+    def add(self, begin: int, key: str, labels: Sequence[int]) -> None:
+        """The next sample; `begin` is the byte of its first header."""
+        self._offsets.append(begin // BLOCK)
+        self._hashes.append(key_hash(key))
+        self._labels.extend(labels)
+        self._counts.append(len(labels))
+
+    def entry(self, url: str, *, bytes: int, data_end: int, digest: str, lists: bool) -> ShardEntry:
+        """The shard's entry; `lists` tells whether labels are lists."""
+        return ShardEntry(
+            url=url,
+            bytes=bytes,
+            data_end=data_end,
+            offsets=np.array(self._offsets, np.uint32),
+            key_hashes=np.array(self._hashes, np.uint32),
+            labels=np.array(self._labels, np.int32),
+            label_counts=np.array(self._counts, np.uint32) if lists else None,
+            digest=digest,
+        )
+
+
 def write_index(path: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None = None) -> str:
     """Write the index of `entries`, in that order, to `path`; returns its hash.
 
@@ -54,10 +84,10 @@ def write_index(path: Path, entries: Sequence[ShardEntry], classes: Sequence[str
 
 
 class IndexWriter:
-    """Takes shards in order and writes their index to `path` in the end (aside, flushed, renamed).
+    """Takes shards in order and finally writes their index to `path`, atomically. A context manager.
 
-    16 bytes of disk a sample (and 4 a label) besides the index itself; memory does not grow with the samples. A
-    context manager. Raises InputError when there are no samples or `path` is not writable.
+    Temporary files take 16 bytes a sample (and 4 a label); memory does not grow with the samples. Raises InputError
+    when there are no samples or `path` is not writable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +116,7 @@ class IndexWriter:
 
     @property
     def offsets(self) -> np.ndarray:
-        """Places of all samples so far in units of 512 bytes, uint32 [n]."""
+        """Where the samples so far begin in their shards, in blocks of 512 bytes, uint32 [n]."""
         return self._columns["offsets"].array()
 
     def sequence(self) -> str:

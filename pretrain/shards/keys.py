@@ -1,4 +1,4 @@
-"""The keys of an index's shards, as hashes: found twice, they are looked up and named."""
+"""Keys that occur in two shards of an index: found by their hashes, then read and named."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pretrain.storage.shardfile import open_shard
 
 
 def wide_hash(key: str) -> int:
-    """64 bits of a key, enough to suspect that two are equal; only the keys themselves prove it."""
+    """64 bits of a key: equal ones make it likely that two keys are equal; only the keys themselves prove it."""
     return int.from_bytes(hashlib.blake2b(key_bytes(key), digest_size=8).digest(), "little")
 
 
 class KeyHashes:
     """Wide hashes of all keys, shard by shard, in temporary files in `folder` (default: TMPDIR).
 
-    16 bytes of disk a sample while `refuse_shared` sorts; memory does not grow with the samples.
+    They take 16 bytes a sample while `refuse_shared` sorts; memory does not grow with the samples.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -32,14 +32,14 @@ class KeyHashes:
         self._first = [0]
 
     def add(self, hashes: np.ndarray) -> None:
-        """Those of the next shard, uint64 [n]."""
+        """The hashes of the next shard, uint64 [n]."""
         self._hashes.append(hashes)
         self._first.append(len(self._hashes))
 
     def refuse_shared(self, shards: Sequence[str], offsets: np.ndarray) -> None:
-        """Raise InputError when one key occurs in two of `shards`, read from them.
+        """Raise InputError when one key occurs in two of `shards`, which are read where hashes are equal.
 
-        `offsets` are the places of all samples in units of 512 bytes.
+        `offsets` tell where all samples begin, in blocks of 512 bytes.
         """
         for suspect in self._suspects():
             places: dict[str, str] = {}

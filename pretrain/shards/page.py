@@ -37,7 +37,6 @@ _SHARD_BARS = 400
 _BINS = 60
 _ENDS = 10  # classes in a table
 _FAR_APART = 20  # largest over smallest from which an axis is logarithmic
-_ASPECTS = {"2:1": 2.0, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "1:2": 0.5}
 _FILES_NAMED = 3  # in the title
 _CANDIDATES = 4096  # for the contact sheet
 _LABELS_NAMED = 2  # in a picture's caption
@@ -294,7 +293,7 @@ def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, say: Calla
 
 
 def _sizes_chart(survey: Survey) -> Chart:
-    """Width against height, areas by how many images share a size, with lines of equal aspect."""
+    """Width against height; the area of a point grows with the images that share the size."""
     unique, count = np.unique(survey.sizes, axis=0, return_counts=True)
     (left, bottom), (right, top) = unique.min(axis=0).tolist(), unique.max(axis=0).tolist()
     middle = " × ".join(f"{median:,.10g}" for median in np.median(survey.sizes, axis=0))
@@ -302,7 +301,7 @@ def _sizes_chart(survey: Survey) -> Chart:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        set_frame(axes, text, pad=16)
+        set_frame(axes, text)
         areas = 10 + 250 * (count - 1) / len(survey.sizes)
         axes.scatter(unique[:, 0], unique[:, 1], s=areas, alpha=0.5, linewidth=0, zorder=3)
         if max(right / left, top / bottom) >= _FAR_APART:
@@ -313,31 +312,12 @@ def _sizes_chart(survey: Survey) -> Chart:
         else:
             axes.set(xlim=(0, 1.08 * right), ylim=(0, 1.08 * top))
         set_plain_ticks(axes.xaxis, axes.yaxis)
-        _aspect_lines(axes)
-        axes.set_xlabel("width, pixels")
+        square = [min(left, bottom) / 2, 2 * max(right, top)]
+        axes.plot(square, square, color=GREY, linestyle=":", linewidth=0.8, scalex=False, scaley=False)
+        axes.set_xlabel("width, pixels; dotted: squares")
         axes.set_ylabel("height, pixels")
 
     return Chart(text, draw)
-
-
-def _aspect_lines(axes: Axes) -> None:
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    for name, aspect in _ASPECTS.items():
-        x0, x1 = max(left, bottom * aspect), min(right, top * aspect)
-        if x0 >= x1:
-            continue
-        axes.plot([x0, x1], [x0 / aspect, x1 / aspect], color=GREY, linestyle=":", linewidth=0.8)
-        aside = x1 == right  # the line leaves through the right edge, else through the upper
-        axes.annotate(
-            name,
-            (x1, x1 / aspect),
-            (3, 0) if aside else (0, 3),
-            textcoords="offset points",
-            ha="left" if aside else "center",
-            va="center" if aside else "bottom",
-            fontsize=7,
-            color=GREY,
-        )
 
 
 def _shard_chart(survey: Survey) -> Chart:

@@ -1,6 +1,4 @@
-"""Shards as users have them → their index: headers and labels are read, in parallel, and every fault is
-named.
-"""
+"""Shards as users have them → their index: headers and labels are read in parallel; the first fault is named."""
 
 from __future__ import annotations
 
@@ -21,9 +19,9 @@ import numpy as np
 from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, digest_text, key_hash, sha256_of
-from pretrain.index.tar import BLOCK, ShardTar, TarSample
-from pretrain.shards.indexwriter import IndexWriter, ShardEntry
+from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, IndexFile, digest_text, sha256_of
+from pretrain.index.tar import ShardTar, TarSample
+from pretrain.shards.indexwriter import IndexWriter, ShardColumns, ShardEntry
 from pretrain.shards.keys import KeyHashes, wide_hash
 from pretrain.storage.location import expand, local_path, stored_path
 from pretrain.storage.shardfile import RemoteFile, open_shard, open_whole
@@ -32,13 +30,13 @@ from pretrain.workers import map_shards
 
 LARGEST_LABEL = 2**31 - 1
 _LONGEST_LABEL_MEMBER = {"cls": 64, "json": 1 << 20}  # bytes
-_REMOTE_THREADS = 32  # a process: a header a request, which is all waiting
+_REMOTE_THREADS = 32  # in each process: they wait for one small request after another
 
 
 @dataclass(frozen=True)
 class ShardScan:
-    """What one shard holds: its row and columns of the index, and 64-bit hashes of its keys, uint64 [n]; how many files
-    of it can hold no sample, and the first of them.
+    """What one shard holds: its entry in the index, 64-bit hashes of its keys, uint64 [n], and how many of its files
+    can hold no sample, with the first of them.
     """
 
     entry: ShardEntry
@@ -56,18 +54,20 @@ def index_shards(
     content: bool | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Scan shards (files, URLs, brace patterns, folders; in the order given) and write their index; returns its
-    path.
+    """Scan shards in the order given and write their index. Class names come from an index of the same samples that is
+    at `out` or beside the shards. Files that can hold no sample are skipped; a line on stderr counts them.
 
-    `out` defaults to `index.vfi` in the local folder that holds the shards. With `base` they are recorded as lying
-    under that URL, by their file names. Labels have to lie below `num_classes` where that is given. Local shards are
-    read whole to record the sha256 of each, remote ones are recorded with their etag; `content` True reads remote ones
-    whole too, False no shard: then nothing tells other images of the same sizes. Class names are taken over from an
-    index of the same samples, where the index goes or beside the shards.
+    Args:
+        patterns: Files, URLs, brace patterns, folders.
+        out: The index; by default `index.vfi` in the local folder that holds the shards.
+        base: A URL; the shards are recorded as lying under it, by their file names.
+        num_classes: Labels have to be smaller.
+        content: Whether shards are read whole, to record their sha256; by default only local ones, and remote ones are
+            recorded with their etag. Without either, other images of the same sizes go unnoticed.
+        workers: Processes.
 
-    Memory does not grow with the samples; temporary files beside the index take 32 bytes each. Raises InputError at
-    the first fault, naming shard, member or sample and byte; then nothing is written. Files that can hold no sample are
-    passed over; a line on stderr counts them.
+    Returns the index's path. Memory does not grow with the samples; temporary files beside the index take 32 bytes
+    each. Raises InputError at the first fault, naming shard, member or sample and byte; then nothing is written.
     """
     shards = expand(patterns)
     path = _out_path(shards, out)
@@ -112,35 +112,21 @@ def _scan(job: ScanJob, stop: threading.Event) -> ShardScan:
 def scan_shard(
     url: str, num_classes: int | None = None, digest: bool = False, *, stop: threading.Event | None = None
 ) -> ShardScan:
-    """Walk one shard's headers and read its labels. Raises InputError at the first fault, CancelledError once `stop`
-    is set (where the shard is remote).
+    """Read one shard's headers and labels; with `digest` all of it. Raises InputError at the first fault, and
+    CancelledError once `stop` is set, where the shard is remote.
     """
     etag = stat(url, stop=stop).etag if digest and is_remote(url) else ""
     with (open_whole if digest else open_shard)(url, stop=stop) as file:
         tar = ShardTar(file, url)
         if tar.size > LARGEST_SHARD:
             raise InputError(f"{url}: {tar.size} bytes; the index reaches {LARGEST_SHARD}: write smaller shards")
-        offsets, hashes, keys = array("I"), array("I"), array("Q")
-        labels, counts = array("i"), array("I")
-        lists = False
+        columns, keys, lists = ShardColumns(), array("Q"), False
         for sample in tar.samples():
-            found = read_labels(file, sample, url, num_classes)
-            offsets.append(sample.begin // BLOCK)
-            hashes.append(key_hash(sample.key))
+            columns.add(sample.begin, sample.key, read_labels(file, sample, url, num_classes))
             keys.append(wide_hash(sample.key))
-            labels.extend(found)
-            counts.append(len(found))
             lists = lists or sample.label == "json"
-        entry = ShardEntry(
-            url=url,
-            bytes=tar.size,
-            data_end=tar.data_end,
-            offsets=np.array(offsets, np.uint32),
-            key_hashes=np.array(hashes, np.uint32),
-            labels=np.array(labels, np.int32),
-            label_counts=np.array(counts, np.uint32) if lists else None,
-            digest=digest_text(file_digest(file), etag) if digest else digest_text(etag=_etag(file)),
-        )
+        content = digest_text(file_digest(file), etag) if digest else digest_text(etag=_etag(file))
+        entry = columns.entry(url, bytes=tar.size, data_end=tar.data_end, digest=content, lists=lists)
     return ShardScan(entry, np.array(keys, np.uint64), tar.passed_over, tar.first_passed_over)
 
 

@@ -1,4 +1,4 @@
-"""What an index tells of its shards: one sample's place, or the whole in figures."""
+"""What an index tells about its shards: where one sample lies, and all of them in figures."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ AT_ONCE = 8  # images being read and decoded
 
 
 def locate(index: Index, sample_id: int) -> dict[str, Any]:
-    """Where canonical id u lies: {"id", "shard", "key", "offset", "bytes", "label"}; `label` is a list where
-    labels are.
+    """Where the sample with a canonical id lies: {"id", "shard", "key", "offset", "bytes", "label"}; `label` is a list
+    where labels are lists.
 
     `offset` is the byte of the sample's first header in the shard. Raises InputError for an id outside [0, N)
     and when the shard holds another sample there.
@@ -69,10 +69,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Survey:
-    """All that was counted.
+    """All that was counted, as int64 arrays.
 
-    class_samples int64 [C]; label_counts int64 [L+1]: samples with k labels; blocks int64: samples that take k
-    blocks of 512 bytes in their shard, headers and padding included; shard_samples, shard_bytes int64 [S].
+    `class_samples` [C] and `shard_samples`, `shard_bytes` [S]; `label_counts[k]` samples have k labels; `blocks[k]`
+    samples take k blocks of 512 bytes in their shard, headers and padding included.
     """
 
     index: Index
@@ -172,8 +172,8 @@ class Survey:
 def survey(index: Index, images: int = 1000) -> Survey:
     """Count an index's samples, bytes, classes and labels, and decode `images` images spread evenly over it.
 
-    All but the images comes from the index alone, a few megabytes of it at a time. An image that does not decode
-    is counted. Raises InputError for a shard that cannot be read or holds other samples than the index says.
+    Everything but the images is read from the index alone, a few megabytes at a time. Images that do not decode are
+    counted. Raises InputError for a shard that cannot be read or holds other samples than the index says.
     """
     return Survey(
         index=index,
@@ -225,8 +225,8 @@ def unreadable_text(images: dict[str, Any]) -> str:
 
 
 def spread_ids(samples: int, wanted: int) -> NDArray[np.int64]:
-    """`wanted` of the ids 0 … samples−1 (all, where there are no more), ascending: one drawn from each of as many
-    equal stretches, so that no period in the order of the samples is met at every step.
+    """`wanted` of the ids 0 … samples−1 (at most all), ascending: one drawn at random from each of as many equal
+    stretches, so that a period in the order of the samples does no harm.
     """
     bounds = np.arange(min(wanted, samples) + 1) * samples // min(wanted, samples)
     return np.random.default_rng(0).integers(bounds[:-1], bounds[1:])
@@ -279,7 +279,7 @@ def _label_counts(index: Index) -> NDArray[np.int64]:
 
 
 def _blocks(file: IndexFile) -> NDArray[np.int64]:
-    """How many samples of one index file take k blocks: up to the next sample, the last of a shard to its end."""
+    """How many samples of one index file take k blocks: each ends at the next one, the last at its shard's end."""
     [held] = np.nonzero(np.diff(file.first))
     last = file.first[held + 1] - 1
     counts = _bincount(file, file.data_end[held] // BLOCK - file.offsets[last])

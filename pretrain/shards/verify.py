@@ -31,7 +31,7 @@ _FAULTS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found in order: counts, bytes read, and how many shards have no digest to compare with."""
+    """What was checked without a fault: counts, bytes read, and how many shards have no digest to compare with."""
 
     samples: int
     shards: int
@@ -131,7 +131,7 @@ def _shard_faults(index: IndexFile, number: int, keys: list[int], stop: threadin
             if labels != expected:
                 yield f"{where}: labels {labels}, the index says {expected}"
             until = int(index.offsets[row + 1]) * BLOCK if row + 1 < end else int(index.data_end[number])
-            if sample.begin < until <= size:  # else its neighbour is told
+            if sample.begin < until <= size:  # else its neighbour is at fault
                 file.seek(sample.begin)
                 data = memoryview(file.read(until - sample.begin))
                 fault = _image_fault(Sample(url, sample.begin, data, row, key_hash(sample.key)))
@@ -151,7 +151,7 @@ def _recorded_labels(index: IndexFile, row: int) -> list[int]:
 
 
 def _image_fault(sample: Sample) -> str | None:
-    """What training's own reader or decoder says, None for an image that it would be given."""
+    """The error of training's own reader or decoder; None where training would get the image."""
     try:
         _, data = sample.image()
         decode(data, 3)

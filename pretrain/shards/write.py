@@ -24,10 +24,10 @@ from pretrain.datasets.dataset import Dataset, UnreadableFile
 from pretrain.errors import InputError
 from pretrain.hashing import SHARDS, hash_words
 from pretrain.index.index import Index
-from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, digest_text, key_hash
+from pretrain.index.indexfile import INDEX_NAME, LARGEST_SHARD, digest_text
 from pretrain.index.tar import BLOCK
 from pretrain.progress import Progress
-from pretrain.shards.indexwriter import ShardEntry, write_index
+from pretrain.shards.indexwriter import ShardColumns, ShardEntry, write_index
 from pretrain.storage.location import local_path
 from pretrain.workers import in_threads
 
@@ -204,29 +204,19 @@ def _write_shard(path: Path, samples: Iterable[_Sample], lists: bool) -> ShardEn
     # It brings torch, two seconds that a folder which holds its shards already need not wait.
     from webdataset.writer import TarWriter
 
-    offsets, hashes, labels, counts = array("I"), array("I"), array("i"), array("I")
+    columns = ShardColumns()
     with files.atomic_write(path) as file:
         hashed = _HashedFile(file)
         # Nothing of when, where or by whom: the same samples are the same bytes.
         with TarWriter(hashed, encoder=False, user="", group="", mode=0o644, mtime=0) as tar:
             for sample in samples:
-                offsets.append(tar.tarstream.offset // BLOCK)  # the stream buffers: the file's own position lags
-                hashes.append(key_hash(sample.key))
-                labels.extend(sample.labels)
-                counts.append(len(sample.labels))
+                # The stream buffers: the file's own position lags.
+                columns.add(int(tar.tarstream.offset), sample.key, sample.labels)
                 tar.write({"__key__": sample.key, **sample.members})
             data_end = int(tar.tarstream.offset)
         size = file.tell()
-    return ShardEntry(
-        url=path.name,
-        bytes=size,
-        data_end=data_end,
-        offsets=np.array(offsets, np.uint32),
-        key_hashes=np.array(hashes, np.uint32),
-        labels=np.array(labels, np.int32),
-        label_counts=np.array(counts, np.uint32) if lists else None,
-        digest=digest_text(hashed.digest.hexdigest()),
-    )
+    digest = digest_text(hashed.digest.hexdigest())
+    return columns.entry(path.name, bytes=size, data_end=data_end, digest=digest, lists=lists)
 
 
 class _HashedFile:
