@@ -87,7 +87,7 @@ def test_storage_that_goes_away_ends_the_run_with_a_checkpoint_to_go_on_from(con
     said = done.stdout + done.stderr
     assert done.returncode == 75, said
     assert said.count("503 Service Unavailable; given up after") == 1
-    assert "run the same command again to go on" in said
+    assert "run the same command again to resume" in said
     assert "error:" not in said
     stopped = lines(out / "metrics.jsonl")[-1]["step"]
     assert 0 < stopped < STEPS

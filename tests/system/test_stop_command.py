@@ -52,7 +52,7 @@ def reach(started: Started, steps: int) -> None:
 
 def stopped(started: Started, out: Path, reason: str) -> int:
     """The step of which every rank's share is in the checkpoint; it is the last one that was made."""
-    assert f"stopped: {reason}; run the same command again to go on" in started.said, started.said
+    assert f"stopped: {reason}; run the same command again to resume" in started.said, started.said
     last = lines(out / "metrics.jsonl")[-1]["step"]
     assert last < STEPS
     assert (out / "checkpoints" / "latest").read_text() == f"step_{last:08d}"
