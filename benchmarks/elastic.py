@@ -1,4 +1,4 @@
-"""A stream that is killed again and again, and gone on with on other numbers of ranks and threads.
+"""A stream that is killed again and again, and resumed on other numbers of ranks and threads.
 
 Every rank's loader runs in this process; `kills.py` and tests/system/test_elastic_command.py kill real runs.
 """

@@ -191,7 +191,7 @@ def show_order(seconds: list[float], peer_samples: int, peer: float | None) -> N
 
 
 def show_kills(found: dict[str, int]) -> None:
-    title = "Killed at random steps, gone on with on 1, 2, 4, 3, … ranks and 1 to 3 threads"
+    title = "Killed at random steps, resumed on 1, 2, 4, 3, … ranks and 1 to 3 threads"
     print_table(title, ["", "count"], [[name, f"{count:,}"] for name, count in found.items()])
 
 
