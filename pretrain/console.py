@@ -1,4 +1,4 @@
-"""A run's console, which may be a file on a full disk, a pipe that nobody reads any more, or not UTF-8."""
+"""Output to the console, which may be a file on a full disk, a closed pipe, or not UTF-8."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from typing import TextIO
 
 from pretrain.errors import InputError
 
-# What moves a terminal's cursor, sets its title or turns the reading direction (C0, DEL, C1, separators of lines, bidi
-# controls), and bytes of a name that are not UTF-8, which no encoding writes.
+# Characters that move a terminal's cursor, set its title or turn the reading direction (C0, DEL, C1, line separators,
+# bidi controls), and bytes of a name that are not UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Text from outside (a class name, a key, a path) as one line that does nothing but show: controls are escaped."""
+    """Text from outside (a class name, a key, a path) as one harmless line: control characters are escaped."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(text: str, *, to: TextIO | None = None, end: str = "\n") -> None:
-    """A line on stdout, or on `to`; lost where it cannot be written: a run of months does not end over its notes.
+    """Print a line on stdout, or on `to`. It is lost if it cannot be written: a run does not end over its notes.
 
-    What is no text but controls the terminal (line breaks aside), or what the stream's encoding lacks, is written as a
-    backslash escape.
+    Control characters (line breaks aside), and characters that the stream's encoding lacks, become backslash escapes.
     """
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
         _print(text, to, end)
 
 
 def open_streams() -> None:
-    """Make the standard streams that the command was started without (`>&-`) lead nowhere.
+    """Open the standard streams that the command was started without (`>&-`) on the null device.
 
-    The next file to be opened would have the number of one of them, and hold what libraries write to it.
+    The next file opened would otherwise get the number of one of them, and the output of libraries.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -42,9 +41,10 @@ def open_streams() -> None:
 
 
 def deliver(lines: Iterable[str]) -> None:
-    """What a command was asked for, on stdout. Ends early where the reader has seen enough (`| head`).
+    """Print a command's result on stdout. Ends early where the reader has closed the pipe (`| head`).
 
-    Raises InputError where it cannot be written: a result that is not there must not look like one.
+    Raises:
+        InputError: it cannot be written: an incomplete result must not look complete.
     """
     for line in lines:
         try:

@@ -22,7 +22,7 @@ ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # these say
 _ATTEMPTS, _PAUSE = 4, 2.0  # seconds after the first attempt, twice as long after each one that follows
 _BLOCK = 1 << 24  # bytes hashed at a time
 
-# What passes on a network file system: a server that fails over, a handle that went stale, a client that was evicted
+# Errors of a network file system that pass: a server that fails over, a stale handle, a client that was evicted
 # (Lustre: ESHUTDOWN), a route that is gone. Not every platform has every name.
 PASSING = {
     getattr(errno, name)
@@ -34,8 +34,8 @@ PASSING = {
 }
 _ROOM = "make room there, or name a place on another disk"
 _DENIED = (errno.EACCES, errno.EPERM)
-# What stays as it is until somebody changes it, and what to change.
-_MENDS = {
+# Lasting errors, and the remedy.
+_REMEDIES = {
     **dict.fromkeys(_DENIED, "have it opened, or name another place"),
     errno.ENAMETOOLONG: "a shorter name would be right",
     errno.ELOOP: "its links lead to one another; name what they stand for",
@@ -53,35 +53,36 @@ _MENDS = {
 
 
 def exists(path: str | Path) -> bool:
-    """Whether something is there.
+    """Whether something exists at `path`.
 
-    Raises InputError where the file system does not tell, as in a folder that may not be searched: FileSystemError or,
-    where that passes, StorageError.
+    Raises:
+        FileSystemError: the file system does not tell, as in a folder that may not be searched.
+        StorageError: it does not tell for now.
     """
     return _mode(path) is not None
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether a file is there. Raises as `exists`."""
+    """Whether a file exists at `path`. Raises as `exists`."""
     mode = _mode(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there. Raises as `exists`."""
+    """Whether a folder exists at `path`. Raises as `exists`."""
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def refuses(error: OSError) -> bool:
-    """Whether the file system says no, and will go on saying it: not "nothing is there", nor what may pass."""
-    return error.errno in _MENDS
+    """Whether an error is lasting, and not only that there is no such file."""
+    return error.errno in _REMEDIES
 
 
 def refusal(error: OSError) -> InputError | None:
-    """`error` in words: path, reason and mend; None where it names no path, or is not the file system's to mend.
+    """An error of the file system with path, reason and remedy: FileSystemError, or StorageError if it may pass.
 
-    FileSystemError for a no; StorageError for what may pass.
+    None if it names no path, or has no remedy here.
     """
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return None
@@ -91,11 +92,11 @@ def refusal(error: OSError) -> InputError | None:
     if not refuses(error):
         return None
     whose = _whose(path) if error.errno in _DENIED else ""
-    return FileSystemError(f"{path}: {error.strerror}{whose}; {_MENDS[error.errno or 0]}")
+    return FileSystemError(f"{path}: {error.strerror}{whose}; {_REMEDIES[error.errno or 0]}")
 
 
 def failure(path: str | Path, error: OSError) -> InputError:
-    """`error`, of which `path` is known, in words."""
+    """As `refusal`, for an error at `path`; InputError where there is no remedy."""
     error.filename = str(path)
     return refusal(error) or InputError(f"{path}: {error.strerror or error}")
 
@@ -165,7 +166,7 @@ def patiently(path: Path, read: Callable[[], Result]) -> Result:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError inside names `path`; of itself it may name a temporary file, or, of a full disk, nothing."""
+    """Make an OSError inside name `path`: it may name a temporary file or, on a full disk, nothing."""
     try:
         yield
     except OSError as error:
@@ -174,13 +175,15 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, if it is not there.
+    """Make a folder, if it does not exist.
 
-    Raises OSError, which names it: it cannot be made or written to. FileSystemError where nothing can be made there.
+    Raises:
+        OSError: it cannot be made or written to; names it.
+        FileSystemError: its file system has no folders to make, or it is a dangling link.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError:  # its parents are there, or have just been made: a file system that makes none
+    except FileNotFoundError:  # its parents exist by now: a file system like /proc
         raise FileSystemError(f"{path}: no folder can be made here; name another place") from None
     except FileExistsError:
         if path.is_symlink() and not exists(path):
@@ -191,7 +194,7 @@ def make_folder(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -211,7 +214,7 @@ def _mode(path: str | Path) -> int | None:
 
 
 def _whose(path: Path) -> str:
-    """Who bars the way to `path`: the first folder that may not be searched, else what is there, else its folder."""
+    """What denies access to `path`, and its owner: a folder that may not be searched, else `path`, else its folder."""
     searchable = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
     closed = [folder for folder in path.parents if not os.access(folder, os.X_OK, **searchable)]
     barred = closed[-1] if closed else path if os.path.lexists(path) else path.parent

@@ -1,4 +1,4 @@
-"""Progress of long work: one line on stderr, with the time left."""
+"""Progress of long work on stderr, with the time left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 from pretrain.console import say
 
-_QUIET_SECONDS = 2.0  # shorter work says nothing
+_QUIET_SECONDS = 2.0  # shorter work prints nothing
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 30.0
 
 

@@ -1,6 +1,6 @@
-"""What keeps a run from going on wrong: updates that are skipped, and when too many are.
+"""Which updates are skipped, and what follows when too many are.
 
-Every rank holds the same `Guard` and gives it the same numbers, so that all decide alike without a word between them.
+Every rank has the same `Guard` and passes it the same numbers, so all decide alike without communication.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any, Literal
 from pretrain.errors import DivergedError
 from pretrain.section import Section, key
 
-# A spike is told from the spread of about so many losses; fewer than the second number say little of it.
+# A spike is judged by the spread of so many last losses, once there are at least the second number of them.
 _WINDOW, _ENOUGH = 100, 50
-# On a plateau the losses hardly differ, and everything would be a spike: the deviation counts as at least this share of
-# the mean.
+# On a plateau the losses hardly differ, and every one would be a spike: the least deviation, as a share of the mean.
 _LEAST_DEVIATION = 0.01
 
 
@@ -40,7 +39,7 @@ class GuardSection(Section):
 
 
 class RollBack(Exception):
-    """Go back to the newest checkpoint of at most `first` steps (the oldest, if there is none) and train on from there.
+    """Return to the newest checkpoint of at most `first` steps (the oldest, if there is none) and train from there.
 
     The updates of the steps `first` to `last`, counted from 0, are then skipped while their data are consumed.
     """
@@ -51,11 +50,11 @@ class RollBack(Exception):
 
 
 class Guard:
-    """Says which updates to skip, and ends the run or sends it back when that does not help.
+    """Decides which updates to skip, and ends the run or rolls it back when too many were skipped.
 
-    An update is refused where the loss is not finite, where it spikes (if `spike` is set), and where a roll-back has
-    told to avoid the step. A spike is a loss above mean + spike · deviation of the last 100 losses that were trained
-    on, from the 50th on; refused losses stay out of the window, so that they do not widen what is allowed. Steps are
+    An update is refused if the loss is not finite, if it spikes (where `spike` is set), and if a roll-back avoids the
+    step. A spike is a loss above mean + spike · deviation of the last 100 losses that were trained on, from
+    the 50th on; refused losses are not among them, as they would raise the limit. Steps are
     counted from 0.
     """
 
@@ -88,8 +87,8 @@ class Guard:
         """Count the step after its update was made (`reason` None) or skipped (why).
 
         Raises:
-            DivergedError: too many were skipped in a row, and the run is to end or has gone back too often.
-            RollBack: too many were skipped in a row, and the run is to go back.
+            DivergedError: too many were skipped in a row, and the run is to end or has rolled back too often.
+            RollBack: too many were skipped in a row, and the run is to roll back.
         """
         if reason is None:
             self._losses.append(loss)
@@ -97,7 +96,7 @@ class Guard:
             return
         self.skipped += 1
         if self.avoids(step):
-            return  # says nothing of the parameters
+            return  # its data were skipped, whatever the loss
         self._streak.append(step)
         if len(self._streak) < self._section.skips:
             return
@@ -119,7 +118,7 @@ class Guard:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the run that goes on from it to decide as this one. Plain JSON."""
+        """What a checkpoint must hold so that a run resumed from it decides as this one. Plain JSON."""
         return {
             "losses": list(self._losses),
             "streak": list(self._streak),
@@ -128,7 +127,7 @@ class Guard:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be as the guard whose `state()` this is, but keep avoiding what this one has learnt to avoid since."""
+        """Take over a `state()`, and keep avoiding the steps that this guard avoids."""
         self._losses = deque(state["losses"], maxlen=_WINDOW)
         saved = [(first, last) for first, last in state["avoided"]]
         self.avoided = saved + [steps for steps in self.avoided if steps not in saved]
@@ -136,5 +135,5 @@ class Guard:
         self.skipped = state["skipped"]
 
     def avoids(self, step: int) -> bool:
-        """Whether a roll-back has told not to train on `step`."""
+        """Whether a roll-back avoids `step`."""
         return any(first <= step <= last for first, last in self.avoided)

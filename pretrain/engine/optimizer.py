@@ -1,4 +1,4 @@
-"""AdamW and SGD over the network's parameters: the weight-decay mask, updates held back, the weights' average."""
+"""AdamW and SGD with a weight-decay mask, updates that can be held back, and a Polyak average of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint.pieces import AVERAGE
 from pretrain.engine.section import OptimizerSection
 
-# Two axes or more, but no matrices of a linear map: never decayed under "matrices".
+# Of two axes or more, but no matrix of a linear map: not decayed under "matrices".
 _TOKENS = ("class_token", "position_embedding")
 
 
@@ -32,13 +32,18 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: Literal["matr
 
 
 class _Foundry:
-    """What this project's optimizers do beside torch's update. DeepSpeed sees a torch optimizer.
+    """What this project's optimizers add to torch's. DeepSpeed sees a torch optimizer.
 
-    hold: the next steps leave weights and state as they are.
-    decay: of the Polyak average at this step, average ← decay · average + (1 − decay) · weights after each update, in
-        fp32; None where no average is kept. The average is a state of the optimizer like the moments, so it is
-        partitioned as they are.
-    updates: those made since the run began; the caller counts, as DeepSpeed steps once for every part of the weights.
+    The Polyak average, average ← decay · average + (1 − decay) · weights after each update in fp32, is a state of the
+    optimizer like the moments, so it is partitioned as they are.
+
+    Attributes:
+        hold: whether `step` leaves weights and state as they are.
+        decay: of the average at the next update; None where no average is kept.
+        updates: made since the run began. The caller counts them: DeepSpeed calls `step` once for every part of the
+            weights.
+        moments: the names of the states that torch's update keeps.
+        averages: whether an average is kept.
     """
 
     hold = False
@@ -51,11 +56,11 @@ class _Foundry:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The states that are tensors like the weights."""
+        """The names of the states that are tensors like the weights."""
         return (*self.moments, AVERAGE) if self.averages else self.moments
 
     def allocate(self, weights: Tensor) -> None:
-        """Make the states of `weights` now, while there is still nothing to lose if memory is short."""
+        """Allocate the states of `weights` now: memory that is short shows before there is anything to lose."""
         state = self.state[weights]
         for moment in self.moments:
             state.setdefault(moment, torch.zeros_like(weights))
@@ -63,7 +68,7 @@ class _Foundry:
             state.setdefault(AVERAGE, weights.detach().clone())
 
     def set_updates(self, updates: int) -> None:
-        """Go on as after so many updates."""
+        """Set the number of updates made, as a checkpoint has it."""
         self.updates = updates
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
-"""DeepSpeed, imported and started without its noise.
+"""DeepSpeed, imported and called without the messages that a user cannot act on.
 
-A user's console belongs to the run. What torch and DeepSpeed print of themselves (accelerator detection, deprecated
-collectives inside DeepSpeed, a missing CUDA_HOME) says nothing a user can act on. VIT_FOUNDRY_VERBOSE=1 shows it.
+Held back are accelerator detection, deprecated collectives inside DeepSpeed, a missing CUDA_HOME and the like.
+VIT_FOUNDRY_VERBOSE=1 shows them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERBOSE = os.environ.get("VIT_FOUNDRY_VERBOSE") == "1"
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what libraries print, log below ERROR or warn of inside the block; shown after all if it fails."""
+    """Hold back what libraries print, warn or log below ERROR inside the block; it is shown if the block fails."""
     if VERBOSE:
         yield
         return

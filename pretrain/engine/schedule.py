@@ -38,8 +38,8 @@ class Averaging:
         debias      average_t = Σ_i decay^(t−i) · (1 − decay) · w_i / (1 − decay^t)
         otherwise   the same sum without its divisor, and decay^t · (the weights that averaging began from)
 
-    The weights that averaging began from, at the start of a run those drawn from the seed or a head of zeros, have no
-    share in the debiased average; otherwise at 0.9999 they have 37 % after 10,000 updates and 13.5 % after 20,000.
+    The weights that averaging began from (at the start of a run, drawn from the seed, or a head of zeros) have no share
+    in the debiased average; otherwise, at 0.9999, 37 % after 10,000 updates and 13.5 % after 20,000.
     """
 
     section: AveragingSection | None = None  # None: no average

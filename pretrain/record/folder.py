@@ -1,4 +1,4 @@
-"""The run folder: what a run writes down beside its checkpoints, so that the files always tell one history."""
+"""The run folder: its paths, the config record, and files of lines that always tell one history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,21 @@ class RunFolder:
         self.inspection = path / INSPECTION
 
     def create(self) -> None:
-        """Make the folder and that of its checkpoints, if they are not there.
+        """Make the folder and that of its checkpoints, if they do not exist.
 
         Raises:
-            OSError: one cannot be made or written to. A run that cannot save would say so at its end, when all is lost.
+            OSError: one cannot be made or written to. Better now than with the first save.
         """
         files.make_folder(self.path)
         files.make_folder(self.checkpoints)
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """`config.json`: the resolved config, with the versions and the commit it runs under."""
+        """Write `config.json`: the resolved config, with versions, commit and command line."""
         record = {**config, "versions": versions(), "git_commit": git_commit(), "command": sys.argv}
-        _replace(self.path / CONFIG, [json.dumps(record, indent=2) + "\n"])
+        files.write_text(self.path / CONFIG, json.dumps(record, indent=2) + "\n")
 
     def rewind(self, step: int, rank: int = 0, ranks: int = 1) -> None:
-        """Make the files those of a run that has completed `step` steps; the ranks divide them among themselves.
+        """Make the files those of a run that has completed `step` steps; each rank does a part of them.
 
         Lines of later steps move to `*.discarded.jsonl`, a torn last line is dropped.
         """
@@ -59,28 +59,28 @@ class RunFolder:
             _rewind(self.path / AUDIT / name, lambda line: line["step"] < step)
 
     def sync(self, rank: int) -> None:
-        """Put on the disk what the files say up to now, rank 0 the common ones."""
+        """Flush the files to the disk: this rank's audit and, on rank 0, the common ones."""
         common = [self.metrics, self.quarantine] if rank == 0 else []
         for file in (*common, self.audit(rank)):
             if files.exists(file):
                 files.flush(file)
 
     def audit(self, rank: int) -> Path:
-        """A rank's audit of the samples it trained on."""
+        """The file of the samples that a rank trained on."""
         return self.path / AUDIT / f"rank_{rank:05d}.jsonl"
 
     def evaluated(self, step: int) -> bool:
-        """Whether `metrics.jsonl` tells of an evaluation after `step` steps: its only lines without a step's loss."""
+        """Whether `metrics.jsonl` has an evaluation after `step` steps: its only lines without a loss."""
         if not files.exists(self.metrics):
             return False
         with self.metrics.open(encoding="utf-8") as file:
-            # The last line may be torn; of the others only those of the step are worth the parsing.
+            # The last line may be torn; only those of the step are parsed.
             lines = (line for line in file if line.startswith(f'{{"step": {step},') and line.endswith("\n"))
             return any("loss" not in json.loads(line) for line in lines)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that training rests on."""
+    """Versions of Python and of the packages that training depends on."""
     packages = ("torch", "torchvision", "deepspeed", "webdataset", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
@@ -124,9 +124,4 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
             file.writelines(discarded)
             file.flush()
             os.fsync(file.fileno())
-    _replace(path, kept)
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    with files.atomic_write(path) as file:
-        file.writelines(line.encode() for line in lines)
+    files.write_text(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""A run's append-only files: a JSON line at a time, none lost to a disk that is full for a while."""
+"""Append-only files of JSON lines; none is lost to a disk that is full for a while."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pretrain.console import say
 
 
 class Lines:
-    """Appends to a file, made with its first line.
+    """Appends to a file, which its first line creates.
 
-    Each line is handed to the operating system, so that it outlives this process. What there is no room for waits in
-    memory for the line after it: a run of months does not end over its notes.
+    Each line is passed to the operating system, so it outlives this process. Lines that the disk has no room for wait
+    in memory for the next one: a run does not end over its notes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class Lines:
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)
             while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]  # a part of it, at the disk's end
+                self._waiting = self._waiting[self._file.write(self._waiting) :]  # a part of it, on a full disk
             self._told = False
         except OSError as error:
             if not self._told:
