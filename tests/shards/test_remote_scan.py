@@ -22,6 +22,7 @@ from pretrain.shards.write import ShardLayout, write_shards
 from pretrain.storage import retry, store
 from pretrain.storage.location import expand
 from pretrain.storage.shardfile import ShardReader
+from tests.system.inprocess import run_here
 
 KINDS = ("http", "s3", "gs")
 NAMES = "shard-{000000..000004}.tar"
@@ -193,7 +194,7 @@ def test_local_shards_are_indexed_as_lying_under_a_url(server, built, tmp_path):
         assert [shard.url for shard in index.shards] == [f"{base}shard-{number:06d}.tar" for number in range(5)]
         assert index.shards[0].digest.startswith("sha256:") == (kind == "s3")
         index.check_files()
-        assert verify(index).samples == 60
+        assert verify(index, workers=1).samples == 60
 
 
 def test_a_base_that_is_none_and_names_that_would_meet_are_refused(built, tmp_path):
@@ -229,7 +230,7 @@ def test_verify_names_the_faults_of_remote_shards(serve, built, tmp_path):
     data[2000] ^= 1
     (tmp_path / "o" / "shard-000003.tar").write_bytes(data)
     with pytest.raises(InputError) as error:
-        verify(Index.open(path))
+        verify(Index.open(path), workers=2)
     message = str(error.value)
     assert "shard-000001.tar: 404 Not Found" in message
     assert f"{server.http}/shard-000003.tar: etag" in message
@@ -246,6 +247,7 @@ def test_checking_asks_for_sizes_and_etags_side_by_side(serve, built, tmp_path):
     index.check_files()
     assert time.monotonic() - begin < 5 * 0.5
     assert sorted(request.method for request in server.requests) == ["HEAD"] * 5
+    server.latency = 0.0
     shard = tmp_path / "o" / "shard-000004.tar"
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] + b"x")
@@ -266,15 +268,15 @@ def test_checking_asks_for_sizes_and_etags_side_by_side(serve, built, tmp_path):
     assert len(server.requests) == 1
 
 
-def test_the_commands_take_urls(server, built, tmp_path, run):
-    done = run("launch/shards.py", "index", f"{server.http}/train/{NAMES}", "--out", tmp_path / "i.vfi")
-    assert done.returncode == 0, done.stderr
+def test_the_commands_take_urls(server, built, tmp_path):
+    done = run_here("shards.py", "index", f"{server.http}/train/{NAMES}", "--out", tmp_path / "i.vfi")
+    assert done.status == 0, done.stderr
     assert Index.open(built).sequence in done.stdout
     assert "note: content of the shards: etag of 5 shards; not all of it is in the hash" in done.stderr
-    done = run("launch/shards.py", "verify", tmp_path / "i.vfi")
-    assert (done.returncode, done.stdout.splitlines()[0][:22]) == (0, "in order: 60 samples, ")
-    done = run("launch/shards.py", "index", built, "--base", f"{server.http}/train", "--out", tmp_path / "u.vfi")
-    assert done.returncode == 0, done.stderr
-    done = run("launch/shards.py", "index", f"{server.http}/train/", "--out", tmp_path / "i.vfi")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = run_here("shards.py", "verify", tmp_path / "i.vfi", "--workers", "1")
+    assert (done.status, done.stdout.splitlines()[0][:22]) == (0, "in order: 60 samples, ")
+    done = run_here("shards.py", "index", built, "--base", f"{server.http}/train", "--out", tmp_path / "u.vfi")
+    assert done.status == 0, done.stderr
+    done = run_here("shards.py", "index", f"{server.http}/train/", "--out", tmp_path / "i.vfi")
+    assert (done.status, done.stderr.count("\n")) == (2, 1)
     assert "a folder cannot be listed over http" in done.stderr

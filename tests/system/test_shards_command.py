@@ -1,40 +1,21 @@
 """`python launch/shards.py …` as a user calls it."""
 
-import contextlib
-import io
 import json
 import os
-import runpy
 import subprocess
 import sys
-from pathlib import Path
-from unittest import mock
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Ended(BaseException):
-    """The command ends its process."""
+from tests.system.inprocess import ROOT, run_here
 
 
 def shards(*arguments, status=0):
-    """Run the command in this process; returns stdout, or stderr where it is to fail."""
-    words = [str(ROOT / "launch" / "shards.py"), *map(str, arguments)]
-    with (
-        mock.patch.object(sys, "argv", words),
-        mock.patch.object(sys, "path", ["launch", *sys.path]),
-        mock.patch.object(os, "_exit", side_effect=Ended) as ended,
-        contextlib.redirect_stdout(io.StringIO()) as out,
-        contextlib.redirect_stderr(io.StringIO()) as errors,
-        contextlib.suppress(Ended, SystemExit),
-    ):
-        runpy.run_path(words[0], run_name="__main__")
-    assert "Traceback" not in errors.getvalue()
-    if ended.called:
-        assert ended.call_args.args == (status,), errors.getvalue()
-    return errors.getvalue() if status else out.getvalue()
+    """Run the command; returns stdout, or stderr where it is to fail."""
+    done = run_here("shards.py", *arguments)
+    assert done.status == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if status else done.stdout
 
 
 @pytest.fixture(scope="module")
