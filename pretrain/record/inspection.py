@@ -1,4 +1,4 @@
-"""What a step looked like whose update was skipped: kept, so that someone can find out why."""
+"""What a step whose update was skipped looked like, so that someone can find out why."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ _MOST = 3  # each is as large as a checkpoint
 class Inspection:
     """`inspection/step_00000012/`: a checkpoint of the state before step 12 (from 0), and each rank's batch.
 
-    The state is as the step found it, for the update was skipped: `--init` takes it as weights. The first few skipped
-    steps of a run are kept.
+    `--init` takes the state as weights. The first few skipped steps of a run are kept.
     """
 
     def __init__(self, folder: RunFolder, world: World, save: Callable[..., bool]) -> None:

@@ -13,19 +13,20 @@ from pretrain.record.folder import RunFolder
 from pretrain.record.lines import Lines
 from pretrain.stream.fault import Fault, first_fault
 from pretrain.stream.loader import Batch
+from pretrain.stream.section import DataSection
 
-# The rate is that of about so many images past: the first bad image of a run is no rate, and a storage that fails after
-# months must not be measured by the months.
+# The rate is taken over about so many recent images: a run's first bad image is no rate, and storage that fails after
+# months must not be averaged over the months.
 _WINDOW_IMAGES, _WINDOW_STEPS = 10_000, 10
 
 
 class Quarantine:
-    """`quarantine.jsonl`: a line for each sample that came grey and masked, in the order of steps.
+    """`quarantine.jsonl`: one line for each sample that was replaced by a grey, masked image, in the order of steps.
 
-    A chunk that cannot be read ends the run, on every rank and with one message, unless its samples are to be
-    quarantined too; one that storage does not serve for now always does, as its samples are good. So does a share of
-    unreadable samples above `max_unreadable`, older ones counting ever less. All before the step is saved: the run goes
-    on from the checkpoint before it.
+    The run ends, on every rank and with one message, at a chunk that cannot be read (unless
+    `data.unreadable_chunks="quarantine"`), at a chunk that storage does not serve for now (its samples are good), and
+    when the share of unreadable samples exceeds `data.max_unreadable`; older samples count ever less. It ends before
+    the step is saved, so that it resumes from the checkpoint before.
     """
 
     def __init__(
@@ -33,22 +34,19 @@ class Quarantine:
         folder: RunFolder,
         index: Index,
         world: World,
-        *,
+        section: DataSection,
         global_batch: int,
-        max_unreadable: float,
-        chunks: bool,
     ) -> None:
-        """`chunks`: whether the samples of unreadable chunks are quarantined."""
         self._path, self._index, self._world = folder.quarantine, index, world
         self._lines = Lines(folder.quarantine)
         self._batch, self._window = global_batch, max(_WINDOW_IMAGES, _WINDOW_STEPS * global_batch)
-        self._most, self._chunks = max_unreadable, chunks
+        self._most, self._chunks = section.max_unreadable, section.unreadable_chunks == "quarantine"
         self._faults: list[Fault] = []
-        self._recent, self._settled = 0.0, 0  # unreadable samples, older ones for less; the step they are counted up to
+        self._recent, self._counted = 0.0, 0  # unreadable samples, older ones for less; the step they are counted up to
         self._told = False
 
     def add(self, batch: Batch) -> None:
-        """Note what a micro-batch that has been trained on could not show."""
+        """Note the samples of a micro-batch that could not be read."""
         self._faults += batch.faults
 
     @property
@@ -73,8 +71,8 @@ class Quarantine:
             choice = ' (data.unreadable_chunks="quarantine" would go on without its samples)'
             raise fault.error(f"step {step + 1}: ", "" if fault.passing else choice)
         self._faults.clear()
-        self._recent = self._recent * math.exp((self._settled - step) * self._batch / self._window) + len(found)
-        self._settled = step
+        self._recent = self._recent * math.exp((self._counted - step) * self._batch / self._window) + len(found)
+        self._counted = step
         if self._recent > self._most * self._window:
             raise InputError(
                 f"step {step + 1}: {self._recent:.0f} of the last {self._window:,} images could not be read, above "

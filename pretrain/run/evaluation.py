@@ -27,14 +27,14 @@ class Evaluator(Protocol):
     def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
         """The named values after `step` steps. All ranks call it; what rank 0 yields is logged.
 
-        Every rank calls `model` equally often: before each batch they agree whether to go on, and where they do not
-        the call raises.
+        Every rank must call `model` equally often: before each batch the ranks agree whether to continue, and the call
+        raises if they do not.
         """
         ...
 
 
 class _Left(Exception):
-    """The ranks have agreed to stop amid an evaluation."""
+    """The ranks have agreed to stop during an evaluation."""
 
 
 def evaluate(

@@ -174,16 +174,16 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
     """Share what is trained, and take from the run folder what came after step `start`. Collective."""
     config, folder, world = setup.config, setup.folder, setup.world
 
-    def record() -> None:
+    def write() -> None:
         if world.main:
-            said = {**setup.as_read.model_dump(mode="json"), "train": setup.resolved["train"]}
-            folder.write_config({**said, "network": asdict(config.model.spec()), "origin": setup.origin})
+            record = {**setup.as_read.model_dump(mode="json"), "train": setup.resolved["train"]}
+            folder.write_config({**record, "network": asdict(config.model.spec()), "origin": setup.origin})
             checkpoints.set_aside(passed_over)
             checkpoints.update_latest(folder.checkpoints)
             checkpoints.remove_partial(folder.checkpoints)
         folder.rewind(start, world.rank, world.size)
 
-    collectives.together(record)
+    collectives.together(write)
     for fault in passed_over.values():
         _say(world, f"passed over: {fault}")
 
@@ -324,14 +324,7 @@ def _workload(setup: Setup) -> Workload:
 def _ledger(setup: Setup, metrics: Metrics, saver: Saver) -> Ledger:
     folder, world, data = setup.folder, setup.world, setup.config.data
     audit = collectives.together(lambda: Audit(folder, world.rank, data.audit))
-    quarantine = Quarantine(
-        folder,
-        setup.index,
-        world,
-        global_batch=setup.recipe.layout.global_batch,
-        max_unreadable=data.max_unreadable,
-        chunks=data.unreadable_chunks == "quarantine",
-    )
+    quarantine = Quarantine(folder, setup.index, world, data, setup.recipe.layout.global_batch)
     return Ledger(audit, quarantine, metrics, Inspection(folder, world, saver.save))
 
 

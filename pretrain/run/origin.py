@@ -34,7 +34,7 @@ class Init:
         return "averaged" if self.averaged else "raw"
 
     def origin(self, chosen: Checkpoint) -> Origin:
-        """Of a run that begins from the checkpoint `chosen`. Its hash says what it holds, wherever it stands."""
+        """The origin of a run that begins from the checkpoint `chosen`, told by its hash, so that it may be moved."""
         return {
             "source": os.path.abspath(chosen.path),  # as a resume from elsewhere names it
             "sha256": chosen.sha256,
@@ -62,14 +62,14 @@ def describe(origin: Origin | None) -> str:
 
 
 def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Checkpoint | None, ViTSpec | None]:
-    """The checkpoint that a run which begins now is to begin from, and its network. Collective.
+    """The checkpoint that a new run begins from, and its network. Collective.
 
     Args:
         needed: whether a run cannot begin without weights.
 
     Returns:
-        neither of them for a run that draws its parameters. For a run that resumes no checkpoint: it needs none any
-        more; the network is the one it began from, or, if that is not recorded, its own.
+        (None, None) for a run that draws its parameters. A run that resumes needs no checkpoint to begin from: None,
+        and the network it began from (its own, if that was not recorded).
 
     Raises:
         InputError: `init` names no whole checkpoint, or is missing; none of the run's own can be read.

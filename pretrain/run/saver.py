@@ -1,4 +1,4 @@
-"""When a run saves, and that training waits for the copy only."""
+"""When a run saves; training waits only for a copy of the state."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class SaveError(InputError):
 
 
 class Saver:
-    """Saves every so many steps, every so many minutes, and whenever it is told to.
+    """Saves every so many steps, every so many minutes, and when told to.
 
-    A save copies the state to the host; a thread writes it while training goes on. When every rank's thread is done,
-    rank 0 makes the checkpoint whole. One save is under way at a time: the next waits for it.
+    A save copies the state to the host; a thread writes the copy while training continues. When every rank's thread is
+    done, rank 0 commits the checkpoint. One save runs at a time: the next waits for it.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Saver:
     ) -> None:
         """
         Args:
-            state: what a checkpoint after so many steps must hold besides parameters and optimizer.
-            start: the steps after which this run starts: a checkpoint of them exists.
+            state: given the completed steps, what a checkpoint holds besides parameters and optimizer.
+            start: steps completed before: a checkpoint of them exists.
 
         Raises:
             InputError: the disk has no room for a checkpoint.
@@ -62,13 +62,13 @@ class Saver:
         self._under_way: tuple[Path, int, float, float] | None = None  # folder, step, when begun, seconds waited
         self._snapshot = Snapshot(engine)
         self._background = section.background
-        self._newest = start  # steps of the newest whole checkpoint
+        self._newest = start  # steps of the newest checkpoint
         self._bytes = 4 * len(kinds(engine)) * _values(engine)
         if missing := broadcast_object(self._missing() if world.main else None):
             raise InputError(f"--out: {missing}")
 
     def due(self, done: int) -> bool:
-        """Whether one is due after `done` steps by this rank's clock, which may differ from the others'."""
+        """Whether a save is due after `done` steps. Ranks may differ: each asks its own clock."""
         if self._section.every and done % self._section.every == 0:
             return True
         return time.monotonic() - self._saved_at >= self._seconds
@@ -79,16 +79,16 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, done: int, *, wait: bool = False, folder: Path | None = None) -> bool:
-        """Save after `done` steps, and `wait` until it is whole; False where it could not be written. Collective.
+        """Save after `done` steps, and `wait` until it is committed; False if it could not be written. Collective.
 
         Args:
-            folder: where to, if not among the run's checkpoints.
+            folder: where to; None: the run's checkpoints.
 
         Raises:
             SaveError: with `wait`, a checkpoint of the run could not be written.
         """
         final = wait and folder is None
-        self.finish()  # if it failed, this one is the more needed
+        self.finish()
         began, into = time.monotonic(), folder or self._folder
         if folder is None:
             self._saved_at = began
@@ -104,13 +104,13 @@ class Saver:
                 self._result = pieces.write_share(
                     target, self._world.rank, self._snapshot.pieces, values, self._snapshot.begins
                 )
-            except Exception as error:  # told by rank 0, for all
+            except Exception as error:  # rank 0 reports it
                 self._result = error
 
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._thread.start()
         self._under_way = into, done, began, time.monotonic() - began
-        # Taken now: what it tells of belongs to this step.
+        # Taken now: it describes this step.
         self._known = {
             "updates": self._engine.basic_optimizer.updates,
             "zero_stage": self._engine.zero_optimization_stage(),
@@ -120,7 +120,7 @@ class Saver:
         return True if copied else self.finish(final=final)
 
     def ensure(self, done: int) -> None:
-        """See that there is a whole checkpoint after `done` steps, the last ones made. Collective.
+        """Save after `done` steps unless that checkpoint exists. Collective.
 
         Raises:
             SaveError: it could not be written.
@@ -130,10 +130,10 @@ class Saver:
             self.save(done, wait=True)
 
     def finish(self, *, final: bool = False) -> bool:
-        """Make whole the save that is under way, if there is one, when its files are; False if it failed. Collective.
+        """Wait for the save under way, if there is one, and commit it; False if it failed. Collective.
 
         Raises:
-            SaveError: it is the `final` one and could not be written.
+            SaveError: it was `final` and could not be written.
         """
         if self._thread is None or self._under_way is None:
             return True
@@ -165,22 +165,21 @@ class Saver:
         return True
 
     def _copies(self) -> bool:
-        """Whether training may go on while a copy is written: it was asked for, and every host has room for one."""
+        """Whether to write from a copy while training continues: configured, and every host has the memory."""
         if self._background:
             here = socket.gethostname()
-            lacking = [
-                why for why in all_gather_list([self._snapshot.lacks(all_gather_list([here]).count(here))]) if why
-            ]
+            ranks = all_gather_list([here]).count(here)
+            lacking = [why for why in all_gather_list([self._snapshot.lacks(ranks)]) if why]
             if lacking:
                 self._background = False
                 if self._world.main:
-                    say(f"saves are waited for from here on: {lacking[0]}")
+                    say(f"training waits for saves from here on: {lacking[0]}")
         return self._background
 
     def _prune(self) -> None:
         try:
             checkpoints.prune(self._folder, self._section.keep, self._section.keep_every)
-        except OSError as error:  # the new one is whole all the same
+        except OSError as error:  # the new one is committed all the same
             say(f"{self._folder}: an old checkpoint could not be removed: {error}")
 
     def _failed(self, done: int, why: str, final: bool) -> bool:
@@ -191,7 +190,7 @@ class Saver:
         return False
 
     def _missing(self) -> str | None:
-        """What the disk lacks for a checkpoint, if it does."""
+        """What the disk lacks for a checkpoint; None: nothing."""
         place = self._folder
         try:
             while not files.exists(place):

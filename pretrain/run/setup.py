@@ -34,7 +34,7 @@ _REMOTE_CHECKED = 64  # shards, spread over the index
 
 @dataclass(frozen=True)
 class Setup:
-    """A run whose config, data and layout go together: what it takes, before anything is built."""
+    """A run that was checked and is ready to be built: its config, data and layout fit."""
 
     as_read: TrainingConfig  # a fine-tuning config names no network: `config` has the checkpoint's
     config: RunConfig

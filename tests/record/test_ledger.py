@@ -18,6 +18,7 @@ from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine
 from pretrain.record.section import LoggingSection
 from pretrain.stream.counters import Counters
+from pretrain.stream.section import DataSection
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -48,7 +49,7 @@ def ledger(tmp_path, kept):
 
     return Ledger(
         Audit(folder, 0, True),
-        Quarantine(folder, None, ALONE, global_batch=2, max_unreadable=0.5, chunks=True),
+        Quarantine(folder, None, ALONE, DataSection(max_unreadable=0.5, unreadable_chunks="quarantine"), 2),
         Metrics(folder, ALONE, LoggingSection(every=1, tensorboard=False), workload, Counters()),
         Inspection(folder, ALONE, save),
     )

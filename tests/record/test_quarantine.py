@@ -12,6 +12,7 @@ from pretrain.record.folder import RunFolder
 from pretrain.record.quarantine import Quarantine
 from pretrain.stream.fault import NOT_READ, Fault
 from pretrain.stream.loader import Batch
+from pretrain.stream.section import DataSection
 
 NOTHING = torch.zeros(0)
 
@@ -23,10 +24,9 @@ class Somewhere:
 
 @pytest.fixture
 def quarantine(tmp_path):
-    def make(**options):
+    def make(global_batch=1000, **options):
         world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-        options = {"global_batch": 1000, "max_unreadable": 0.01, "chunks": False, **options}
-        return Quarantine(RunFolder(tmp_path), Somewhere(), world, **options)
+        return Quarantine(RunFolder(tmp_path), Somewhere(), world, DataSection(**options), global_batch)
 
     return make
 
@@ -66,22 +66,22 @@ def test_a_chunk_ends_the_run_by_its_own_reason_and_what_followed_is_not_listed(
         fail(found, 7, Fault(1, 0, None, NOT_READ), Fault(2, 0, None, "truncated"), Fault(3, 0, None, NOT_READ))
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [2]
-    fail(quarantine(chunks=True, max_unreadable=1.0), 7, Fault(2, 0, None, "truncated"))
+    fail(quarantine(unreadable_chunks="quarantine", max_unreadable=1.0), 7, Fault(2, 0, None, "truncated"))
 
 
 @pytest.mark.parametrize("chunks", [False, True])
 def test_storage_that_does_not_answer_ends_the_run_whatever_is_quarantined(quarantine, chunks):
     later = Fault(1, 0, None, "503", passing=True), Fault(2, 0, None, f"{NOT_READ}: 503", passing=True)
     with pytest.raises(StorageError, match=r"^step 8: 503$"):
-        fail(quarantine(chunks=chunks), 7, *later)
+        fail(quarantine(unreadable_chunks=chunks), 7, *later)
     with pytest.raises(StorageError, match=r"^step 8: 503$"):  # and by a share of unreadable samples no less
-        fail(quarantine(chunks=chunks, max_unreadable=0.0), 7, *images(3), *later)
+        fail(quarantine(unreadable_chunks=chunks, max_unreadable=0.0), 7, *images(3), *later)
 
 
 def test_storage_that_does_not_answer_leaves_damaged_chunks_to_be_quarantined(quarantine):
     damaged, later = Fault(1, 0, None, "truncated"), Fault(2, 0, None, "503", passing=True)
     with pytest.raises(StorageError, match=r"^step 8: 503$"):
-        fail(quarantine(chunks=True), 7, damaged, later)
+        fail(quarantine(unreadable_chunks="quarantine"), 7, damaged, later)
     with pytest.raises(InputError, match=r"^step 8: truncated") as caught:
         fail(quarantine(), 7, damaged, later)
     assert not isinstance(caught.value, StorageError), "it stays when the storage has come back"
