@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pretrain.engine.step import Agreement
-from pretrain.errors import InputError
+from pretrain.errors import StorageError
+from pretrain.index.index import SampleExtent
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
@@ -18,16 +19,17 @@ from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine
 from pretrain.record.section import LoggingSection
 from pretrain.stream.counters import Counters
+from pretrain.stream.fault import Fault
 from pretrain.stream.section import DataSection
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
-class Fault(SimpleNamespace):
-    """A sample that cannot be read."""
+class Index:
+    """Where any sample lies."""
 
-    def record(self, index):
-        return {"id": self.id, "url": "a.tar", "offset": 0, "error": self.reason}
+    def extents(self, ids):
+        return [SampleExtent("a.tar", 512, 1024, first_id=int(ids[0]), count=1)]
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def ledger(tmp_path, kept):
 
     return Ledger(
         Audit(folder, 0, True),
-        Quarantine(folder, None, ALONE, DataSection(max_unreadable=0.5, unreadable_chunks="quarantine"), 2),
+        Quarantine(folder, Index(), ALONE, DataSection(max_unreadable=0.5, unreadable_chunks="quarantine"), 2),
         Metrics(folder, ALONE, LoggingSection(every=1, tensorboard=False), workload, Counters()),
         Inspection(folder, ALONE, save),
     )
@@ -65,7 +67,7 @@ def lines(path):
 
 def test_a_steps_micro_batches_faults_and_loss_are_told_under_the_same_step(ledger, tmp_path):
     pulse = Pulse(SimpleNamespace(beat=lambda step, part: None), ALONE.device)
-    fault = Fault(id=3, reason="not an image", passing=False, of_chunk=False, cause=None)
+    fault = Fault(3, 0, "3", "not an image")
     for step, batches in enumerate([[batch(5), batch(3, faults=[fault])], [batch(1), batch(2)]]):
         for one in pulse.batches(step, batches):
             ledger.add(one)
@@ -81,11 +83,8 @@ def test_a_steps_micro_batches_faults_and_loss_are_told_under_the_same_step(ledg
 
 
 def test_a_chunk_that_storage_does_not_serve_ends_the_run(ledger):
-    cause = SimpleNamespace(
-        passing=True, reason="no answer", error=lambda before, after: InputError(f"{before}no answer{after}")
-    )
-    ledger.add(batch(3, faults=[Fault(id=3, reason="no answer", passing=True, of_chunk=True, cause=cause)]))
-    with pytest.raises(InputError, match="step 1: no answer"):
+    ledger.add(batch(3, faults=[Fault(3, 0, None, "no answer", passing=True)]))
+    with pytest.raises(StorageError, match="step 1: no answer"):
         ledger.check(0)
 
 

@@ -69,7 +69,7 @@ def test_a_chunk_ends_the_run_by_its_own_reason_and_what_followed_is_not_listed(
     fail(quarantine(unreadable_chunks="quarantine", max_unreadable=1.0), 7, Fault(2, 0, None, "truncated"))
 
 
-@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("chunks", ["stop", "quarantine"])
 def test_storage_that_does_not_answer_ends_the_run_whatever_is_quarantined(quarantine, chunks):
     later = Fault(1, 0, None, "503", passing=True), Fault(2, 0, None, f"{NOT_READ}: 503", passing=True)
     with pytest.raises(StorageError, match=r"^step 8: 503$"):
