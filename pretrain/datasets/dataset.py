@@ -20,17 +20,16 @@ _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
 class UnreadableFile(InputError):
-    """One file of a data set is no image that can be stored. The message begins with its path."""
+    """One file of a data set is not an image that can be stored. The message begins with its path."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """N rows in a fixed order.
 
-    `labels` is int32 [N]; or, with `starts` int64 [N+1], the lists one after the other. `read(row)` gives an
-    image as (suffix, bytes), from any thread; it raises UnreadableFile for a file that can be left out. `fingerprint`
-    tells whether two data sets are the same: by the pixels of those in memory, by the names of files. `files` tells
-    whether files are still those there were, by their sizes and times.
+    `labels` is int32 [N] or, with `starts` int64 [N+1], the lists one after the other. `read(row)` returns an image as
+    (suffix, bytes), from any thread; it raises UnreadableFile for a file that can be left out. `fingerprint` is a hash
+    of labels and of pixels in memory or names of files; `files` is a hash of the files' sizes and times.
     """
 
     name: str
@@ -96,19 +95,19 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
-    """An image file's bytes → (suffix, bytes to store): JPEG, PNG and WebP untouched, anything else as PNG; of moving
-    pictures the first.
+    """An image file's bytes → (suffix, bytes to store): JPEG, PNG and WebP untouched, other formats as PNG; of an
+    animation the first picture.
 
-    The format is told by the content: well-known sets hold PNGs and GIFs under the name of a JPEG. What is stored is
-    what training's decoder decodes. Raises UnreadableFile naming `where`: for what is not an image of these formats,
-    for a damaged one, and for pixels that a PNG does not hold.
+    The content tells the format: well-known sets hold PNGs and GIFs under a JPEG's name. Training's decoder decodes
+    what is stored. Raises UnreadableFile that names `where` for other formats, for a damaged image, and for pixels that
+    a PNG cannot hold.
     """
-    # Here, because it brings torch, two seconds that a folder which holds its shards already need not wait.
+    # Here, because it imports torch, two seconds that a folder with finished shards need not wait for.
     from pretrain.images.decode import UnreadableImage, check_size, decode
 
     try:
         kind = image_kind(data)
-        if kind and not (kind == "webp" and data[12:16] == b"VP8X" and data[20] & 2):  # a moving one
+        if kind and not (kind == "webp" and data[12:16] == b"VP8X" and data[20] & 2):  # an animation
             decode(data, 3)
             return IMAGE_KINDS[kind][0], data
         # Named formats only: Pillow starts Ghostscript for a PostScript file, whatever the file's name.
@@ -120,14 +119,14 @@ def as_stored(data: bytes, where: str) -> tuple[str, bytes]:
             return "png", _as_png(_grey16(image, where) if image.mode[0] in "IF" else image.convert("RGB"))
     except InputError:
         raise
-    except MemoryError as error:  # the host's fault, or so it seems: no file to leave out
+    except MemoryError as error:  # more likely the host's fault: no file to leave out
         raise InputError(f"{where}: memory ran out while it was decoded") from error
     except UnreadableImage as error:
         raise UnreadableFile(f"{where}: {error}") from error
     except UnidentifiedImageError as error:
         found = f"{len(data)} bytes that begin {data[:8].hex(' ')!r}"
         raise UnreadableFile(f"{where}: not an image of a format that is read ({_READ}): {found}") from error
-    except Exception as error:  # of a dozen kinds, none of them documented
+    except Exception as error:  # decoders raise a dozen kinds, none of them documented
         raise UnreadableFile(f"{where}: {kind}: {error}") from error
 
 

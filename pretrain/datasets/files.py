@@ -67,15 +67,15 @@ def file_dataset(
 
 
 def _state(base: Path, files: Sequence[str]) -> str:
-    """A hash of the sizes and times of all files, and of the beginnings of some, spread evenly: archives may give every
-    file one time, and bitmaps are equally large.
+    """A hash of the sizes and times of all files, and of the first bytes of some, spread evenly: archives may give all
+    files the same time, and bitmaps have the same size.
     """
     found = np.full((len(files), 2), -1, np.int64)
     heads = []
     every = -(-len(files) // _HEADS)
     for row, file in enumerate(files):
         path = os.path.join(base, file)
-        with contextlib.suppress(OSError):  # reading it says what is wrong
+        with contextlib.suppress(OSError):  # `read` reports it
             known = os.stat(path)
             found[row] = known.st_size, known.st_mtime_ns
             if row % every == 0 and stat.S_ISREG(known.st_mode):
@@ -121,12 +121,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def image_folders(place: Path) -> list[str]:
-    """The sub-folders that hold an image at any depth, sorted; others are neither splits nor classes."""
+    """Sub-folders that hold an image at any depth, sorted; only they can be splits or classes."""
     return [name for name in folders(place) if _holds_image(place / name)]
 
 
 def folders(place: Path) -> list[str]:
-    """Sub-folders, sorted, but for hidden ones and what tools left behind."""
+    """Sub-folders, sorted, without hidden ones and those that tools leave behind."""
     return sorted(entry.name for entry in _entries(place) if _is_folder(entry))
 
 

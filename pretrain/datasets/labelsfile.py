@@ -3,8 +3,8 @@
     {"classes": ["beach", "dog", "sea"],
      "labels": {"2019/1.jpg": ["dog", "beach"], "2019/2.jpg": []}}
 
-Paths start from the folder of that file; labels are names out of "classes", or, without "classes", numbers from 0.
-Every image has to be listed and every listed file of the split has to exist.
+Paths are relative to the folder of that file. Labels are names from "classes" or, without "classes", numbers from 0.
+Every image has to be listed, and every listed file of the split has to exist.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LABELS_NAME = "labels.json"
 
 
 def with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
-    """The images below `base`, which is the folder of `listing` or in it, with its labels. Raises InputError where the
-    two do not match.
+    """The images below `base`, which is the folder of `listing` or in it, with the labels listed there. Raises
+    InputError where images and list do not match.
     """
     try:
         content = json.loads(read_text(listing), object_pairs_hook=lambda pairs: _no_key_twice(pairs, listing))

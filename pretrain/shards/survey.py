@@ -56,7 +56,7 @@ def summary(index: Index) -> str:
 
 
 @dataclass(frozen=True)
-class Look:
+class SampledImage:
     """One image that was read and decoded; where that failed, `fault` says why and there is no size."""
 
     sample_id: int
@@ -81,7 +81,7 @@ class Survey:
     blocks: NDArray[np.int64]
     shard_samples: NDArray[np.int64]
     shard_bytes: NDArray[np.int64]
-    looks: tuple[Look, ...]
+    sampled: tuple[SampledImage, ...]
 
     @property
     def bytes(self) -> int:
@@ -94,16 +94,18 @@ class Survey:
     @property
     def sizes(self) -> NDArray[np.int64]:
         """(width, height) of the images that decode, int64 [n, 2]."""
-        return np.array([(look.width, look.height) for look in self.looks if not look.fault], np.int64).reshape(-1, 2)
+        return np.array([(image.width, image.height) for image in self.sampled if not image.fault], np.int64).reshape(
+            -1, 2
+        )
 
     @property
     def formats(self) -> dict[str, int]:
         """How many images decode of each format and mode ("JPEG RGB"), the most frequent first."""
-        return dict(Counter(look.format for look in self.looks if not look.fault).most_common())
+        return dict(Counter(image.format for image in self.sampled if not image.fault).most_common())
 
     @property
-    def unreadable(self) -> list[Look]:
-        return [look for look in self.looks if look.fault]
+    def unreadable(self) -> list[SampledImage]:
+        return [image for image in self.sampled if image.fault]
 
     def figures(self) -> dict[str, Any]:
         """The survey as JSON."""
@@ -133,10 +135,8 @@ class Survey:
         order = np.argsort(-counts, kind="stable").tolist()
 
         def rows(labels: list[int]) -> list[dict[str, Any]]:
-            return [
-                {"class": class_name(self.index, label), "label": label, "samples": int(counts[label])}
-                for label in labels
-            ]
+            named = ((class_name(self.index, label), label) for label in labels)
+            return [{"class": name, "label": label, "samples": int(counts[label])} for name, label in named]
 
         return {
             "count": len(counts),
@@ -150,7 +150,7 @@ class Survey:
         widths, heights = self.sizes.T
         unreadable = self.unreadable
         return {
-            "read": len(self.looks),
+            "read": len(self.sampled),
             "width": spread(widths),
             "height": spread(heights),
             "formats": self.formats,
@@ -158,15 +158,10 @@ class Survey:
             "first_unreadable": self._place(unreadable[0]) if unreadable else None,
         }
 
-    def _place(self, look: Look) -> dict[str, Any]:
-        [extent] = self.index.extents([look.sample_id])
-        return {
-            "id": look.sample_id,
-            "key": look.key,
-            "shard": extent.url,
-            "offset": extent.begin,
-            "error": look.fault,
-        }
+    def _place(self, image: SampledImage) -> dict[str, Any]:
+        [extent] = self.index.extents([image.sample_id])
+        place = {"id": image.sample_id, "key": image.key, "shard": extent.url, "offset": extent.begin}
+        return {**place, "error": image.fault}
 
 
 def survey(index: Index, images: int = 1000) -> Survey:
@@ -182,7 +177,7 @@ def survey(index: Index, images: int = 1000) -> Survey:
         blocks=_sum_counts(_blocks(file) for file in index.files),
         shard_samples=np.concatenate([np.diff(file.first) for file in index.files]),
         shard_bytes=np.concatenate([file.shard_bytes for file in index.files]),
-        looks=tuple(_look(index, spread_ids(index.samples, images))),
+        sampled=tuple(_sampled_images(index, spread_ids(index.samples, images))),
     )
 
 
@@ -307,17 +302,17 @@ def _sum_counts(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     return total
 
 
-def _look(index: Index, ids: NDArray[np.int64]) -> Iterator[Look]:
+def _sampled_images(index: Index, ids: NDArray[np.int64]) -> Iterator[SampledImage]:
     with (
         Progress("decoding", "images", len(ids)) as progress,
-        closing(in_threads(lambda number, _: _look_at(index, number), ids.tolist(), AT_ONCE)) as looks,
+        closing(in_threads(lambda number, _: _sampled_image(index, number), ids.tolist(), AT_ONCE)) as images,
     ):
-        for look in looks:
-            yield look
+        for image in images:
+            yield image
             progress.advance()
 
 
-def _look_at(index: Index, sample_id: int) -> Look:
+def _sampled_image(index: Index, sample_id: int) -> SampledImage:
     # Here, because it brings torch, two seconds that `locate` can spare.
     from pretrain.images.decode import UnreadableImage, decode
 
@@ -325,8 +320,8 @@ def _look_at(index: Index, sample_id: int) -> Look:
     try:
         _, height, width = decode(data, 3).shape
     except UnreadableImage as error:
-        return Look(sample_id, key, fault=str(error))
-    return Look(sample_id, key, width, height, _format(data))
+        return SampledImage(sample_id, key, fault=str(error))
+    return SampledImage(sample_id, key, width, height, _format(data))
 
 
 def _format(data: bytes | memoryview) -> str:

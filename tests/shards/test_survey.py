@@ -38,7 +38,7 @@ def test_images_that_do_not_decode_are_counted_and_the_first_is_named(lists):
     assert (figures["width"]["min"], figures["height"]["min"], figures["height"]["max"]) == (300, 8, 10)
     assert figures["formats"] == {"PNG L": 57}
     bad = [number for number in range(60) if int(locate(lists, number)["key"]) % 20 == 13]
-    assert [look.sample_id for look in found.unreadable] == bad
+    assert [image.sample_id for image in found.unreadable] == bad
     place = locate(lists, bad[0])
     first = figures["first_unreadable"]
     assert {name: first[name] for name in ("id", "key", "shard", "offset")} == {
@@ -52,7 +52,7 @@ def test_images_that_do_not_decode_are_counted_and_the_first_is_named(lists):
 def test_an_image_cut_in_its_data_is_unreadable_though_its_header_tells_a_size(write_shards, encoded):
     photo = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
     made = write_shards("cut", [6], suffixes=("jpg",), replace={4: photo[: len(photo) // 2]})
-    assert [look.sample_id for look in survey(made.index).unreadable] == [4]
+    assert [image.sample_id for image in survey(made.index).unreadable] == [4]
 
 
 def test_without_faults_nothing_is_unreadable(shards):
@@ -96,7 +96,7 @@ def sparse_index(path, samples, shards, classes, damage=False):
 
 def test_thirty_million_samples_are_counted_in_pieces(tmp_path, monkeypatch):
     index = sparse_index(tmp_path, 30_000_000, 3_000, 20_000)
-    monkeypatch.setattr("pretrain.shards.survey._look", lambda index, ids: iter(()))
+    monkeypatch.setattr("pretrain.shards.survey._sampled_images", lambda index, ids: iter(()))
     tracemalloc.start()
     start = time.perf_counter()
     found = survey(index)
