@@ -1,56 +1,66 @@
-"""What a few-shot config may say."""
+"""The sections and keys of a few-shot config."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from pretrain.section import FolderName, Indices, Section, Seeds, Shots, each_once
+from fewshot.features import LAYERS
+from fewshot.probes import PROBES
+from pretrain.section import FolderName, Indices, Section, Seeds, Shots, each_once, key
 from pretrain.storage.retry import TIMEOUTS, Timeouts
-
-PROBES = ("ridge", "logistic", "knn10", "knn20", "nearest_mean")
-LAYERS = ("tanh", "pre_tanh", "cls", "mean")  # of a network; the first two have a representation head
-BASELINES = ("pixels", "untrained")
 
 
 class DataSection(Section):
-    """What is learned from and what is scored: an INDEX each, or a list that is concatenated."""
+    """The support set, which is learned from, and the query set, which is scored."""
 
-    support: Indices | None = Field(default=None, examples=[["DIR", "DIR2"]])
-    query: Indices | None = Field(default=None, examples=[["DIR", "DIR2"]])
-    workers: int = Field(default=4, gt=0)  # decode threads per rank
-    # Of attempts at one range of a remote shard; below the 30 minutes that the other ranks' collectives wait meanwhile.
-    patience_minutes: float = Field(default=5, gt=0, lt=30)
+    support: Indices | None = key(
+        None, about="What is learned from: an INDEX or a list that is concatenated.", examples=[["DIR", "DIR2"]]
+    )
+    query: Indices | None = key(
+        None, about="What is scored: an INDEX or a list that is concatenated.", examples=[["DIR", "DIR2"]]
+    )
+    workers: int = key(4, about="Decode threads per rank.", gt=0)
+    # Below the 30 minutes for which the other ranks' collectives wait meanwhile.
+    patience_minutes: float = key(
+        5, about="Minutes for which one range of a remote shard is asked for again.", gt=0, lt=30
+    )
 
     def timeouts(self) -> Timeouts:
-        """How long is waited for remote shards."""
+        """How long remote shards are waited for."""
         return replace(TIMEOUTS, deadline=60 * self.patience_minutes)
 
 
 class ModelSection(Section):
-    """How the checkpoint's network is used."""
+    """How the checkpoint's network is run."""
 
-    image_size: int | None = Field(default=None, gt=0)  # null: the checkpoint's; else positions are resized
+    image_size: int | None = key(
+        None, about="Image size in pixels, to which positions are resized; null: the checkpoint's.", gt=0
+    )
 
 
 class ProtocolSection(Section):
-    """The protocol. The defaults are big_vision's few-shot evaluator.
+    """The protocol. The defaults are those of big_vision's few-shot evaluator.
 
-    The first probe and the first feature that a network has lead its report; the others follow in their order.
+    The first probe, and the first feature that is no baseline, lead the report; the others follow in their order.
     """
 
-    shots: Shots = (1, 5, 10, 25)
-    seeds: Seeds = (0, 1, 2)
-    l2: float = Field(default=1024.0, gt=0)  # λ of the ridge, not scaled by images
-    probes: tuple[str, ...] = PROBES
-    # Layers a network does not have are left out.
-    features: tuple[str, ...] = ("tanh", "pre_tanh", "cls", "pixels", "untrained")
-    oracle: bool = True  # also the ridge for every λ of 2^-10 … 2^19, as a curve apart
-    batch: int = Field(default=64, gt=0)  # images a rank looks at together
-    # That the network's features are computed in; a run's, to get the score it logged while it trained.
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    shots: Shots = key((1, 5, 10, 25), about="Support images of each class.")
+    seeds: Seeds = key((0, 1, 2), about="Seeds of the draws of support images.")
+    l2: float = key(1024.0, about="λ of the ridge regression, not scaled by images.", gt=0)
+    probes: tuple[str, ...] = key(tuple(PROBES), about=f"Probes to fit, of {' '.join(PROBES)}.")
+    features: tuple[str, ...] = key(
+        ("tanh", "pre_tanh", "cls", "pixels", "untrained"),
+        about=f"Features to probe, of {' '.join(LAYERS)}; those that a network does not have are left out.",
+    )
+    oracle: bool = key(True, about="Whether the report also shows the ridge for every λ of 2^-10 to 2^19.")
+    batch: int = key(64, about="Images that a rank computes together.", gt=0)
+    dtype: Literal["float32", "bfloat16", "float16"] = key(
+        "float32", about="Type that features are computed in; a run's, to get the score that it logged."
+    )
 
     @field_validator("probes", "features")
     @classmethod
@@ -69,20 +79,20 @@ class ProtocolSection(Section):
     @field_validator("features")
     @classmethod
     def _known_features(cls, features: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(features, (*LAYERS, *BASELINES))
+        return _known(features, LAYERS)
 
 
 class FewshotConfig(Section):
     """A few-shot evaluation of frozen networks."""
 
-    name: FolderName
-    seed: int = Field(default=0, ge=0)  # of the untrained network
-    data: DataSection = DataSection()
-    model: ModelSection = ModelSection()
-    fewshot: ProtocolSection = ProtocolSection()
+    name: FolderName = key(about="Name of the evaluation, whose folder is runs/<name> by default.")
+    seed: int = key(0, about="Seed of the untrained network.", ge=0)
+    data: DataSection = key(DataSection(), about="Support and query images.")
+    model: ModelSection = key(ModelSection(), about="How the networks are run.")
+    fewshot: ProtocolSection = key(ProtocolSection(), about="The protocol.")
 
 
-def _known(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+def _known(names: tuple[str, ...], known: Mapping[str, Any]) -> tuple[str, ...]:
     for name in names:
         if name not in known:
             raise ValueError(f"found {name!r}; known: {' '.join(known)}")

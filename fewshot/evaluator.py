@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fewshot.cache import FeatureSet
 from fewshot.config import ProtocolSection
-from fewshot.features import IMAGES, again, dtype_name, extract
+from fewshot.features import IMAGES, Extraction, count_repeated, dtype_name, extract, representation
 from fewshot.score import fp64_device, score, summarise
-from fewshot.store import FeatureSet
-from fewshot.subject import representation
 from fewshot.task import open_task
 from pretrain.console import say
 from pretrain.errors import InputError
@@ -25,14 +24,13 @@ from pretrain.run.notes import trained_on
 from pretrain.run.setup import check_index
 from pretrain.stream.fault import Fault
 
-_BATCH = ProtocolSection().batch  # that of launch/fewshot.py: another may change the last digits of features
-
 
 class FewshotEvaluator:
-    """The ridge probe of the `fewshot` section, on the representation (class token without one).
+    """The ridge probe of the `fewshot` section, on the representation (without one: the class token).
 
-    Opens and checks the indices, and draws, once; that is collective. Only the drawn images of the support index are
-    looked at. Raises InputError as `open_task` and `check_index` do, and where the config has no `fewshot` section.
+    Creating it opens and checks the indices, and draws the support sets; that is collective. Of the support index only
+    the images drawn are read. Raises InputError as `open_task` and `check_index` do, and where the config has no
+    `fewshot` section.
     """
 
     def __init__(self, config: RunConfig, world: World) -> None:
@@ -40,16 +38,13 @@ class FewshotEvaluator:
         if section is None:
             raise InputError(f"config {config.name}: no fewshot section; set fewshot.every, .support, .query")
         self.every: int | None = section.every
-        self._task = together(
-            lambda: open_task(
-                section.support, section.query, shots=section.shots, seeds=section.seeds, section="fewshot"
-            )
-        )
-        self._l2, self._workers, self._world = section.l2, config.data.workers, world
-        self._timeouts = config.data.timeouts()
-        for split, index in (("support", self._task.support), ("query", self._task.query)):
+        self._spec, self._world, self._timeouts = config.model.spec(), world, config.data.timeouts()
+        # In all else as launch/fewshot.py: another batch may change the last digits of features.
+        self._protocol = ProtocolSection(shots=section.shots, seeds=section.seeds, l2=section.l2, probes=("ridge",))
+        self._how = Extraction(self._spec, self._protocol.batch, config.data.workers, world, self._timeouts)
+        self._task = together(lambda: open_task(section.support, section.query, self._protocol, section="fewshot"))
+        for split, (index, _) in self._task.splits.items():
             check_index(index, f"fewshot.{split}", world, self._timeouts)
-        self._spec = config.model.spec()
         for note in together(lambda: self._notes(config.data.train) if world.main else []):
             say(f"note: {note}")
 
@@ -63,17 +58,18 @@ class FewshotEvaluator:
         return [*colours, *filter(None, [unnamed]), *trained_on(learned, task.query, "fewshot.query")]
 
     def run(self, model: nn.Module, step: int) -> Iterator[tuple[str, float]]:
-        """("fewshot/5shot_ridge", accuracy), a pair for each shots, mean over the seeds; on every rank.
+        """Pairs ("fewshot/5shot_ridge", mean accuracy over the seeds), one for each number of shots; on every rank.
 
-        The features are computed in the type of the network's weights, and so the score is that of `launch/fewshot.py`
-        with `fewshot.dtype` set to it, for the same batch; unless it is float32, it ends the name:
-        "fewshot/5shot_ridge_bfloat16".
+        The features are computed in the type of the network's weights. For the same batch the score is therefore that
+        of `launch/fewshot.py` with this `fewshot.dtype`. A type other than float32 ends the name:
+        "fewshot/5shot_ridge_bfloat16". The score is NaN where features are not finite.
 
-        Collective, and done when it returns: a rank that does not iterate keeps no other waiting. NaN where
-        the features are not finite. Under ZeRO `model` may be the partitioned network. An image that does not decode
-        is seen as grey; ("fewshot/unreadable", how many) follows where there are any, of both sets, and
-        ("fewshot/unlabelled", how many) where query images have no label and are not scored, and
-        ("fewshot/in_support", how many) where query images are support images too.
+        Counts follow where they are not 0: "fewshot/unreadable", images of both sets that do not decode and are
+        computed as grey; "fewshot/unlabelled", query images without a label, which are not scored;
+        "fewshot/in_support", query images that are support images too.
+
+        Collective, and done when it returns: a rank that does not iterate keeps no other waiting. `model` may be
+        partitioned (ZeRO-3).
 
         Raises InputError where a chunk cannot be read (StorageError: for now); the same on every rank.
         """
@@ -82,24 +78,10 @@ class FewshotEvaluator:
     def _score(self, model: nn.Module) -> dict[str, float]:
         task, layer = self._task, representation(self._spec)
         parts, grey = {}, 0
-        for split, index, ids in (
-            ("support", task.support, task.support_ids),
-            ("query", task.query, task.query_ids),
-        ):
+        for split, (index, ids) in task.splits.items():
             unreadable: list[Fault] = []
             parts[split] = extract(
-                model,
-                index,
-                ids,
-                layers=[layer],
-                image_size=self._spec.image_size,
-                channels=self._spec.channels,
-                batch=_BATCH,
-                workers=self._workers,
-                world=self._world,
-                timeouts=self._timeouts,
-                doing=f"fewshot.{split}",
-                unreadable=unreadable,
+                model, [layer], index, ids, self._how, doing=f"fewshot.{split}", unreadable=unreadable
             )
             grey += len(unreadable)
             if unreadable and self._world.main:
@@ -113,20 +95,15 @@ class FewshotEvaluator:
         dtype = next(model.parameters()).dtype
         arithmetic = "" if dtype is torch.float32 else f"_{dtype_name(dtype)}"
         names = {draw.shots: f"fewshot/{draw.shots}shot_ridge{arithmetic}" for draw in task.draws}
-        besides = {"fewshot/unreadable": float(grey)} if grey else {}
-        if unlabelled := task.query.samples - len(task.query_ids):
-            besides["fewshot/unlabelled"] = float(unlabelled)
-        if learned := again(query[IMAGES], support[IMAGES]):
-            besides["fewshot/in_support"] = float(learned)
-        if not (np.isfinite(support[layer]).all() and np.isfinite(query[layer]).all()):
+        counts = {
+            "fewshot/unreadable": grey,
+            "fewshot/unlabelled": task.query.samples - len(task.query_ids),
+            "fewshot/in_support": count_repeated(query[IMAGES], support[IMAGES]),
+        }
+        besides = {name: float(count) for name, count in counts.items() if count}
+        features = FeatureSet(task.support_ids, support[layer.name], query[layer.name])
+        if not (np.isfinite(features.support).all() and np.isfinite(features.query).all()):
             return dict.fromkeys(names.values(), math.nan) | besides
-        results, _ = score(
-            FeatureSet(task.support_ids, support[layer], query[layer]),
-            task.draws,
-            task.query_labels,
-            classes=task.classes,
-            probe_names=["ridge"],
-            l2=self._l2,
-            device=fp64_device(self._world.device),
-        )
+        device = fp64_device(self._world.device)
+        results, _ = score(features, task.draws, task.query_labels, task.classes, self._protocol, device)
         return {names[row.shots]: row.mean for row in summarise(results)} | besides

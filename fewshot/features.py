@@ -1,20 +1,23 @@
-"""Frozen features of a network: every image once, on all ranks, in id order on rank 0."""
+"""Feature layers, and how they are computed: every image once, on all ranks, in id order on rank 0."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pretrain.images.transforms import SquashImages, to_float
 from pretrain.index.index import Index
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
 from pretrain.progress import Progress
 from pretrain.ranks.collectives import World, all_gather_list, any_rank, gather_rows, require_same
 from pretrain.storage.retry import Timeouts
@@ -22,63 +25,197 @@ from pretrain.stream.fault import Fault, first_fault
 from pretrain.stream.loader import Batch, LoaderOptions, evaluation_batches
 
 IMAGES = "images"  # beside the layers: digests of the images
+PIXEL_SIDE = 32  # pixels a side, at most, of the pixel baseline
+
+# By name: the images [b, c, h, w] in [-1, 1] as IMAGES, what the network returns with `features=True` [b, ·], and the
+# outputs of the submodules that a layer taps.
+Outputs = Mapping[str, Tensor]
+Source = Literal["trained", "untrained", "none"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One feature of an image. Those of a network that is not trained are baselines.
+
+    Args:
+        name: in configs and reports.
+        description: in reports and in `--help`.
+        forward: the network's outputs → features [b, d]. A KeyError says that the network has no such layer; it is
+            then left out.
+        network: whose outputs: the checkpoint's, those of the same network freshly initialised, or nobody's.
+        taps: submodules of the network whose outputs `forward` reads too: "blocks.5" → [b, n, width].
+    """
+
+    name: str
+    description: str
+    forward: Callable[[Outputs], Tensor]
+    network: Source = "trained"
+    taps: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> bool:
+        return self.network != "trained"
+
+
+def pixels(images: Tensor) -> Tensor:
+    """[b, c, h, w] → [b, c·s·s], row by row: averaged down to s = PIXEL_SIDE where it is larger, else s = h."""
+    side = min(images.shape[-1], PIXEL_SIDE)
+    return torch.flatten(F.adaptive_avg_pool2d(images, side) if side < images.shape[-1] else images, 1)
+
+
+# Another layer is another entry here, and nothing else: configs, reports and help read this table.
+LAYERS: dict[str, Layer] = {
+    layer.name: layer
+    for layer in (
+        Layer("tanh", "representation, after tanh", lambda outputs: outputs["tanh"]),
+        Layer("pre_tanh", "representation, before tanh", lambda outputs: outputs["pre_tanh"]),
+        Layer(
+            "cls",
+            "class token after the final norm (patch tokens averaged, where the network has no class token)",
+            lambda outputs: outputs["cls"],
+        ),
+        Layer("mean", "patch tokens after the final norm, averaged", lambda outputs: outputs["mean"]),
+        Layer(
+            "pixels",
+            f"baseline: the preprocessed image, averaged down to {PIXEL_SIDE}x{PIXEL_SIDE} where larger",
+            lambda outputs: pixels(outputs[IMAGES]),
+            network="none",
+        ),
+        Layer(
+            "untrained",
+            "baseline: the same network freshly initialised, after tanh (without a head: class token)",
+            lambda outputs: outputs["tanh"] if "tanh" in outputs else outputs["cls"],
+            network="untrained",
+        ),
+    )
+}
+
+
+def representation(spec: ViTSpec) -> Layer:
+    """The layer that the protocol probes: after tanh where there is a representation head, else the class token."""
+    return LAYERS["tanh" if spec.representation_size else "cls"]
+
+
+def headline(features: Sequence[str]) -> str | None:
+    """The feature that leads a network's report: the first that is no baseline; None of baselines alone."""
+    return next((name for name in features if not LAYERS[name].baseline), None)
+
+
+def widths(spec: ViTSpec, names: Sequence[str]) -> dict[str, int]:
+    """How many numbers each feature has for one image; without those that the network does not have.
+
+    Found by running the network on the meta device, which computes nothing.
+    """
+    layers, found = [LAYERS[name] for name in names], {}
+    with torch.device("meta"), torch.no_grad():
+        model = VisionTransformer(spec)
+        submodules = dict(model.named_modules())
+        layers = [layer for layer in layers if all(tap in submodules for tap in layer.taps)]
+        images = torch.empty(1, spec.channels, spec.image_size, spec.image_size)
+        with _tapped(model, layers) as run:
+            outputs = run(images)
+        for layer in layers:
+            try:
+                found[layer.name] = layer.forward(outputs).shape[1]
+            except KeyError:
+                continue
+    return found
+
+
+@contextmanager
+def _tapped(model: nn.Module | None, layers: Sequence[Layer]) -> Iterator[Callable[[Tensor], Outputs]]:
+    """A function of images that returns all that the forwards of `layers` may read."""
+    tapped: dict[str, Tensor] = {}
+
+    def keep(tap: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: tapped.update({tap: output})
+
+    def run(images: Tensor) -> Outputs:
+        return {IMAGES: images, **(model(images, features=True) if model else {}), **tapped}
+
+    taps = dict.fromkeys(tap for layer in layers for tap in layer.taps)
+    hooks = [model.get_submodule(tap).register_forward_hook(keep(tap)) for tap in taps] if model else []
+    try:
+        yield run
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are computed: on which ranks, and how images are read.
+
+    Args:
+        spec: of the network: image size and channels.
+        batch: images that one rank computes together.
+        workers: decode threads per rank.
+        timeouts: of remote shards.
+    """
+
+    spec: ViTSpec
+    batch: int
+    workers: int
+    world: World
+    timeouts: Timeouts | None = None
 
 
 def extract(
-    model: nn.Module,
+    model: nn.Module | None,
+    layers: Sequence[Layer],
     index: Index,
     ids: NDArray[np.int64],
+    how: Extraction,
     *,
-    layers: Sequence[str],
-    image_size: int,
-    channels: int,
-    batch: int,
-    workers: int,
-    world: World,
-    timeouts: Timeouts | None = None,
     doing: str = "features",
     unreadable: list[Fault] | None = None,
 ) -> dict[str, NDArray[Any]] | None:
-    """Features of canonical `ids` [n] by layer, fp32 [n, ·] in that order; None but on rank 0. Collective.
+    """Features of canonical `ids` [n] by layer, fp32 [n, ·] in that order, on rank 0; else None. Collective.
 
-    Under IMAGES it also returns a digest of each image's pixels, int64 [n]: equal images are known by it in whatever
+    Under IMAGES it also returns a digest of each image's pixels, int64 [n]: equal images have equal digests in whatever
     shards they lie. It is −1 for an image that does not decode.
 
-    `model(images, features=True)` must return the layers; images are squashed and centre-cropped to
-    `image_size` (`SquashImages`), fp32 in [-1, 1]. The network computes in the type of its weights; fp32 is fp32, with
-    no TF32 in its products (`exact_float32`). The last batches are padded to `batch`, so every image is
-    computed in the same place of the same shape of batch: bit-equal for any number of ranks. Another `batch`
-    may change the last digits, as matrix products of another shape do.
+    Images are squashed and centre-cropped (`SquashImages`), fp32 in [-1, 1]. The network computes in the type of its
+    weights; fp32 is fp32, with no TF32 in its products (`exact_float32`). The last batches are padded, so each image is
+    computed in the same row of the same shape of batch: bit-equal for any number of ranks. Another batch size may
+    change the last digits, as matrix products of another shape do.
 
-    Images that do not decode are added to the list `unreadable`, those of all ranks on every rank, and seen as grey.
-    Without that list they raise InputError, as a chunk that cannot be read always does (StorageError: for now, after
-    `timeouts` where it is remote); the same on every rank.
+    Args:
+        model: whose outputs the layers read; None where they read the images alone.
+        doing: begins every message.
+        unreadable: is extended by the images that do not decode, those of all ranks on every rank; they are then
+            computed as grey. None: they raise.
+
+    Raises:
+        InputError: an image does not decode, or a chunk cannot be read (StorageError: for now, after `how.timeouts`);
+            the same on every rank.
     """
+    world = how.world
     require_same(index.hash, f"{doing}: the index")
     found: dict[str, NDArray[Any]] = {IMAGES: np.empty(len(ids), np.int64)}
     done = 0
     batches = evaluation_batches(
         index,
-        SquashImages(image_size, channels),
+        SquashImages(how.spec.image_size, how.spec.channels),
         LoaderOptions(
             world.rank,
             world.size,
-            workers,
+            how.workers,
             unreadable_chunks="stop",
             pin=world.device.type != "cpu",
-            timeouts=timeouts,
+            timeouts=how.timeouts,
         ),
-        batch=batch,
+        batch=how.batch,
         ids=ids,
     )
     grey: list[Fault] = []
-    training = model.training
-    model.eval()
     # Not inference_mode: under ZeRO-3 the parameters gathered inside would be unfit for training afterwards.
     with (
         batches,
+        _evaluating(model),
         torch.no_grad(),
         exact_float32(),
+        _tapped(model, layers) as run,
         Progress(doing, "images", len(ids) if world.main else 0) as progress,
     ):
         for part in batches:
@@ -87,33 +224,31 @@ def extract(
                 fault = first_fault(all_gather_list([replace(one, reason=one.describe(index)) for one in refused]))
                 raise fault.error(f"{doing}: ", "" if fault.passing else "; mend it or leave it out")
             grey += part.faults
-            images = to_float(part.images.to(world.device, non_blocking=True), torch.float32)
-            features = model(images, features=True)
-            rows = gather_rows(torch.cat([features[layer].float() for layer in layers], dim=1))
-            told = gather_rows(torch.stack([torch.from_numpy(part.ids), _digests(part)], dim=1).to(world.device))
-            if rows is None or told is None:
+            outputs = run(to_float(part.images.to(world.device, non_blocking=True), torch.float32))
+            features = [layer.forward(outputs).float() for layer in layers]
+            rows = gather_rows(torch.cat(features, dim=1))
+            labelled = gather_rows(torch.stack([torch.from_numpy(part.ids), _digests(part)], dim=1).to(world.device))
+            if rows is None or labelled is None:
                 continue
-            owners, digests = told.unbind(dim=1)
+            owners, digests = labelled.unbind(dim=1)
             real = owners >= 0
-            taken = ids[done : done + int(real.sum())]
-            if not np.array_equal(owners[real].cpu().numpy(), taken):
+            here = slice(done, done + int(real.sum()))
+            if not np.array_equal(owners[real].cpu().numpy(), ids[here]):
                 raise RuntimeError(f"features came out of order at image {done}")
-            widths = [features[layer].shape[1] for layer in layers]
-            for layer, values in zip(layers, rows[real].cpu().split(widths, dim=1), strict=True):
-                if layer not in found:
-                    found[layer] = np.empty((len(ids), values.shape[1]), np.float32)
-                found[layer][done : done + len(taken)] = values.numpy()
-            found[IMAGES][done : done + len(taken)] = digests[real].cpu().numpy()
-            done += len(taken)
-            progress.advance(len(taken))
-    model.train(training)
+            split = rows[real].cpu().split([values.shape[1] for values in features], dim=1)
+            for layer, values in zip(layers, split, strict=True):
+                array = found.setdefault(layer.name, np.empty((len(ids), values.shape[1]), np.float32))
+                array[here] = values.numpy()
+            found[IMAGES][here] = digests[real].cpu().numpy()
+            progress.advance(here.stop - done)
+            done = here.stop
     if unreadable is not None:
         unreadable += all_gather_list(grey)
     return found if world.main else None
 
 
-def again(query: NDArray[np.int64], support: NDArray[np.int64]) -> int:
-    """How many query images are support images, given the digests of both."""
+def count_repeated(query: NDArray[np.int64], support: NDArray[np.int64]) -> int:
+    """How many query images are support images too, given the digests of both."""
     return int((np.isin(query, support) & (query >= 0)).sum())
 
 
@@ -125,16 +260,27 @@ def _digests(batch: Batch) -> Tensor:
 
 
 @contextmanager
+def _evaluating(model: nn.Module | None) -> Iterator[None]:
+    """The network in eval mode, and afterwards in the mode it was in, unless something is raised."""
+    training = model is not None and model.training
+    if model is not None:
+        model.eval()
+    yield
+    if model is not None:
+        model.train(training)
+
+
+@contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, products of fp32 numbers are computed in fp32: in no TF32, which cuDNN's convolutions use unless told
-    otherwise, and in no bf16, which oneDNN may.
+    """Inside, products of fp32 numbers are computed in fp32: not in TF32, which cuDNN's convolutions use by default,
+    nor in bf16, which oneDNN may use.
     """
     backends: Any = torch.backends  # parts of which type checkers do not see
     parts: list[Any] = []
     if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9
         parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         parts += [backends.mkldnn.matmul, backends.mkldnn.conv]
-    # The older switches too: torch raises where it finds the two kinds in contradiction.
+    # The older switches too: torch raises where the two kinds contradict each other.
     matmul = _unless_mixed(torch.get_float32_matmul_precision)
     convolution = _unless_mixed(lambda: backends.cudnn.allow_tf32)
     before = [part.fp32_precision for part in parts]
@@ -156,12 +302,12 @@ def exact_float32() -> Iterator[None]:
 def _unless_mixed(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except RuntimeError:  # the newer switches are set, and these say nothing
+    except RuntimeError:  # the newer switches are set, and the older ones cannot tell
         return None
 
 
 def preprocessing(image_size: int) -> str:
-    """In words, what `extract` does to an image."""
+    """A sentence: what `extract` does to an image."""
     squashed = (16 * image_size + 7) // 14
     return (
         f"squash to {squashed}x{squashed} (bilinear, half-pixel centres, no antialias, uint8), "

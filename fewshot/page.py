@@ -1,18 +1,26 @@
-"""A report as people read it: the console's table and report.md."""
+"""A report as people read it: the console's table, report.md and its charts."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle
 from statistics import fmean
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fewshot.features import LAYERS
+from fewshot.probes import PROBES, SWEPT
 from pretrain.console import printable
+from pretrain.page.figure import encode_figure, name_style
+from pretrain.page.text import markdown_text, shortened
+
+Lines = list[tuple[Any, str]]  # what is drawn, and its label
 
 _ENDED = "†"  # beside an accuracy of a probe that was not trained to its end
-# What Markdown would read as markup, "_" where it is not within a word.
-_MARKUP = re.compile(r"[\\`*\[\]<>|&$~]|(?<!\w)_|_(?!\w)")
+_BASELINE_DASHES = {"pixels": ":", "untrained": "--"}
 
 
 def leading_probe(report: Mapping[str, Any]) -> str:
@@ -47,11 +55,11 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     shots, seeds = protocol["shots"], protocol["seeds"]
     many = [f"{k}-shot" for k in shots]
     lines = [
-        f"# Few-shot: {_literal(report['name'])}",
+        f"# Few-shot: {markdown_text(report['name'])}",
         "",
         *_headline(report, probe),
         "",
-        *map(_literal, _amiss(report)),
+        *map(markdown_text, _amiss(report)),
         "",
     ]
     lines += [f"## {_caption(report, probe)}", ""]
@@ -106,7 +114,7 @@ def _headline(report: Mapping[str, Any], probe: str) -> list[str]:
         feature = next((f for id, f in _features(report) if id == one["id"] and f == one["headline"]), None)
         if feature is not None:
             score = _cell(report, one["id"], probe, feature, k)
-            lines.append(f"- **{_literal(one['id'])}: {score} % at {k} shots** ({probe}, features `{feature}`).")
+            lines.append(f"- **{markdown_text(one['id'])}: {score} % at {k} shots** ({probe}, features `{feature}`).")
     return lines
 
 
@@ -172,7 +180,7 @@ def _differences(report: Mapping[str, Any], probe: str) -> list[list[str]]:
     present, rows = set(_features(report)), []
     for one in report["weights"]:
         id, leading = one["id"], one["headline"]
-        for baseline in ("pixels", "untrained"):
+        for baseline in (name for name, layer in LAYERS.items() if layer.baseline):
             if {(id, leading), (id, baseline)} <= present:
                 ahead = [means[id, leading, k] - means[id, baseline, k] for k in report["protocol"]["shots"]]
                 rows.append([id, f"{leading} - {baseline}", *(f"{points:+.2f}" for points in ahead)])
@@ -184,7 +192,7 @@ def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:
     if not curves:
         return []
     note = report["oracle"]["note"].capitalize()
-    lines = ["", "## The ridge for every λ", "", f"{note}. Accuracy in %, mean over seeds.", ""]
+    lines = ["", f"## The {SWEPT.name} for every λ", "", f"{note}. Accuracy in %, mean over seeds.", ""]
     groups: dict[tuple[str, str, int], list[Sequence[float]]] = {}
     for curve in curves:
         groups.setdefault((curve["weights"], curve["features"], curve["shots"]), []).append(curve["accuracy"])
@@ -222,15 +230,17 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
     lines += [""]
     for split in ("support", "query"):
         found = protocol["images"][split]
-        lines.append(f"- {split}: " + ", ".join(f"{key} {_literal(_plain(value))}" for key, value in found.items()))
+        lines.append(
+            f"- {split}: " + ", ".join(f"{key} {markdown_text(_plain(value))}" for key, value in found.items())
+        )
     lines += [
         f"- draw: {protocol['draw']}",
         f"- standardised: {protocol['standardised']}",
         f"- λ = {protocol['l2']:g}, not scaled by the number of images",
-        *(f"- {name}: {_literal(text)}" for name, text in protocol["probes"].items()),
+        *(f"- {name}: {markdown_text(text)}" for name, text in protocol["probes"].items()),
         *(f"- features `{name}`: {text}" for name, text in protocol["features"].items()),
         f"- arithmetic: {protocol['arithmetic']}",
-        *(f"- {key}: {_literal(_plain(value))}" for key, value in run.items() if key != "config"),
+        *(f"- {key}: {markdown_text(_plain(value))}" for key, value in run.items() if key != "config"),
         "- wall time: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in report["seconds"].items()),
         "- versions: " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
         f"- commit: {report['git_commit'] or 'unknown'}",
@@ -247,7 +257,7 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
 
 def _caption(report: Mapping[str, Any], probe: str) -> str:
     protocol = report["protocol"]
-    strength = f", λ = {protocol['l2']:g}" if probe == "ridge" else ""
+    strength = f", λ = {protocol['l2']:g}" if PROBES[probe].configured else ""
     seeds = protocol["seeds"]
     spread = f"mean ± std over seeds {' '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     images = protocol["images"]["query"]["images"]
@@ -275,15 +285,84 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(map(_literal, cells)) + " |"
+        return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
     return [line(head), "|" + "---|" * len(head), *map(line, rows)]
 
 
-def _literal(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return _MARKUP.sub(r"\\\g<0>", printable(text))
-
-
 def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def draw_charts(report: Mapping[str, Any]) -> dict[str, bytes]:
+    """The PNGs by name: accuracy.png, and oracle.png where there is a sweep."""
+    draws: dict[str, Callable[[Axes, Mapping[str, Any]], tuple[str, Lines]]] = {"accuracy.png": _draw_accuracy}
+    if report["oracle"]["curves"]:
+        draws["oracle.png"] = _draw_oracle
+    charts = {}
+    for name, draw in draws.items():
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        title, lines = draw(axes, report)
+        axes.set_ylabel("accuracy on the query set, %")
+        axes.grid(alpha=0.3)
+        axes.set_title(shortened(f"{report['name']}: {title}", 100), fontsize=10, **name_style())
+        legend = figure.legend([line for line, _ in lines], map(str, range(len(lines))), loc="outside right upper")
+        for text, (_, label) in zip(legend.get_texts(), lines, strict=True):
+            # Set afterwards: matplotlib leaves out labels that begin with "_".
+            text.set(text=shortened(label, 60), fontsize=8, **name_style())
+        charts[name] = encode_figure(figure, dpi=140)
+    return charts
+
+
+def _draw_accuracy(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
+    """The first probe: mean and standard deviation against shots, a line for each feature; its title."""
+    probe, shots = leading_probe(report), report["protocol"]["shots"]
+    colours = _colours()
+    drawn: Lines = []
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in report["summary"]:
+        if row["probe"] == probe:
+            groups.setdefault((row["weights"], row["features"]), []).append(row)
+    several = len(report["weights"]) > 1
+    for (id, feature), rows in groups.items():
+        line = axes.errorbar(
+            [row["shots"] for row in rows],
+            [100 * row["mean"] for row in rows],
+            yerr=[100 * (row["std"] or 0) for row in rows],
+            color="0.45" if feature in LAYERS and LAYERS[feature].baseline else next(colours),
+            linestyle=_BASELINE_DASHES.get(feature, "-"),
+            marker="o",
+            markersize=4,
+            capsize=3,
+        )
+        drawn.append((line, f"{id} {feature}" if several else feature))
+    drawn.append((axes.axhline(100 * report["protocol"]["chance"], color="0.7", linewidth=0.8), "chance"))
+    axes.set_xscale("log")
+    axes.set_xticks(shots, [str(k) for k in shots])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled images of each class")
+    return f"{probe} on frozen features, mean ± std over the draws", drawn
+
+
+def _draw_oracle(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
+    """Mean over seeds against λ, a line for each number of shots; its title."""
+    colours = _colours()
+    drawn: Lines = []
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for curve in report["oracle"]["curves"]:
+        groups.setdefault((curve["weights"], curve["features"], curve["shots"]), []).append(curve)
+    for (id, feature, shots), curves in groups.items():
+        seeds = zip(*(curve["accuracy"] for curve in curves), strict=True)
+        mean = [100 * sum(values) / len(curves) for values in seeds]
+        [line] = axes.plot(curves[0]["l2"], mean, color=next(colours))
+        drawn.append((line, f"{id} {feature} {shots}-shot"))
+    l2 = report["protocol"]["l2"]
+    drawn.append((axes.axvline(l2, color="0.45", linestyle=":"), f"λ = {l2:g}"))
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("λ")
+    return "oracle on the query set, not a result", drawn
+
+
+def _colours() -> Iterator[str]:
+    return cycle(f"C{number}" for number in range(10))

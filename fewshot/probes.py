@@ -1,18 +1,16 @@
-"""The other probes on frozen features: logistic regression, neighbours, nearest class mean. All fp64."""
+"""The probes: classifiers that are fitted to the frozen features of a support set. All fp64."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewshot.ridge import Ridge
-from fewshot.scaling import Scaling, class_sums
+from fewshot.ridge import SWEEP, Ridge, Scaling, class_sums
 
 TEMPERATURE = 0.07  # of the neighbours' votes: Wu et al. 2018, Caron et al. 2021
 LOGISTIC_L2 = 1.0
@@ -23,32 +21,34 @@ Predictor = Callable[[Tensor], Tensor]  # features [m, d] → classes int64 [m]
 
 @dataclass(frozen=True)
 class Fitted:
-    """Classifies: features [m, d] → classes int64 [m]. Not `converged` where its training ended before its optimum."""
+    """A probe fitted to a support set: features [m, d] → classes int64 [m].
+
+    Args:
+        predict: the classifier.
+        converged: False where training ended before its optimum.
+        with_l2: the classifier for another λ, for a probe that is swept.
+    """
 
     predict: Predictor
     converged: bool = True
+    with_l2: Callable[[float], Predictor] | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
         return self.predict(features)
 
 
-class Probe(Protocol):
-    """Fits a support set, features [n, d] of classes int64 [n]."""
-
-    def __call__(self, support: Tensor, labels: Tensor, classes: int) -> Fitted: ...
-
-
-def ridge(support: Tensor, labels: Tensor, classes: int, *, l2: float) -> Fitted:
+def fit_ridge(support: Tensor, labels: Tensor, classes: int, l2: float) -> Fitted:
     """Least squares to ±1 targets, closed form: `fewshot.ridge`."""
-    return Fitted(Ridge.fit(support, labels, classes).predictor(l2))
+    ridge = Ridge.fit(support, labels, classes)
+    return Fitted(ridge.predictor(l2), with_l2=ridge.predictor)
 
 
-def logistic(support: Tensor, labels: Tensor, classes: int) -> Fitted:
+def fit_logistic(support: Tensor, labels: Tensor, classes: int, l2: float) -> Fitted:
     """One linear layer under softmax cross-entropy, trained to its optimum: full-batch L-BFGS from zero.
 
-    Minimises Σᵢ CE(Wxᵢ + b, yᵢ) + λ/2·‖W‖² on standardised features, λ = LOGISTIC_L2, b free: what
-    scikit-learn's LogisticRegression does as it comes (C = 1). λ is fixed beforehand, not chosen on queries.
-    Converged is a mean gradient of at most 100 · _GRADIENT after at most _ITERATIONS.
+    Minimises Σᵢ CE(Wxᵢ + b, yᵢ) + λ/2·‖W‖² on standardised features, b free: with λ = 1 what scikit-learn's
+    LogisticRegression does by default (C = 1). Converged is a mean gradient of at most 100 · _GRADIENT after at most
+    _ITERATIONS.
     """
     scaling = Scaling.of(support)
     x = scaling(support)
@@ -64,7 +64,7 @@ def logistic(support: Tensor, labels: Tensor, classes: int) -> Fitted:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(x @ weight + bias, labels) + LOGISTIC_L2 / (2 * n) * weight.square().sum()
+        value = F.cross_entropy(x @ weight + bias, labels) + l2 / (2 * n) * weight.square().sum()
         value.backward()
         return value
 
@@ -77,22 +77,22 @@ def logistic(support: Tensor, labels: Tensor, classes: int) -> Fitted:
     return Fitted(lambda features: (scaling(features) @ solved + offset).argmax(dim=1), left <= 100 * _GRADIENT)
 
 
-def nearest_neighbours(support: Tensor, labels: Tensor, classes: int, *, neighbours: int) -> Fitted:
-    """Cosine similarity: the nearest `neighbours` (all, where there are fewer) vote exp(cosine / 0.07)."""
+def fit_neighbours(support: Tensor, labels: Tensor, classes: int, l2: float, *, neighbours: int) -> Fitted:
+    """Cosine similarity: the nearest `neighbours` (all, where there are fewer) vote exp(cosine / 0.07). No λ."""
     directions = F.normalize(support.double(), dim=1)
 
     def predict(features: Tensor) -> Tensor:
         cosine = F.normalize(features.double(), dim=1) @ directions.T
         nearest, rows = cosine.topk(min(neighbours, len(directions)), dim=1)
-        # Less the best's: the same votes up to a factor.
+        # Relative to the best: the same votes up to a factor.
         votes = ((nearest - nearest[:, :1]) / TEMPERATURE).exp()
         return votes.new_zeros(len(votes), classes).scatter_add_(1, labels[rows], votes).argmax(dim=1)
 
     return Fitted(predict)
 
 
-def nearest_mean(support: Tensor, labels: Tensor, classes: int) -> Fitted:
-    """The class whose mean is nearest, Euclidean, in standardised features."""
+def fit_nearest_mean(support: Tensor, labels: Tensor, classes: int, l2: float) -> Fitted:
+    """The class whose mean is nearest, Euclidean, in standardised features. No λ."""
     scaling = Scaling.of(support)
     counts = torch.bincount(labels, minlength=classes)[:, None]
     means = class_sums(scaling(support), labels, classes) / counts
@@ -100,21 +100,56 @@ def nearest_mean(support: Tensor, labels: Tensor, classes: int) -> Fitted:
     return Fitted(lambda features: (scaling(features) @ means.T - half_norms).argmax(dim=1))
 
 
-# Beside ridge, which has a λ to be given.
-OTHERS: dict[str, Probe] = {
-    "logistic": logistic,
-    "knn10": partial(nearest_neighbours, neighbours=10),
-    "knn20": partial(nearest_neighbours, neighbours=20),
-    "nearest_mean": nearest_mean,
-}
+@dataclass(frozen=True)
+class Probe:
+    """One probe.
 
-DESCRIPTIONS = {
-    "ridge": "standardised features and a constant column of 100, targets 2*onehot - 1, "
-    "(X'X + l2*I) W = X'Y solved in closed form by one eigendecomposition, argmax",
-    "logistic": "standardised features, softmax cross-entropy summed over the support set + l2/2*|W|^2, "
-    f"l2 = {LOGISTIC_L2:g}, bias free, full-batch L-BFGS from zero to a mean gradient of {_GRADIENT:g}, "
-    f"{_ITERATIONS} iterations at most",
-    "knn10": f"10 nearest by cosine, votes exp(cosine / {TEMPERATURE})",
-    "knn20": f"20 nearest by cosine, votes exp(cosine / {TEMPERATURE})",
-    "nearest_mean": "nearest class mean, Euclidean, standardised features",
+    Args:
+        name: in configs and reports.
+        description: in reports and in `--help`.
+        fit: support features [n, d], labels int64 [n], number of classes, λ → the classifier.
+        l2: its λ, where that is fixed; it was chosen beforehand, not on query images.
+        configured: whether it takes the config's λ instead. A probe with neither has none.
+        sweep: the λ of the oracle's curve, for which `fit` must give `with_l2`.
+    """
+
+    name: str
+    description: str
+    fit: Callable[[Tensor, Tensor, int, float], Fitted]
+    l2: float | None = None
+    configured: bool = False
+    sweep: tuple[float, ...] = ()
+
+
+# Another probe is another entry here, and nothing else: configs, reports and help read this table.
+PROBES: dict[str, Probe] = {
+    probe.name: probe
+    for probe in (
+        Probe(
+            "ridge",
+            "standardised features and a constant column of 100, targets 2*onehot - 1, "
+            "(X'X + l2*I) W = X'Y solved in closed form by one eigendecomposition, argmax",
+            fit_ridge,
+            configured=True,
+            sweep=SWEEP,
+        ),
+        Probe(
+            "logistic",
+            "standardised features, softmax cross-entropy summed over the support set + l2/2*|W|^2, "
+            f"l2 = {LOGISTIC_L2:g}, bias free, full-batch L-BFGS from zero to a mean gradient of {_GRADIENT:g}, "
+            f"{_ITERATIONS} iterations at most",
+            fit_logistic,
+            l2=LOGISTIC_L2,
+        ),
+        *(
+            Probe(
+                f"knn{neighbours}",
+                f"{neighbours} nearest by cosine, votes exp(cosine / {TEMPERATURE})",
+                partial(fit_neighbours, neighbours=neighbours),
+            )
+            for neighbours in (10, 20)
+        ),
+        Probe("nearest_mean", "nearest class mean, Euclidean, standardised features", fit_nearest_mean),
+    )
 }
+SWEPT = next(probe for probe in PROBES.values() if probe.sweep)  # the oracle's

@@ -12,33 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fewshot.chart import draw_charts
-from fewshot.config import ProtocolSection
-from fewshot.draw import Draw
-from fewshot.features import dtype_name, preprocessing
-from fewshot.page import markdown
-from fewshot.probes import DESCRIPTIONS
+from fewshot.cache import NetworkFeatures, repeated_images
+from fewshot.config import FewshotConfig, ProtocolSection
+from fewshot.features import LAYERS, dtype_name, headline, preprocessing
+from fewshot.given import GivenFeatures
+from fewshot.page import draw_charts, markdown
+from fewshot.probes import PROBES
 from fewshot.score import Scores, summarise
-from fewshot.store import Given, whole
-from fewshot.subject import PIXEL_SIDE, Entry, headline, width
-from fewshot.task import Task
+from fewshot.task import Draw, Task
+from pretrain import files
 from pretrain.index.index import Index
 from pretrain.record.folder import git_commit, versions
 
 REPORT = "report"  # folder
 
-FEATURES = {
-    "tanh": "representation, after tanh",
-    "pre_tanh": "representation, before tanh",
-    "cls": "class token after the final norm (patch tokens averaged, where the network has no class token)",
-    "mean": "patch tokens after the final norm, averaged",
-    "pixels": f"baseline: the preprocessed image, averaged down to {PIXEL_SIDE}x{PIXEL_SIDE} where larger",
-    "untrained": "baseline: the same network freshly initialised, after tanh (without a head: class token)",
-    "given": "from a file",
-}
 _DRAW = (
     "one numpy default_rng(seed) a seed; class by class from 0 it permutes the class's ids in ascending "
     "order; k shots take the first k"
@@ -52,55 +41,30 @@ _QUERY_ERROR = "sqrt(p(1-p)/M), p the mean accuracy, M the query images: their o
 _ORACLE = "oracle on the query set: each λ scored on the images that would choose it; a curve, not a result"
 
 
-def describe_entries(entries: Sequence[Entry], features: Sequence[str]) -> list[dict[str, Any]]:
+def describe_networks(features: Sequence[NetworkFeatures]) -> list[dict[str, Any]]:
     """The report's `weights` for networks."""
-    described = []
-    for entry in entries:
-        widths = {feature: size for feature in features if (size := width(entry.spec, feature))}
-        described.append(
-            {
-                "id": entry.id,
-                "path": str(entry.path),
-                "sha256": entry.sha256,
-                "step": entry.step,
-                "checkpoint": str(entry.source),
-                "image_size": entry.spec.image_size,
-                "trained_image_size": entry.trained_size,
-                "trained_on": entry.trained_on or None,
-                "model": entry.spec.describe(),
-                "headline": headline(widths),
-                "preprocessing": preprocessing(entry.spec.image_size),
-                "widths": widths,
-                "dtype": dtype_name(entry.dtype),
-            }
-        )
-    return described
-
-
-def describe_arithmetic(dtype: torch.dtype) -> str:
-    """The report's `protocol.arithmetic` for networks that compute in `dtype`."""
-    exactly = ", products in no TF32" if dtype is torch.float32 else ", as a run under that type logs its score"
-    return f"features in {dtype_name(dtype)}{exactly}; probes in float64"
-
-
-def describe_given(given: Given, id: str) -> list[dict[str, Any]]:
-    """The report's `weights` for a file of features."""
     return [
         {
-            "id": id,
-            "path": str(given.path),
-            "sha256": given.sha256,
-            "step": None,
-            "headline": "given",
-            "preprocessing": "none: features as given",
-            "widths": {"given": given.features.query.shape[1]},
-            "dtype": str(given.features.query.dtype),
+            "id": (network := one.network).id,
+            "path": str(network.path),
+            "sha256": one.sha256,
+            "step": network.checkpoint.step,
+            "checkpoint": str(network.checkpoint.path),
+            "image_size": network.spec.image_size,
+            "trained_image_size": network.trained_size,
+            "trained_on": network.trained_on or None,
+            "model": network.spec.describe(),
+            "headline": headline(list(one.widths)),
+            "preprocessing": preprocessing(network.spec.image_size),
+            "widths": one.widths,
+            "dtype": dtype_name(network.dtype),
         }
+        for one in features
     ]
 
 
-def describe_task(task: Task, again: int) -> dict[str, Any]:
-    """The report's `protocol.images` for indices. again: query images that are support images too."""
+def describe_task(task: Task, repeated: int) -> dict[str, Any]:
+    """The report's `protocol.images` for indices. repeated: how many query images are support images too."""
 
     def describe(index: Index) -> dict[str, Any]:
         unlabelled = index.unlabelled
@@ -115,12 +79,12 @@ def describe_task(task: Task, again: int) -> dict[str, Any]:
 
     return {
         "support": {**describe(task.support), "images_used": len(task.support_ids)},
-        "query": {**describe(task.query), "in_support": again, "commonest_class": _commonest(task.query_labels)},
+        "query": {**describe(task.query), "in_support": repeated, "commonest_class": _commonest(task.query_labels)},
         "note": task.note,
     }
 
 
-def describe_rows(given: Given, draws: Sequence[Draw]) -> dict[str, Any]:
+def describe_rows(given: GivenFeatures, draws: Sequence[Draw]) -> dict[str, Any]:
     """The report's `protocol.images` for a file of features."""
     used = len(np.unique(np.concatenate([draw.ids for draw in draws])))
     return {
@@ -143,6 +107,50 @@ def _rows_in(rows: NDArray[Any], others: NDArray[Any]) -> int:
 def _commonest(labels: NDArray[np.int64]) -> float:
     """The share of the images that have the most frequent label."""
     return float(np.bincount(labels).max()) / len(labels)
+
+
+def report_networks(
+    config: FewshotConfig, features: Sequence[NetworkFeatures], task: Task, scores: Scores, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of report.json for networks. `run`: ranks, batch and device."""
+    dtype = config.fewshot.dtype
+    exactly = ", products in no TF32" if dtype == "float32" else ", as a run under that type logs its score"
+    return build_report(
+        config.name,
+        config.fewshot,
+        scores,
+        draws=task.draws,
+        weights=describe_networks(features),
+        images=describe_task(task, repeated_images(next(iter(features[0].files.values())))),
+        arithmetic=f"features in {dtype}{exactly}; probes in float64",
+        run={**run, "config": config.model_dump(mode="json")},
+    )
+
+
+def report_given(
+    given: GivenFeatures, name: str, protocol: ProtocolSection, draws: Sequence[Draw], scores: Scores
+) -> dict[str, Any]:
+    """The content of report.json for a file of features, which are those of weights `name`."""
+    weights = {
+        "id": name,
+        "path": str(given.path),
+        "sha256": given.sha256,
+        "step": None,
+        "headline": "given",
+        "preprocessing": "none: features as given",
+        "widths": {"given": given.features.query.shape[1]},
+        "dtype": str(given.features.query.dtype),
+    }
+    return build_report(
+        name,
+        protocol,
+        scores,
+        draws=draws,
+        weights=[weights],
+        images=describe_rows(given, draws),
+        arithmetic="features as given; probes in float64",
+        run={"device": "cpu"},
+    )
 
 
 def build_report(
@@ -178,8 +186,8 @@ def build_report(
             "std": _STD,
             "query_std_error": _QUERY_ERROR,
             "l2": protocol.l2,
-            "probes": {probe: DESCRIPTIONS[probe] for probe in protocol.probes},
-            "features": {feature: FEATURES[feature] for feature in used},
+            "probes": {probe: PROBES[probe].description for probe in protocol.probes},
+            "features": {name: LAYERS[name].description if name in LAYERS else "from a file" for name in used},
             "arithmetic": arithmetic,
         },
         "weights": [dict(one) for one in weights],
@@ -197,16 +205,18 @@ def build_report(
 
 
 def write_report(report: Mapping[str, Any], out: Path) -> Path:
-    """Write report.json, charts (where matplotlib is installed) and report.md to `out`/report.
-
-    Returns the path of report.md.
-    """
+    """Write report.json, its charts and report.md to `out`/report. Returns the path of report.md."""
     folder = out / REPORT
-    with whole(folder / "report.json") as file:
-        file.write(_json(report).encode(errors="backslashreplace"))  # a path that is no UTF-8, as JSON has it
-    charts = draw_charts(report, folder)
-    with whole(folder / "report.md") as file:
-        file.write(markdown(report, charts).encode())
+    text, charts = _json(report), draw_charts(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "report.json": text.encode(errors="backslashreplace"),  # a path that is no UTF-8, as JSON has it
+        **charts,
+        "report.md": markdown(report, list(charts)).encode(),
+    }
+    for name, data in parts.items():
+        with files.atomic_write(folder / name) as file:
+            file.write(data)
     return folder / "report.md"
 
 
@@ -215,13 +225,12 @@ def _json(report: Mapping[str, Any]) -> str:
 
 
 def set_aside(report: Mapping[str, Any], out: Path) -> Path | None:
-    """Rename what lies in place of `out`/report to report-1, report-2, … unless it is this very report, made before.
+    """Rename another report in `out`/report to report-1, report-2, …, and return where it lies now.
 
-    Returns:
-        where it lies now; None where there was nothing, or the same.
+    Returns None where there is none, or the same report from an earlier start.
     """
     folder = out / REPORT
-    if not os.path.lexists(folder) or _read(folder / "report.json") == _lasting(json.loads(_json(report))):
+    if not os.path.lexists(folder) or _read(folder / "report.json") == _reproducible(json.loads(_json(report))):
         return None
     other = next(path for number in count(1) if not os.path.lexists(path := out / f"{REPORT}-{number}"))
     os.rename(folder, other)
@@ -229,13 +238,13 @@ def set_aside(report: Mapping[str, Any], out: Path) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What lasts of the report in a file; None where it holds none."""
+    """The reproducible part of the report in a file; None where it holds no report."""
     try:
-        return _lasting(json.loads(path.read_bytes()))
+        return _reproducible(json.loads(path.read_bytes()))
     except (OSError, ValueError, AttributeError):
         return None
 
 
-def _lasting(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report without what another start of the same command may change."""
+def _reproducible(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report without what another start of the same command changes."""
     return {key: value for key, value in report.items() if key not in ("seconds", "run", "versions", "git_commit")}

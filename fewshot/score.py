@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fewshot import probes
-from fewshot.draw import Draw
-from fewshot.probes import Fitted, Predictor
-from fewshot.ridge import SWEEP, Ridge
-from fewshot.store import FeatureSet
+from fewshot.cache import FeatureSet, NetworkFeatures, read_feature
+from fewshot.config import ProtocolSection
+from fewshot.features import headline
+from fewshot.given import GivenFeatures
+from fewshot.probes import PROBES, SWEPT, Predictor
+from fewshot.task import Draw, Task, draw_support
+from pretrain.progress import Progress
 
 _CHUNK = 1024  # query images held in fp64 at once
 _SMALL = 10**9  # multiply-adds of a product that is not worth more than one thread
@@ -71,42 +73,91 @@ class Scores:
     sweeps: list[Sweep]
     seconds: dict[str, float]
 
+    def add(self, rows: tuple[list[Result], list[Sweep]], weights: str, features: str) -> None:
+        """Add the rows of `score`, which are of a feature of `weights`."""
+        results, sweeps = rows
+        self.results.extend(replace(row, weights=weights, features=features) for row in results)
+        self.sweeps.extend(replace(row, weights=weights, features=features) for row in sweeps)
+
+
+def score_networks(
+    networks: Sequence[NetworkFeatures], task: Task, protocol: ProtocolSection, device: torch.device
+) -> Scores:
+    """Fit and score every probe on every feature of every network, on `device`. For one rank alone.
+
+    The λ sweep is made of each network's leading feature only.
+    Raises InputError where features are not finite.
+    """
+    began = time.monotonic()
+    known: dict[tuple[Path, str, bool], tuple[list[Result], list[Sweep]]] = {}  # networks may share baselines
+    scores = Scores([], [], {})
+    parts = [(one, name) for one in networks for name in one.files]
+    distinct = {(one.files[name], name) for one, name in parts}
+    with Progress("probes", "support sets", len(distinct) * len(task.draws)) as progress:
+        for one, name in parts:
+            oracle = protocol.oracle and name == headline(list(one.files))
+            kept = one.files[name], name, oracle
+            if kept not in known:
+                features = read_feature(one.files[name], name, f"weights {one.network.path}")
+                known[kept] = score(
+                    features, task.draws, task.query_labels, task.classes, protocol, device, oracle, progress.advance
+                )
+            scores.add(known[kept], one.network.id, name)
+    scores.seconds["probes"] = time.monotonic() - began
+    return scores
+
+
+def score_given(given: GivenFeatures, protocol: ProtocolSection, id: str) -> tuple[Scores, tuple[Draw, ...]]:
+    """Score a user's features, as those of weights `id`. Raises InputError where a class has too few rows."""
+    began = time.monotonic()
+    where = f"features {given.path}: support_y"
+    draws = draw_support(given.support_labels, given.classes, protocol, where=where)
+    scores, cpu = Scores([], [], {}), torch.device("cpu")
+    with Progress("probes", "support sets", len(draws)) as progress:
+        found = score(
+            given.features, draws, given.query_labels, given.classes, protocol, cpu, protocol.oracle, progress.advance
+        )
+    scores.add(found, id, "given")
+    scores.seconds["probes"] = time.monotonic() - began
+    return scores, draws
+
 
 def score(
     features: FeatureSet,
     draws: Sequence[Draw],
     query_labels: NDArray[np.int64],
-    *,
     classes: int,
-    probe_names: Sequence[str],
-    l2: float,
+    protocol: ProtocolSection,
     device: torch.device,
     oracle: bool = False,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Result], list[Sweep]]:
-    """Fit each probe on each draw and score it on all of `features.query` [m, d], in fp64 on `device`.
+    """Fit each probe of `protocol` on each draw and score it on all of `features.query` [m, d], in fp64 on `device`.
 
-    oracle: the sweep over λ as well. advance: called after each support set. The rows' `weights` and
-    `features` are left empty for the caller, who knows them.
+    Args:
+        oracle: whether to sweep λ as well.
+        advance: called after each support set.
+
+    Returns:
+        Rows whose `weights` and `features` are empty: `Scores.add` sets them.
     """
-    fits: dict[str, Callable[..., Fitted]] = {"ridge": partial(probes.ridge, l2=l2), **probes.OTHERS}
-    strengths: dict[str, float | None] = {"ridge": l2, "logistic": probes.LOGISTIC_L2}
     results, sweeps = [], []
     largest = max(len(draw.ids) for draw in draws) * features.query.shape[1] * classes
     with _threads_for(largest):
         for draw in draws:
             support = torch.from_numpy(features.rows(draw.ids)).to(device).double()
             labels = torch.from_numpy(draw.labels).to(device)
-            for name in probe_names:
-                fitted = fits[name](support, labels, classes)
+            fits = {}
+            for probe in [PROBES[name] for name in protocol.probes]:
+                l2 = protocol.l2 if probe.configured else probe.l2
+                fitted = fits[probe.name] = probe.fit(support, labels, classes, l2 or 0.0)
                 right = accuracy(fitted, features.query, query_labels, device)
-                results.append(
-                    Result("", name, "", draw.shots, draw.seed, strengths.get(name), right, fitted.converged)
-                )
+                results.append(Result("", probe.name, "", draw.shots, draw.seed, l2, right, fitted.converged))
             if oracle:
-                solved = Ridge.fit(support, labels, classes)
-                curve = tuple(accuracy(solved.predictor(at), features.query, query_labels, device) for at in SWEEP)
-                sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEEP, curve))
+                swept = fits.get(SWEPT.name) or SWEPT.fit(support, labels, classes, protocol.l2)
+                assert swept.with_l2 is not None
+                curve = [accuracy(swept.with_l2(l2), features.query, query_labels, device) for l2 in SWEPT.sweep]
+                sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEPT.sweep, tuple(curve)))
             advance()
     return results, sweeps
 
@@ -139,22 +190,15 @@ def accuracy(
 
 def summarise(results: Sequence[Result]) -> list[Mean]:
     """The rows' means over seeds, in the order in which weights, probe, features and shots first occur."""
-
-    def key(row: Result) -> tuple[str, str, str, int]:
-        return row.weights, row.probe, row.features, row.shots
-
-    place = {found: number for number, found in enumerate(dict.fromkeys(map(key, results)))}
-    ordered = sorted(results, key=lambda row: place[key(row)])
-    groups = [(found, list(rows)) for found, rows in groupby(ordered, key)]
-    return [
-        Mean(*found, *mean_std([row.accuracy for row in rows]), all(row.converged for row in rows))
-        for found, rows in groups
-    ]
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (ddof 1), None of a single value."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
+    groups: dict[tuple[str, str, str, int], list[Result]] = {}
+    for row in results:
+        groups.setdefault((row.weights, row.probe, row.features, row.shots), []).append(row)
+    means = []
+    for group, rows in groups.items():
+        values = [row.accuracy for row in rows]
+        deviation = stdev(values) if len(values) > 1 else None
+        means.append(Mean(*group, fmean(values), deviation, all(row.converged for row in rows)))
+    return means
 
 
 def fp64_device(device: torch.device) -> torch.device:

@@ -1,20 +1,45 @@
-"""What is learned from and what is scored: two indices, and the support sets drawn from one of them."""
+"""What is learned from and what is scored: two indices, and the support sets drawn from one of them.
+
+A support set is a function of seed, labels and ids alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.draw import Draw, draw_support
+from fewshot.config import ProtocolSection
 from pretrain.errors import InputError
 from pretrain.index.compare import check_classes, check_names, shared_text, unnamed_text
 from pretrain.index.index import Index
 from pretrain.storage.retry import Timeouts
+from pretrain.stream.colour import colour_text
 
 Paths = str | Sequence[str]
+_NAMED = 5  # classes named in a message
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One support set: `ids` int64 [classes · shots], class by class from 0, each in the order drawn."""
+
+    shots: int
+    seed: int
+    ids: NDArray[np.int64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Their classes, int64 [classes · shots]."""
+        return np.arange(len(self.ids), dtype=np.int64) // self.shots
+
+    @property
+    def sha256(self) -> str:
+        """sha256 (hex) of `ids` as little-endian int64, in their order."""
+        return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -31,34 +56,34 @@ class Task:
 
     def colour_notes(self, channels: int, timeouts: Timeouts, section: str = "data") -> list[str]:
         """Where a network of `channels` and the images of either index do not fit, a sentence each. Looks at some."""
-        from pretrain.stream.colour import colour_text  # here, because it brings torch
-
-        indices = {"support": self.support, "query": self.query}
-        texts = [colour_text(channels, index, f"{section}.{name}", timeouts) for name, index in indices.items()]
+        texts = [
+            colour_text(channels, index, f"{section}.{name}", timeouts) for name, (index, _) in self.splits.items()
+        ]
         return [text for text in texts if text]
 
     @property
+    def splits(self) -> dict[str, tuple[Index, NDArray[np.int64]]]:
+        """Index and needed ids of the support and of the query set."""
+        return {"support": (self.support, self.support_ids), "query": (self.query, self.query_ids)}
+
+    @property
     def note(self) -> str:
-        """What is taken on trust of the classes, in words; empty where nothing is."""
+        """A sentence on what is assumed of class numbers; empty where nothing is."""
         return unnamed_text([*self.support.files, *self.query.files])
 
 
-def open_task(
-    support: Paths | None,
-    query: Paths | None,
-    *,
-    shots: Sequence[int],
-    seeds: Sequence[int],
-    section: str = "data",
-) -> Task:
-    """Open both indices, check that they belong together, and draw. Reads no image.
+def open_task(support: Paths | None, query: Paths | None, protocol: ProtocolSection, *, section: str = "data") -> Task:
+    """Open both indices, check that they belong together, and draw the support sets. Reads no image.
 
     Images without a label (an empty list) are neither learned from nor scored.
 
-    `section` says in messages where the config names the indices.
-    Raises InputError: a path that is not set or holds no index, one named twice, images that are in both, images with
-    several labels, no image with one, classes that differ, a query label that the support set lacks, a class with too
-    few images.
+    Args:
+        section: of the config that names the indices, for messages.
+
+    Raises:
+        InputError: a path that is not set or holds no index, one named twice, images that are in both, images with
+            several labels, no image with one, classes that differ, a query label that the support set lacks, a class
+            with too few images.
     """
     indices = {}
     for name, paths in (("support", support), ("query", query)):
@@ -94,9 +119,8 @@ def open_task(
             f"highest in {section}.support; both must number the same classes alike"
         )
     ids, labels = _labelled(learned)
-    draws = draw_support(
-        labels, classes=classes, shots=shots, seeds=seeds, ids=ids, where=f"{section}.support {support}"
-    )
+    where = f"{section}.support {support}"
+    draws = draw_support(labels, classes, protocol, ids=ids, where=where)
     needed = np.unique(np.concatenate([draw.ids for draw in draws]))
     return Task(learned, scored, classes, draws, needed, query_ids, query_labels)
 
@@ -106,3 +130,51 @@ def _labelled(index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     labels = index.labels(np.arange(index.samples))[:, 0]
     ids = np.flatnonzero(labels >= 0)
     return ids, labels[ids]
+
+
+def draw_support(
+    labels: NDArray[np.int64],
+    classes: int,
+    protocol: ProtocolSection,
+    *,
+    ids: NDArray[np.int64] | None = None,
+    where: str = "support",
+) -> tuple[Draw, ...]:
+    """The support sets of every number of shots and every seed; shots of one seed are nested.
+
+    One `np.random.default_rng(seed)` for each seed; for class 0 … classes-1 in order, it permutes the class's ids in
+    ascending order, and k shots take the first k (big_vision's few-shot evaluator).
+
+    Args:
+        labels: int64 [n] in 0 … classes-1.
+        ids: distinct int64 [n]; None: row numbers. What is drawn depends on the pairs (id, label), not on their order.
+        where: named in messages.
+
+    Raises:
+        InputError: a class has fewer images than the most shots; names the classes.
+    """
+    ids = np.arange(len(labels)) if ids is None else ids
+    order = np.lexsort((ids, labels))
+    counts = np.bincount(labels, minlength=classes)
+    _check_counts(counts, max(protocol.shots), where)
+    by_class = np.split(ids[order], np.cumsum(counts)[:-1])
+    draws = []
+    for seed in protocol.seeds:
+        generator = np.random.default_rng(seed)
+        permuted = [generator.permutation(members) for members in by_class]
+        draws += [Draw(k, seed, np.concatenate([members[:k] for members in permuted])) for k in protocol.shots]
+    return tuple(draws)
+
+
+def _check_counts(counts: NDArray[np.int64], shots: int, where: str) -> None:
+    short = np.flatnonzero(counts < shots)
+    if not len(short):
+        return
+    few = ", ".join(f"class {label} has {counts[label]}" for label in short[:_NAMED])
+    rest = f" and {len(short) - _NAMED} more classes have too few" if len(short) > _NAMED else ""
+    most = int(counts.min())
+    right = f"at most {most} shots" if most else "labels 0 … C-1 that all occur"
+    raise InputError(
+        f"{where}: {shots} shots need {shots} images of each of {len(counts)} classes; {few}{rest}; {right}, "
+        "or more support images, would be right"
+    )

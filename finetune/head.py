@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pretrain.model.positions import resize_to
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, check_tensors, load_tensors, tensor_shapes
-from pretrain.weights.fill import resize_to
 from pretrain.weights.load import Weights
 
 # What belongs to the pre-training task and is left behind.
@@ -37,7 +37,7 @@ def transfer(
     check_tensors(kept, shapes, spec.describe(), where=where)
 
     new = replace(spec, num_classes=num_classes, image_size=image_size, dropout=dropout, representation_size=None)
-    kept = resize_to(kept, new)
+    kept = resize_to(new, kept)
     dtype = kept["patch_embedding.weight"].dtype
     kept["head.weight"] = torch.zeros(num_classes, spec.width, dtype=dtype)
     kept["head.bias"] = torch.zeros(num_classes, dtype=dtype)

@@ -18,16 +18,20 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from fewshot.config import FewshotConfig, ProtocolSection
+from fewshot.features import LAYERS
+from fewshot.probes import PROBES
 from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.ranks.command import DONE, Parser, main_rank, run_command
+from pretrain.configfile import read_config
+from pretrain.storage.location import local_path
 
 KINDS = {"raw": (False,), "averaged": (True,), "both": (False, True)}  # --weights → whether averaged, in turn
-
-# What else is needed is imported late: torch takes seconds, which a mistake in the config need not wait for.
 
 
 def main() -> int:
@@ -36,9 +40,7 @@ def main() -> int:
 
 
 def probe_weights(args: argparse.Namespace) -> int:
-    from fewshot.config import FewshotConfig
     from fewshot.task import open_task
-    from pretrain.configfile import read_config
 
     if not args.config or not args.init:
         raise InputError(
@@ -47,59 +49,40 @@ def probe_weights(args: argparse.Namespace) -> int:
         )
     config = read_config(FewshotConfig, args.config, [*args.overrides, *protocol_overrides(args)])
     protocol, out = config.fewshot, args.out or Path("runs") / config.name
-    task = open_task(config.data.support, config.data.query, shots=protocol.shots, seeds=protocol.seeds)
+    task = open_task(config.data.support, config.data.query, protocol)
 
     import torch
 
-    from fewshot import report, store, study
-    from fewshot.score import fp64_device
-    from fewshot.subject import open_entries
+    from fewshot import cache, report, score
+    from fewshot.networks import open_networks
     from pretrain.engine import processgroup
     from pretrain.ranks import collectives
 
     world = processgroup.start()
-    collectives.together(lambda: check_out(out) if world.main else None)  # one rank writes all
+    collectives.together(lambda: check_out(out) if world.main else None)  # one rank writes everything
     dtype = getattr(torch, protocol.dtype)
-    entries = open_entries(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
+    networks = open_networks(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
     if world.main:
-        for channels in {entry.spec.channels for entry in entries}:
+        for channels in {network.spec.channels for network in networks}:
             for note in task.colour_notes(channels, config.data.timeouts()):
                 say(f"note: {note}")
     began = time.monotonic()
-    taken = study.take_features(config, entries, task, out, world)
+    kept = cache.FeatureCache(config, task, out / cache.FOLDER, world)
+    features = [kept.features(network) for network in networks]
     extracted = time.monotonic()
     collectives.barrier()
     processgroup.stop()
     if not world.main:
-        return DONE  # the probes are one rank's work, and the others need not wait for it
+        return DONE  # one rank fits the probes, and the others need not wait for it
 
-    device = fp64_device(world.device)
-    scores = study.probe_features(config, taken, task, device)
+    device = score.fp64_device(world.device)
+    scores = score.score_networks(features, task, protocol, device)
     scores.seconds.update(features=extracted - began, total=time.monotonic() - began)
-    names = list(dict.fromkeys(part.feature for part in taken))
-    content = report.build_report(
-        config.name,
-        protocol,
-        scores,
-        draws=task.draws,
-        weights=report.describe_entries(entries, names),
-        images=report.describe_task(task, store.scored_again(taken[0].file)),
-        arithmetic=report.describe_arithmetic(dtype),
-        run={
-            "ranks": world.size,
-            "batch": protocol.batch,
-            "device": str(device),
-            "config": config.model_dump(mode="json"),
-        },
-    )
-    return finish(content, out)
+    run = {"ranks": world.size, "batch": protocol.batch, "device": str(device)}
+    return finish(report.report_networks(config, features, task, scores, run), out)
 
 
 def probe_file(args: argparse.Namespace) -> int:
-    from fewshot.config import FewshotConfig, ProtocolSection
-    from fewshot.store import read_given
-    from pretrain.configfile import read_config
-
     if args.init:
         raise InputError("--features and --init: one of the two; features need no weights")
     if args.weights != "raw":
@@ -108,36 +91,25 @@ def probe_file(args: argparse.Namespace) -> int:
         raise InputError(f"{args.overrides[0]}: an override needs a --config; --shots, --seeds and --l2 do not")
     if not main_rank():
         return DONE
-    name = args.features.stem
+    name, overrides = args.features.stem, [*args.overrides, *protocol_overrides(args)]
     if args.config:
-        protocol = read_config(FewshotConfig, args.config, [*args.overrides, *protocol_overrides(args)]).fewshot
+        protocol = read_config(FewshotConfig, args.config, overrides).fewshot
     else:
         protocol = ProtocolSection(**protocol_options(args))
+
+    from fewshot import report, score
+    from fewshot.given import read_given
+
     given, out = read_given(args.features), args.out or Path("runs") / name
-
-    from fewshot import report, study
-
     check_out(out)
     began = time.monotonic()
-    scores, draws = study.probe_given(given, protocol, name)
+    scores, draws = score.score_given(given, protocol, name)
     scores.seconds["total"] = time.monotonic() - began
-    content = report.build_report(
-        name,
-        protocol,
-        scores,
-        draws=draws,
-        weights=report.describe_given(given, name),
-        images=report.describe_rows(given, draws),
-        arithmetic="features as given; probes in float64",
-        run={"device": "cpu"},
-    )
-    return finish(content, out)
+    return finish(report.report_given(given, name, protocol, draws, scores), out)
 
 
 def check_out(out: Path) -> None:
     """Refuse a folder that cannot be made or written to, before what would be lost with it is computed."""
-    from pretrain.storage.location import local_path
-
     new = not os.path.lexists(out)
     files.make_folder(local_path(out))
     if new:
@@ -155,9 +127,9 @@ def finish(content: dict[str, Any], out: Path) -> int:
 
 
 def protocol_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What --shots, --seeds and --l2 say, as keys of the config's `fewshot` section."""
-    said = {"shots": args.shots, "seeds": args.seeds, "l2": args.l2}
-    return {key: value for key, value in said.items() if value is not None}
+    """--shots, --seeds and --l2, where given, as keys of the config's `fewshot` section."""
+    given = {"shots": args.shots, "seeds": args.seeds, "l2": args.l2}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def protocol_overrides(args: argparse.Namespace) -> list[str]:
@@ -179,42 +151,38 @@ def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
 
 
 def strength(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 would be right")
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 would be right")
 
 
 def parser() -> argparse.ArgumentParser:
-    main = Parser(prog="launch/fewshot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    main.add_argument("--config", metavar="C", help="a JSON file, or its name under configs/ (fewshot/imagenet.json)")
-    main.add_argument(
-        "--init",
-        action="append",
-        metavar="WEIGHTS",
-        help="a run folder or a checkpoint inside one; may be given several times",
+    described = {"probes": PROBES.values(), "features": LAYERS.values()}
+    tables = [
+        f"{title}:\n" + "\n".join(f"  {one.name:<13}{one.description}" for one in table)
+        for title, table in described.items()
+    ]
+    main = Parser(
+        prog="launch/fewshot.py",
+        description=__doc__,
+        epilog="\n\n".join(tables),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    main.add_argument(
-        "--weights",
-        choices=tuple(KINDS),
-        default="raw",
-        help="of --init: as trained (the default), their Polyak average, or both side by side",
-    )
-    main.add_argument("--features", type=Path, metavar="F.npz", help="support_x, support_y, query_x, query_y to probe")
-    main.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="default: runs/<name of the config, or of F>; another report that it holds is kept, as report-1, …",
-    )
-    main.add_argument("--shots", type=numbers(1), help="images of each class (default: the config's, or 1,5,10,25)")
-    main.add_argument("--seeds", type=numbers(0), help="of the draws (default: the config's, or 0,1,2)")
-    main.add_argument("--l2", type=strength, metavar="λ", help="of the ridge (default: the config's, or 1024)")
-    main.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
-    main.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
+    add = main.add_argument
+    add("--config", metavar="C", help="a JSON file, or its name under configs/ (fewshot/imagenet.json)")
+    many = "a run folder or a checkpoint inside one; may be given several times"
+    add("--init", action="append", metavar="WEIGHTS", help=many)
+    kinds = "of --init: as trained (the default), their Polyak average, or both side by side"
+    add("--weights", choices=tuple(KINDS), default="raw", help=kinds)
+    add("--features", type=Path, metavar="F.npz", help="support_x, support_y, query_x, query_y to probe")
+    out = "default: runs/<name of the config, or of F>; another report that it holds is kept, as report-1, …"
+    add("--out", type=Path, metavar="DIR", help=out)
+    add("--shots", type=numbers(1), help="images of each class (default: the config's, or 1,5,10,25)")
+    add("--seeds", type=numbers(0), help="of the draws (default: the config's, or 0,1,2)")
+    add("--l2", type=strength, metavar="λ", help="of the ridge (default: the config's, or 1024)")
+    add("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
+    add("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
     return main
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from fewshot.store import read_given, read_layer, write_features
+
 from pretrain import files
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint import pieces

@@ -120,18 +120,28 @@ def read_tensors(
     Raises:
         InputError: it keeps no average, is damaged, or is of a network of other parameters.
     """
-    kind = AVERAGE if averaged else WEIGHT
-    if kind not in checkpoint.state["fingerprints"]:
-        raise InputError(
-            f"checkpoint {checkpoint.path}: keeps no averaged weights (optimizer.averaging was not set); take the raw "
-            "ones"
-        )
+    kind = weight_kind(checkpoint, averaged=averaged)
     checkpoint.verify_with_progress([LAYOUT, *(file_name(kind, rank) for rank in range(checkpoint.state["ranks"]))])
     pieces, tensors = Pieces(checkpoint), {}
     for name, shape in shapes.items():
         tensors[name] = torch.empty(math.prod(shape))
         pieces.read(kind, name, tensors[name], 0)
     return {name: tensor.view(shapes[name]) for name, tensor in tensors.items()}
+
+
+def weight_kind(checkpoint: Checkpoint, *, averaged: bool) -> str:
+    """The kind of values that are a checkpoint's weights, or their Polyak average.
+
+    Raises:
+        InputError: it keeps no average.
+    """
+    kind = AVERAGE if averaged else WEIGHT
+    if kind not in checkpoint.state["fingerprints"]:
+        raise InputError(
+            f"checkpoint {checkpoint.path}: keeps no averaged weights (optimizer.averaging was not set); take the raw "
+            "ones"
+        )
+    return kind
 
 
 def fingerprint(values: Tensor, position: int) -> int:

@@ -1,12 +1,14 @@
 """Position embeddings: moving a learned grid to another resolution, and the fixed sine-cosine grid."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
 
 
 def resize_positions(pos: Tensor, new_grid: tuple[int, int], class_slot: bool) -> Tensor:
@@ -32,6 +34,18 @@ def resize_positions(pos: Tensor, new_grid: tuple[int, int], class_slot: bool) -
     grid = pos[:, slots:].double().unflatten(1, (side, side)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new_grid, mode="bilinear", align_corners=True)
     return torch.cat([pos[:, :slots], grid.flatten(2).transpose(1, 2).to(pos.dtype)], dim=1)
+
+
+def resize_to(spec: ViTSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors with learned positions, where it has any, resized to the grid of `spec`; the others uncopied.
+
+    Raises InputError as `resize_positions` does.
+    """
+    resized = dict(tensors)
+    if "position_embedding" in resized:
+        grid = (spec.grid, spec.grid)
+        resized["position_embedding"] = resize_positions(resized["position_embedding"], grid, spec.pool == "cls")
+    return resized
 
 
 def sincos2d(grid: int, width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,15 +1,11 @@
-"""Putting weights into a network that is already built: as they are, or with their positions resized."""
+"""Filling a network that is already built with weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from torch import Tensor
-
 from pretrain.errors import InputError
-from pretrain.model.positions import resize_positions
-from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, load_tensors
 from pretrain.weights.load import Weights
 
@@ -33,13 +29,3 @@ def load_same(model: VisionTransformer, weights: Weights) -> str:
         raise InputError(f"{weights.source}: of another network: {'; '.join(differing)}; give weights of this one")
     load_tensors(model, weights.tensors, where=str(weights.source))
     return ""
-
-
-def resize_to(tensors: Mapping[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
-    """The tensors of a network with learned positions resized to the grid of `spec`; all others uncopied."""
-    resized = dict(tensors)
-    if "position_embedding" in resized:
-        resized["position_embedding"] = resize_positions(
-            resized["position_embedding"], (spec.grid, spec.grid), class_slot=spec.pool == "cls"
-        )
-    return resized

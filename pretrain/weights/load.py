@@ -1,10 +1,11 @@
-"""Weights from wherever they are: a run folder or a checkpoint inside one."""
+"""Weights from wherever they lie: a run folder, or a checkpoint inside one."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,9 +15,13 @@ from pretrain.checkpoint.pieces import read_tensors
 from pretrain.checkpoint.step import STATE, Checkpoint
 from pretrain.console import say
 from pretrain.errors import InputError
+from pretrain.model.positions import resize_to
 from pretrain.model.spec import ViTSpec
-from pretrain.model.vit import tensor_shapes
+from pretrain.model.vit import VisionTransformer, load_tensors, tensor_shapes
 from pretrain.ranks.collectives import is_main, on_main
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,44 @@ class Weights:
     step: int | None
     source: Path  # the checkpoint they were read from
     sha256: str  # of names, shapes and values: the same however many ranks wrote them
-    averaged: bool = False  # the Polyak average
-    trained_on: str = ""  # the hash of the index; empty where the checkpoint does not say
+    averaged: bool = False  # whether they are the Polyak average
+    trained_on: str = ""  # the index's hash; empty where the checkpoint does not record it
+
+    def model(self, image_size: int | None = None) -> VisionTransformer:
+        """The network with these weights, on the CPU in eval mode.
+
+        Args:
+            image_size: side of its images in pixels, to which learned positions are resized; None: as trained.
+
+        Raises:
+            InputError: the image is smaller than a patch.
+        """
+        model = VisionTransformer(replace(self.spec, image_size=image_size or self.spec.image_size))
+        load_tensors(model, resize_to(model.spec, self.tensors), where=f"weights {self.source}")
+        return model.eval()
+
+    def preprocess(self, image: Image) -> Tensor:
+        """A PIL image as the network takes it: float32 [channels, image_size, image_size] in [-1, 1].
+
+        Resized and cropped as evaluation does it: the shorter side to 8/7 of the image size, then the centre. Alpha is
+        dropped and an EXIF orientation is not applied, as in training.
+        """
+        import torch
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        from pretrain.images.transforms import EvalImages, to_float
+
+        pixels = pil_to_tensor(image.convert("L" if self.spec.channels == 1 else "RGB"))
+        return to_float(EvalImages(self.spec.image_size, self.spec.channels)(pixels, 0, 0), torch.float32)
 
 
 def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
-    """Read WEIGHTS: a checkpoint, or the newest of a run folder. `choose` passes over one that is damaged.
+    """Read WEIGHTS: a checkpoint, or the newest one of a run folder. Not collective.
 
-    averaged: read the Polyak average of the weights, not the weights.
+    A newest checkpoint that is damaged is refused; `choose` passes over it.
+
+    Args:
+        averaged: read the Polyak average of the weights instead of the weights.
 
     Raises:
         InputError: nothing there, no whole checkpoint, or tensors that are not the network's.
@@ -47,22 +82,26 @@ def read_weights(saved: Checkpoint, *, averaged: bool = False) -> Weights:
     """The weights of a checkpoint, which must hold what it did when it was opened. Raises as `load_weights`."""
     spec = ViTSpec(**saved.state["model"])
     tensors = read_tensors(saved, tensor_shapes(spec), averaged=averaged)
-    trained_on = saved.state.get("stream", {}).get("index_hash", "")
-    return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged, trained_on)
+    return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged, index_hash(saved))
+
+
+def index_hash(saved: Checkpoint) -> str:
+    """The hash of the index that a checkpoint was trained on; empty where it does not record it."""
+    return str(saved.state.get("stream", {}).get("index_hash", ""))
 
 
 def choose(path: str | Path) -> Checkpoint:
-    """The checkpoint that WEIGHTS names, whole to the last hash: the one given, or the newest of a run folder.
+    """The checkpoint that WEIGHTS names, verified to the last hash: the one given, or the newest of a run folder.
 
-    Collective, and the same on every rank: the run may be under way, or a file system lag, and one rank would see a
-    newer checkpoint than another. Newer ones that are damaged are passed over, and said.
+    Collective, with the same result on every rank: while a run is under way, or where a file system lags, one rank
+    would see a newer checkpoint than another. Newer checkpoints that are damaged are passed over, with a message.
 
     Raises:
-        InputError: there is none, with what was looked for; on every rank.
+        InputError: there is none; names what was looked for, on every rank.
     """
     path = Path(path)
-    one, folder = on_main(lambda: _place(path))
-    if one:
+    is_checkpoint, folder = on_main(lambda: _classify(path))
+    if is_checkpoint:
         return checkpoints.read_verified(path)
     saved, passed_over = checkpoints.newest_verified(folder)
     found = _found(path, folder, saved, passed_over)
@@ -71,23 +110,18 @@ def choose(path: str | Path) -> Checkpoint:
     return found
 
 
-def agreed(path: str | Path) -> Path:
-    """Where the checkpoint stands that WEIGHTS names, as `choose` does."""
-    return choose(path).path
-
-
 def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint that WEIGHTS names, by the sizes of its files; `choose` looks at the hashes too. Not collective.
+    """The checkpoint that WEIGHTS names, by the sizes of its files; `choose` verifies hashes too. Not collective.
 
     Raises:
-        InputError: there is none, with what was looked for.
+        InputError: there is none; names what was looked for.
     """
-    one, folder = _place(path)
-    return Checkpoint.read(path) if one else _found(path, folder, *checkpoints.newest(folder))
+    is_checkpoint, folder = _classify(path)
+    return Checkpoint.read(path) if is_checkpoint else _found(path, folder, *checkpoints.newest(folder))
 
 
-def _place(path: Path) -> tuple[bool, Path]:
-    """Whether WEIGHTS names one checkpoint, and otherwise the folder of those it names."""
+def _classify(path: Path) -> tuple[bool, Path]:
+    """Whether WEIGHTS names one checkpoint, and otherwise the folder whose newest checkpoint it names."""
     if not files.exists(path):
         raise InputError(f"weights {path}: no such file or folder; give a run folder or a checkpoint inside one")
     if not files.is_folder(path):
@@ -95,8 +129,8 @@ def _place(path: Path) -> tuple[bool, Path]:
             f"weights {path}: a file, and weights are read from folders only, not yet from files of any format; give a "
             "run folder or a checkpoint inside one"
         )
-    one = checkpoints.is_checkpoint_name(path) or files.is_file(path / STATE)
-    return one, path if path.name == "checkpoints" else path / "checkpoints"
+    is_checkpoint = checkpoints.is_checkpoint_name(path) or files.is_file(path / STATE)
+    return is_checkpoint, path if path.name == "checkpoints" else path / "checkpoints"
 
 
 def _found(path: Path, folder: Path, saved: Checkpoint | None, passed_over: dict[Path, str]) -> Checkpoint:

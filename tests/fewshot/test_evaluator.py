@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewshot.store import FeatureSet
+from fewshot.study import probe_features, take_features
+from fewshot.subject import open_entries
 
 from fewshot.config import DataSection as FewshotData
 from fewshot.config import FewshotConfig, ProtocolSection
@@ -13,9 +16,6 @@ from fewshot.evaluator import FewshotEvaluator
 from fewshot.features import extract
 from fewshot.report import describe_arithmetic, describe_entries
 from fewshot.score import score, summarise
-from fewshot.store import FeatureSet
-from fewshot.study import probe_features, take_features
-from fewshot.subject import open_entries
 from fewshot.task import open_task
 from pretrain.datasets.dataset import Dataset, png
 from pretrain.engine.section import OptimizerSection

@@ -1,0 +1,107 @@
+"""The networks whose features are probed: the WEIGHTS of a command, and what a report calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pretrain.checkpoint.pieces import weight_kind
+from pretrain.checkpoint.step import Checkpoint
+from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
+from pretrain.ranks.collectives import together
+from pretrain.record.folder import CHECKPOINTS
+from pretrain.weights.load import choose, index_hash
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to be scored: one WEIGHTS, raw or averaged, which is not read yet.
+
+    Args:
+        id: what a report calls it.
+        path: as given.
+        checkpoint: the checkpoint that it names.
+        spec, dtype: the network as it is run here.
+    """
+
+    id: str
+    path: Path
+    checkpoint: Checkpoint
+    averaged: bool
+    spec: ViTSpec
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def trained_size(self) -> int:
+        """Image size in pixels that the weights were trained at."""
+        return int(self.checkpoint.state["model"]["image_size"])
+
+    @property
+    def trained_on(self) -> str:
+        """The hash of the index that it was trained on; empty where that is not recorded."""
+        return index_hash(self.checkpoint)
+
+
+def open_networks(
+    paths: Sequence[str | Path],
+    image_size: int | None,
+    *,
+    averaged: Sequence[bool] = (False,),
+    dtype: torch.dtype = torch.float32,
+) -> list[Network]:
+    """Find and verify every WEIGHTS, so that a fault in the last is found before the first is run. Reads no tensors.
+
+    Collective, with the same result on every rank.
+
+    Args:
+        image_size: to run them at; None: each as trained.
+        averaged: which weights of each path: as trained (False), their Polyak average (True), or both in turn.
+
+    Raises:
+        InputError: no such weights, the same ones twice, no average, an image size below a patch.
+    """
+    found: dict[Path, Network] = {}
+    networks = []
+    for path in map(Path, paths):
+        checkpoint = choose(path)
+        spec = ViTSpec(**checkpoint.state["model"])
+        spec = together(partial(replace, spec, image_size=image_size or spec.image_size, dropout=0.0))
+        first = found.setdefault(checkpoint.path.resolve(), Network("", path, checkpoint, False, spec, dtype))
+        if first.checkpoint is not checkpoint:
+            raise InputError(
+                f"--init: {first.path} and {path}: the same weights twice, {checkpoint.path}; give each once"
+            )
+        for kind in averaged:
+            weight_kind(checkpoint, averaged=kind)
+            networks.append(replace(first, averaged=kind))
+    return [replace(network, id=id) for network, id in zip(networks, _ids(networks), strict=True)]
+
+
+def _ids(networks: Sequence[Network]) -> list[str]:
+    """What each is called in a report: its run, by as many last parts of the path as tell the runs apart, then the step
+    where a checkpoint was named or the run has several, and whether it is the average.
+    """
+    runs = [_run_folder(one.checkpoint.path) for one in networks]
+    depth = 1
+    while depth < max(len(run.parts) for run in runs) and len({run.parts[-depth:] for run in runs}) < len(set(runs)):
+        depth += 1
+    ids = []
+    for network, run in zip(networks, runs, strict=True):
+        steps = {other.checkpoint.step for other, theirs in zip(networks, runs, strict=True) if theirs == run}
+        named = len(steps) > 1 or network.path.resolve() == network.checkpoint.path.resolve()
+        name = Path(*run.parts[-depth:]).as_posix().lstrip("/")
+        ids.append(
+            name + (f" step {network.checkpoint.step}" if named else "") + (" averaged" if network.averaged else "")
+        )
+    return ids
+
+
+def _run_folder(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint; of one that lies elsewhere, the folder that holds it."""
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == CHECKPOINTS else folder
