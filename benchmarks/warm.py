@@ -4,13 +4,13 @@
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # by DeepSpeed as it builds an engine, with torch's compiler
 import einops._torch_specific
+import fewshot.study
 import torch.utils.tensorboard
 
 import benchmarks.started
 import fewshot.evaluator
 import fewshot.page
 import fewshot.report
-import fewshot.study
 import finetune.config
 import finetune.head
 import pretrain.run.experiment

@@ -111,11 +111,12 @@ def score_given(given: GivenFeatures, protocol: ProtocolSection, id: str) -> tup
     """Score a user's features, as those of weights `id`. Raises InputError where a class has too few rows."""
     began = time.monotonic()
     where = f"features {given.path}: support_y"
-    draws = draw_support(given.support_labels, given.classes, protocol, where=where)
+    classes, shots, seeds = given.classes, protocol.shots, protocol.seeds
+    draws = draw_support(given.support_labels, classes=classes, shots=shots, seeds=seeds, where=where)
     scores, cpu = Scores([], [], {}), torch.device("cpu")
     with Progress("probes", "support sets", len(draws)) as progress:
         found = score(
-            given.features, draws, given.query_labels, given.classes, protocol, cpu, protocol.oracle, progress.advance
+            given.features, draws, given.query_labels, classes, protocol, cpu, protocol.oracle, progress.advance
         )
     scores.add(found, id, "given")
     scores.seconds["probes"] = time.monotonic() - began

@@ -120,7 +120,7 @@ def open_task(support: Paths | None, query: Paths | None, protocol: ProtocolSect
         )
     ids, labels = _labelled(learned)
     where = f"{section}.support {support}"
-    draws = draw_support(labels, classes, protocol, ids=ids, where=where)
+    draws = draw_support(labels, classes=classes, shots=protocol.shots, seeds=protocol.seeds, ids=ids, where=where)
     needed = np.unique(np.concatenate([draw.ids for draw in draws]))
     return Task(learned, scored, classes, draws, needed, query_ids, query_labels)
 
@@ -134,9 +134,10 @@ def _labelled(index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def draw_support(
     labels: NDArray[np.int64],
-    classes: int,
-    protocol: ProtocolSection,
     *,
+    classes: int,
+    shots: Sequence[int],
+    seeds: Sequence[int],
     ids: NDArray[np.int64] | None = None,
     where: str = "support",
 ) -> tuple[Draw, ...]:
@@ -156,13 +157,13 @@ def draw_support(
     ids = np.arange(len(labels)) if ids is None else ids
     order = np.lexsort((ids, labels))
     counts = np.bincount(labels, minlength=classes)
-    _check_counts(counts, max(protocol.shots), where)
+    _check_counts(counts, max(shots), where)
     by_class = np.split(ids[order], np.cumsum(counts)[:-1])
     draws = []
-    for seed in protocol.seeds:
+    for seed in seeds:
         generator = np.random.default_rng(seed)
         permuted = [generator.permutation(members) for members in by_class]
-        draws += [Draw(k, seed, np.concatenate([members[:k] for members in permuted])) for k in protocol.shots]
+        draws += [Draw(k, seed, np.concatenate([members[:k] for members in permuted])) for k in shots]
     return tuple(draws)
 
 

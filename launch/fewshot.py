@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = main.add_argument
-    add("--config", metavar="C", help="a JSON file, or its name under configs/ (fewshot/imagenet.json)")
+    main.add_config("fewshot/imagenet.json", lambda: FewshotConfig, required=False)
     many = "a run folder or a checkpoint inside one; may be given several times"
     add("--init", action="append", metavar="WEIGHTS", help=many)
     kinds = "of --init: as trained (the default), their Polyak average, or both side by side"
@@ -181,8 +181,6 @@ def parser() -> argparse.ArgumentParser:
     add("--shots", type=numbers(1), help="images of each class (default: the config's, or 1,5,10,25)")
     add("--seeds", type=numbers(0), help="of the draws (default: the config's, or 0,1,2)")
     add("--l2", type=strength, metavar="λ", help="of the ridge (default: the config's, or 1024)")
-    add("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # given by launchers
-    add("overrides", nargs="*", metavar="key.path=value", help="laid over the config, last wins")
     return main
 
 

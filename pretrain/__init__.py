@@ -6,11 +6,10 @@ that importing a room stays cheap.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from pretrain import run as _room  # a docstring only
 
 if TYPE_CHECKING:
     from pretrain.index.index import Index
@@ -20,20 +19,29 @@ if TYPE_CHECKING:
     open_index = Index.open
 
 
-class _CallableRoom(ModuleType):
-    """`pretrain.run` is a room, and as a function runs an experiment: `pretrain.run.experiment.run`."""
+class _Run(ModuleType):
+    """The room `pretrain.run`, which is also a function: `pretrain.run.experiment.run`."""
 
     def __call__(self, *args: Any, **options: Any) -> int:
         status: int = import_module("pretrain.run.experiment").run(*args, **options)
         return status
 
 
-_room.__class__ = _CallableRoom
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "run":  # set by whichever import of the room comes first
+            value.__class__ = _Run
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     if name == "read_config":
         return import_module("pretrain.configfile").read_config
+    if name == "run":
+        return import_module("pretrain.run")
     if name == "load_weights":
         return import_module("pretrain.weights.load").load_weights
     if name == "open_index":

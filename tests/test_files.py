@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewshot.store import read_given, read_layer, write_features
 
+from fewshot.cache import read_feature, write_features
+from fewshot.given import read_given
 from pretrain import files
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint import pieces
@@ -259,7 +260,7 @@ def test_features_that_may_not_be_read_are_not_told_as_damaged(place, as_another
     np.savez(place / "f.npz", x=np.zeros(1))
     (place / "f.npz").chmod(0)
     as_another()
-    for ask in (lambda: read_given(place / "f.npz"), lambda: read_layer(place / "f.npz", "x", "it")):
+    for ask in (lambda: read_given(place / "f.npz"), lambda: read_feature(place / "f.npz", "x", "it")):
         assert told(ask).startswith(f"{place}/f.npz: Permission denied ({place}/f.npz is ----------")
 
 

@@ -49,7 +49,7 @@ def test_sgd_is_refused_by_name(read):
         ("fewshot.seeds=[1,1]", r"fewshot\.seeds: found \[1, 1\]; name each once"),
         ("fewshot.seeds=[-1]", r"fewshot\.seeds"),
         ("fewshot.l2=0", r"fewshot\.l2: found 0"),
-        ('fewshot.probes=["rigde"]', r"fewshot\.probes: found 'rigde'; known: ridge logistic"),
+        ('fewshot.probes=["rigde"]', r"fewshot\.probes: found 'rigde'; known: ridge logistic knn10"),
         ('fewshot.features=["given"]', r"fewshot\.features: found 'given'; known: tanh"),
         ("model.image_size=0", r"model\.image_size"),
         ("data.train=x", r"data\.train: unknown key"),

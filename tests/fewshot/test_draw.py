@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from fewshot.draw import draw_support
+from fewshot.task import draw_support
 from pretrain.errors import InputError
 
 

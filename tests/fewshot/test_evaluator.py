@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewshot.store import FeatureSet
-from fewshot.study import probe_features, take_features
-from fewshot.subject import open_entries
 
+from fewshot.cache import FeatureCache, FeatureSet
 from fewshot.config import DataSection as FewshotData
 from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.evaluator import FewshotEvaluator
-from fewshot.features import extract
-from fewshot.report import describe_arithmetic, describe_entries
-from fewshot.score import score, summarise
+from fewshot.features import LAYERS, Extraction, extract
+from fewshot.networks import open_networks
+from fewshot.report import report_networks
+from fewshot.score import score, score_networks, summarise
 from fewshot.task import open_task
 from pretrain.datasets.dataset import Dataset, png
 from pretrain.engine.section import OptimizerSection
@@ -55,20 +54,14 @@ def test_the_score_is_the_protocols_on_the_representation(config, drawn, digit_s
     model = drawn(run.model.spec())
     found = dict(FewshotEvaluator(run, alone).run(model, 50))
 
-    task = open_task(*digit_shards, shots=(1, 5), seeds=(0, 1))
-    sizes = {"layers": [layer], "image_size": 8, "channels": 1, "batch": 64, "workers": 1, "world": alone}
-    support = extract(model, task.support, np.arange(task.support.samples), **sizes)[layer]
-    query = extract(model, task.query, np.arange(task.query.samples), **sizes)[layer]
-    features = FeatureSet(np.arange(len(support)), support, query)
-    results, _ = score(
-        features,
-        task.draws,
-        task.query_labels,
-        classes=10,
-        probe_names=["ridge"],
-        l2=1024.0,
-        device=torch.device("cpu"),
+    protocol = ProtocolSection(shots=(1, 5), seeds=(0, 1), probes=("ridge",))
+    task, how = open_task(*digit_shards, protocol), Extraction(model.spec, 64, 1, alone)
+    support, query = (
+        extract(model, [LAYERS[layer]], index, np.arange(index.samples), how)[layer]
+        for index in (task.support, task.query)
     )
+    features = FeatureSet(np.arange(len(support)), support, query)
+    results, _ = score(features, task.draws, task.query_labels, 10, protocol, torch.device("cpu"))
     for shots in (1, 5):
         expected = np.mean([row.accuracy for row in results if row.shots == shots])
         assert found.pop(f"fewshot/{shots}shot_ridge") == pytest.approx(expected, abs=1e-12)
@@ -84,32 +77,19 @@ def test_the_score_of_a_run_is_that_of_its_checkpoint_in_the_same_arithmetic(
     path = run_folder(tmp_path / "run", model)  # as saved: in fp32
     logged = dict(FewshotEvaluator(run, alone).run(model.to(getattr(torch, dtype)), 50))
 
-    task = open_task(*digit_shards, shots=(1, 5), seeds=(0, 1))
-    protocol = ProtocolSection(shots=(1, 5), seeds=(0, 1), features=("tanh",), probes=("ridge",), oracle=False)
+    protocol = ProtocolSection(
+        shots=(1, 5), seeds=(0, 1), features=("tanh",), probes=("ridge",), oracle=False, dtype=dtype
+    )
+    task = open_task(*digit_shards, protocol)
     after = FewshotConfig(name="after", data=FewshotData(workers=1), fewshot=protocol)
-    entries = open_entries([path], None, dtype=getattr(torch, dtype))
-    taken = take_features(after, entries, task, tmp_path, alone)
-    scores = probe_features(after, taken, task, torch.device("cpu"))
+    (network,) = open_networks([path], None, dtype=getattr(torch, dtype))
+    features = [FeatureCache(after, task, tmp_path, alone).features(network)]
+    scores = score_networks(features, task, protocol, torch.device("cpu"))
     ending = "" if dtype == "float32" else "_bfloat16"
     assert logged == {f"fewshot/{row.shots}shot_ridge{ending}": row.mean for row in summarise(scores.results)}
-    (weights,) = describe_entries(entries, ["tanh"])
-    assert weights["dtype"] == dtype
-    assert dtype in describe_arithmetic(entries[0].dtype)
-
-
-def test_features_in_another_arithmetic_are_other_features(drawn, tiny, alone, digit_shards, run_folder, tmp_path):
-    path = run_folder(tmp_path / "run", drawn(tiny()))
-    protocol = ProtocolSection(shots=(1,), seeds=(0,), features=("cls", "untrained", "pixels"))
-    config = FewshotConfig(name="both", data=FewshotData(workers=1), fewshot=protocol)
-    task = open_task(*digit_shards, shots=(1,), seeds=(0,))
-    files = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        taken = take_features(config, open_entries([path], None, dtype=dtype), task, tmp_path, alone)
-        files[dtype] = [part.file for part in taken]
-    network, twin, pixels = zip(*files.values(), strict=True)
-    assert network[0] != network[1]
-    assert twin[0] != twin[1]
-    assert pixels[0] == pixels[1]
+    report = report_networks(after, features, task, scores, {})
+    assert report["weights"][0]["dtype"] == dtype
+    assert dtype in report["protocol"]["arithmetic"]
 
 
 def test_query_images_without_a_label_are_not_scored(config, drawn, alone, tmp_path):

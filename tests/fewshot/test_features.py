@@ -5,7 +5,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fewshot.features import IMAGES, again, extract, preprocessing
+from fewshot.features import (
+    IMAGES,
+    LAYERS,
+    Extraction,
+    Layer,
+    count_repeated,
+    extract,
+    headline,
+    pixels,
+    preprocessing,
+    widths,
+)
 from pretrain.errors import InputError, StorageError
 from pretrain.images.decode import decode
 from pretrain.images.transforms import SquashImages, to_float
@@ -16,22 +27,12 @@ from pretrain.storage.shardfile import ShardReader
 from pretrain.stream.chunk import Chunk
 from pretrain.stream.counters import Counters
 
-LAYERS = ["tanh", "pre_tanh", "cls", "mean"]
+NAMES = ["tanh", "pre_tanh", "cls", "mean"]
 
 
 def run(model, path, ids, world, batch=16):
-    size = model.spec.image_size
-    return extract(
-        model,
-        Index.open(path),
-        ids,
-        layers=LAYERS,
-        image_size=size,
-        channels=1,
-        batch=batch,
-        workers=1,
-        world=world,
-    )
+    layers = [LAYERS[name] for name in NAMES]
+    return extract(model, layers, Index.open(path), ids, Extraction(model.spec, batch, 1, world))
 
 
 def one_of_two(rank, meeting, model, path, ids, out):
@@ -61,7 +62,7 @@ def test_equal_images_are_known_in_whatever_shards_they_lie(model, digits, shard
     first, second = shards("first", pixels[:40], labels[:40]), shards("second", pixels[other], labels[other])
     support = run(model, first, np.arange(40), alone)[IMAGES]
     query = run(model, second, np.arange(15), alone)[IMAGES]
-    assert again(query, support) == 5
+    assert count_repeated(query, support) == 5
 
 
 def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alone):
@@ -75,7 +76,7 @@ def test_features_are_the_networks_image_by_image(model, digit_shards, ids, alon
         with torch.no_grad():
             image = to_float(squash(decode(encoded.take(id)[1], 1), 0, id), torch.float32)
             expected = model.eval()(image[None], features=True)
-        for layer in LAYERS:
+        for layer in NAMES:
             assert found[layer][row] == pytest.approx(expected[layer][0].numpy(), abs=1e-6)
 
 
@@ -84,7 +85,7 @@ def test_two_ranks_give_the_features_of_one_to_the_last_bit(model, digit_shards,
     spread(one_of_two, str(tmp_path / "meeting"), model, digit_shards[1], ids, str(out))
     single = run(model, digit_shards[1], ids, alone)
     with np.load(out) as both:
-        for layer in LAYERS:
+        for layer in NAMES:
             assert both[layer].shape == single[layer].shape == (53, single[layer].shape[1])
             assert np.array_equal(both[layer], single[layer])
 
@@ -92,14 +93,14 @@ def test_two_ranks_give_the_features_of_one_to_the_last_bit(model, digit_shards,
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_the_batch_changes_no_more_than_the_last_digits(model, digit_shards, ids, alone, batch):
     first, second = (run(model, digit_shards[1], ids, alone, batch=size) for size in (16, batch))
-    for layer in LAYERS:
+    for layer in NAMES:
         assert np.abs(first[layer] - second[layer]).max() < 1e-5
 
 
 def test_the_network_is_evaluated_and_left_as_it_was(tiny, drawn, digit_shards, ids, alone):
     model = drawn(tiny(representation_size=48, dropout=0.5)).train()
     first, second = (run(model, digit_shards[1], ids, alone) for _ in range(2))
-    assert all(np.array_equal(first[layer], second[layer]) for layer in LAYERS)
+    assert all(np.array_equal(first[layer], second[layer]) for layer in NAMES)
     assert model.training
     run(model.eval(), digit_shards[1], ids, alone)
     assert not model.training
@@ -109,10 +110,10 @@ def test_an_unreadable_image_is_named_or_seen_as_grey_and_told(model, shards, da
     path = shards("damaged", np.full((4, 8, 8), 255, np.uint8), np.arange(4) % 2)
     damage(path, 2)
     index, unreadable = Index.open(path), []
-    arguments = {"layers": ["cls"], "image_size": 8, "channels": 1, "batch": 2, "workers": 1, "world": alone}
+    how = Extraction(model.spec, 2, 1, alone)
     with pytest.raises(InputError, match=r"byte \d+: sample 2 \(.*\): png"):
-        extract(model, index, np.arange(4), **arguments)
-    found = extract(model, index, np.arange(4), **arguments, unreadable=unreadable)["cls"]
+        extract(model, [LAYERS["cls"]], index, np.arange(4), how)
+    found = extract(model, [LAYERS["cls"]], index, np.arange(4), how, unreadable=unreadable)["cls"]
     assert [fault.sample_id for fault in unreadable] == [2]
     assert np.array_equal(found[0], found[1])
     assert not np.allclose(found[2], found[1])
@@ -124,14 +125,17 @@ def test_a_chunk_that_cannot_be_read_is_refused_and_may_be_read_later_where_stor
 ):
     server, path = remote(digit_shards[1])
     timeouts = Timeouts(deadline=0.5, first_backoff=0.01, most_backoff=0.05)
-    arguments = {"layers": ["cls"], "image_size": 8, "channels": 1, "batch": 16, "workers": 1, "world": alone}
-    arguments |= {"timeouts": timeouts, "doing": "some", "unreadable": unreadable}
+    how = Extraction(model.spec, 16, 1, alone, timeouts)
+
+    def some():
+        extract(model, [LAYERS["cls"]], Index.open(path), ids, how, doing="some", unreadable=unreadable)
+
     server.usual = 503
     with pytest.raises(StorageError, match=r"^some: .*503 Service Unavailable; given up after .* s$"):
-        extract(model, Index.open(path), ids, **arguments)
+        some()
     server.usual = 404
     with pytest.raises(InputError, match=r"^some: .*404 Not Found; mend it or leave it out$") as caught:
-        extract(model, Index.open(path), ids, **arguments)
+        some()
     assert not isinstance(caught.value, StorageError)
     assert not unreadable
 
@@ -167,3 +171,52 @@ def test_features_called_float32_are_computed_in_float32(digit_shards, tiny, dra
     finally:
         torch.set_float32_matmul_precision("highest")
     assert switches()[:3] == at_first[:3]
+
+
+ALL = tuple(LAYERS)
+
+
+def test_widths_are_those_of_the_features_that_the_network_has(tiny, drawn, digit_shards, alone):
+    for size, present in ((48, ALL), (None, ("cls", "mean", "pixels", "untrained"))):
+        model = drawn(tiny(representation_size=size))
+        found = widths(model.spec, ALL)
+        assert tuple(found) == present
+        layers, index = [LAYERS[name] for name in present], Index.open(digit_shards[1])
+        features = extract(model, layers, index, np.arange(3), Extraction(model.spec, 4, 1, alone))
+        assert {name: features[name].shape[1] for name in present} == found
+
+
+def test_a_layer_may_read_any_submodule_that_the_network_has(tiny, drawn, digit_shards, alone, monkeypatch):
+    def first_block(outputs):
+        return outputs["blocks.0"][:, 0]
+
+    model, index = drawn(tiny()), Index.open(digit_shards[1])
+    early = Layer("early", "class token after the first block", first_block, taps=("blocks.0",))
+    found = extract(model, [early], index, np.arange(3), Extraction(model.spec, 4, 1, alone))["early"]
+    model.blocks = model.blocks[:1]
+    model.norm = torch.nn.Identity()
+    last = extract(model, [LAYERS["cls"]], index, np.arange(3), Extraction(model.spec, 4, 1, alone))["cls"]
+    assert np.array_equal(found, last)
+    late = Layer("late", "class token after the third block", first_block, taps=("blocks.2",))
+    for layer in (early, late):
+        monkeypatch.setitem(LAYERS, layer.name, layer)
+    assert widths(tiny(), ("late", "early")) == {"early": 32}
+
+
+@pytest.mark.parametrize(
+    ("features", "leading"),
+    [(ALL, "tanh"), (("mean", "cls", "pixels"), "mean"), (("pixels", "cls", "tanh"), "cls"), (("untrained",), None)],
+)
+def test_the_first_feature_that_is_no_baseline_leads(features, leading):
+    assert headline(features) == leading
+
+
+def test_small_images_are_their_own_features():
+    images = torch.arange(2 * 3 * 28 * 28.0).reshape(2, 3, 28, 28)
+    assert torch.equal(pixels(images), images.reshape(2, -1))
+
+
+def test_large_images_are_averaged_down():
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 224, 224)))
+    expected = images.reshape(2, 3, 32, 7, 32, 7).mean(dim=(3, 5)).reshape(2, -1)
+    assert torch.allclose(pixels(images), expected, rtol=0, atol=1e-12)

@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
 from fewshot import probes
-from fewshot.config import PROBES
-from fewshot.draw import draw_support
-from fewshot.scaling import Scaling
+from fewshot.probes import PROBES, fit_logistic, fit_nearest_mean
+from fewshot.ridge import Scaling
+from fewshot.task import draw_support
 
 
 @pytest.fixture(params=[1, 10])
@@ -27,29 +27,29 @@ def task(digits, request):
 def test_logistic_is_scikit_learns_as_it_comes(task):
     support, labels, query, scaled, scaled_query = task
     reference = LogisticRegression(C=1.0, tol=1e-8, max_iter=10_000).fit(scaled, labels)
-    found = probes.logistic(support, labels, 10)(query)
+    found = fit_logistic(support, labels, 10, 1.0)(query)
     assert found.tolist() == reference.predict(scaled_query).tolist()
 
 
 def test_logistic_trains_inside_no_grad(task):
     support, labels, query, *_ = task
     with torch.no_grad():
-        within = probes.logistic(support, labels, 10)(query)
-    assert torch.equal(within, probes.logistic(support, labels, 10)(query))
+        within = fit_logistic(support, labels, 10, 1.0)(query)
+    assert torch.equal(within, fit_logistic(support, labels, 10, 1.0)(query))
 
 
 def test_logistic_says_when_it_has_not_converged(task, monkeypatch):
     support, labels, *_ = task
-    assert probes.logistic(support, labels, 10).converged
-    assert not probes.logistic(support * math.nan, labels, 10).converged
+    assert fit_logistic(support, labels, 10, 1.0).converged
+    assert not fit_logistic(support * math.nan, labels, 10, 1.0).converged
     monkeypatch.setattr(probes, "_ITERATIONS", 2)
-    assert not probes.logistic(support, labels, 10).converged
+    assert not fit_logistic(support, labels, 10, 1.0).converged
 
 
 @pytest.mark.parametrize("neighbours", [10, 20])
 def test_neighbours_vote_by_their_cosine(task, neighbours):
     support, labels, query, *_ = task
-    found = probes.OTHERS[f"knn{neighbours}"](support, labels, 10)(query[:100])
+    found = PROBES[f"knn{neighbours}"].fit(support, labels, 10, 0.0)(query[:100])
     known = support.double().numpy()
     for row, prediction in zip(query[:100].double().numpy(), found.tolist(), strict=True):
         cosine = known @ row / (np.linalg.norm(known, axis=1) * np.linalg.norm(row))
@@ -63,18 +63,13 @@ def test_neighbours_vote_by_their_cosine(task, neighbours):
 def test_the_nearest_mean_is_scikit_learns_centroid(task):
     support, labels, query, scaled, scaled_query = task
     reference = NearestCentroid().fit(scaled, labels)
-    assert probes.nearest_mean(support, labels, 10)(query).tolist() == reference.predict(scaled_query).tolist()
+    assert fit_nearest_mean(support, labels, 10, 0.0)(query).tolist() == reference.predict(scaled_query).tolist()
 
 
-@pytest.mark.parametrize("name", ["ridge", *probes.OTHERS])
+@pytest.mark.parametrize("name", PROBES)
 def test_every_probe_separates_what_is_separable(name):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat_interleave(6)
     centres = 5 * torch.eye(4, 16)
     support, query = (centres[labels] + torch.empty(24, 16).normal_(0, 0.3, generator=generator) for _ in range(2))
-    fit = {"ridge": lambda *task: probes.ridge(*task, l2=1024.0), **probes.OTHERS}[name]
-    assert fit(support, labels, 4)(query).tolist() == labels.tolist()
-
-
-def test_every_probe_of_the_config_is_there_and_described():
-    assert set(PROBES) == {"ridge", *probes.OTHERS} == set(probes.DESCRIPTIONS)
+    assert PROBES[name].fit(support, labels, 4, 1024.0)(query).tolist() == labels.tolist()

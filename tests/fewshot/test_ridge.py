@@ -5,9 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as Reference
 
-from fewshot.draw import draw_support
-from fewshot.ridge import SWEEP, Ridge, decompose
-from fewshot.scaling import Scaling
+from fewshot.ridge import SWEEP, Ridge, Scaling, decompose
+from fewshot.task import draw_support
 
 REGIMES = {"more rows than columns": (200, 24), "fewer rows than columns": (40, 90), "as many": (60, 59)}
 

@@ -8,23 +8,24 @@ import pytest
 import torch
 
 from fewshot import probes
-from fewshot.draw import draw_support
-from fewshot.probes import OTHERS
+from fewshot.cache import FeatureSet
+from fewshot.config import ProtocolSection
 from fewshot.ridge import SWEEP
 from fewshot.score import Result, accuracy, score, summarise
-from fewshot.store import FeatureSet
+from fewshot.task import draw_support
 
 CPU = torch.device("cpu")
-PROBES = ["ridge", *OTHERS]
+PROBES = tuple(probes.PROBES)
 
 
-def scored(digits, ids=None, shots=(1, 5), seeds=(0, 1), probe_names=PROBES, **options):
+def scored(digits, ids=None, oracle=False, advance=lambda: None, **protocol):
     x, y, query_x, query_y = digits
     ids = np.arange(len(y)) if ids is None else ids
-    draws = draw_support(y, ids=ids, classes=10, shots=shots, seeds=seeds)
+    section = ProtocolSection(**{"shots": (1, 5), "seeds": (0, 1), **protocol})
+    draws = draw_support(y, classes=10, shots=section.shots, seeds=section.seeds, ids=ids)
     order = np.argsort(ids)
     features = FeatureSet(ids[order], x[order], query_x)
-    return score(features, draws, query_y, classes=10, probe_names=probe_names, l2=1024.0, device=CPU, **options)
+    return score(features, draws, query_y, 10, section, CPU, oracle, advance)
 
 
 def test_every_probe_is_scored_on_every_draw(digits):
@@ -36,7 +37,7 @@ def test_every_probe_is_scored_on_every_draw(digits):
 
 
 def test_lambda_stands_where_there_is_one(digits):
-    results, _ = scored(digits, shots=[1], seeds=[0])
+    results, _ = scored(digits, shots=(1,), seeds=(0,))
     assert {row.probe: row.l2 for row in results} == {
         "ridge": 1024.0, "logistic": 1.0, "knn10": None, "knn20": None, "nearest_mean": None,
     }  # fmt: skip
@@ -50,11 +51,13 @@ def test_permuting_rows_with_their_ids_changes_nothing(digits):
 
 
 def test_the_sweep_goes_through_the_headline(digits):
-    results, sweeps = scored(digits, probe_names=["ridge"], oracle=True, shots=[5], seeds=[0])
+    results, sweeps = scored(digits, probes=("ridge",), oracle=True, shots=(5,), seeds=(0,))
     (row,), (curve,) = results, sweeps
     assert curve.l2 == SWEEP
     assert curve.accuracy[SWEEP.index(1024.0)] == row.accuracy
     assert len(set(curve.accuracy)) > 5
+    _, again = scored(digits, probes=("knn10",), oracle=True, shots=(5,), seeds=(0,))
+    assert again == [curve]
 
 
 def test_accuracy_counts_every_query_once():
@@ -70,7 +73,7 @@ def test_small_problems_take_one_thread_and_give_the_others_back(digits, monkeyp
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
-        scored(digits, shots=[1], seeds=[0], advance=lambda: seen.append(torch.get_num_threads()))
+        scored(digits, shots=(1,), seeds=(0,), advance=lambda: seen.append(torch.get_num_threads()))
         assert (seen, torch.get_num_threads()) == ([within], 2)
     finally:
         torch.set_num_threads(before)
@@ -104,7 +107,7 @@ def test_summaries_keep_apart_what_is_not_the_same():
 
 def test_a_probe_that_has_not_converged_is_told_in_its_row_and_in_the_mean(digits, monkeypatch):
     monkeypatch.setattr(probes, "_ITERATIONS", 2)
-    results, _ = scored(digits, probe_names=["ridge", "logistic"])
+    results, _ = scored(digits, probes=("ridge", "logistic"))
     assert {(row.probe, row.converged) for row in results} == {("ridge", True), ("logistic", False)}
     mixed = [replace(row, converged=row.seed == 0) for row in results if row.probe == "logistic"]
     assert {row.converged for row in summarise(mixed)} == {False}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fewshot.subject import open_entries
+from fewshot.networks import open_networks
 from finetune.head import load_transferred
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
@@ -35,8 +35,8 @@ def one_of_two(rank, meeting, runs, out):
         model = drawn(9)
         fill(model, read_weights(chosen))
         filled.append((chosen.sha256, model.state_dict()))
-    (entry,) = open_entries([runs[rank]], None)
-    torch.save([filled, str(entry.source), entry.sha256], f"{out}{rank}")
+    (network,) = open_networks([runs[rank]], None)
+    torch.save([filled, str(network.checkpoint.path), network.checkpoint.sha256], f"{out}{rank}")
     dist.destroy_process_group()
 
 
@@ -81,8 +81,8 @@ def rotten(run_folder, tmp_path):
 
 
 def test_a_runs_newest_checkpoint_is_passed_over_where_it_is_damaged(rotten, capsys):
-    (entry,) = open_entries([rotten[0]], None)
-    assert (entry.step, entry.source.name) == (3, "step_00000003")
+    (network,) = open_networks([rotten[0]], None)
+    assert (network.checkpoint.step, network.checkpoint.path.name) == (3, "step_00000003")
     assert f"weights {rotten[0]}: passed over: checkpoint {rotten[1]}: damaged: weights" in capsys.readouterr().out
     model = drawn(9)
     load_same(model, read_weights(choose(rotten[0])))
@@ -92,7 +92,7 @@ def test_a_runs_newest_checkpoint_is_passed_over_where_it_is_damaged(rotten, cap
 def test_a_checkpoint_that_is_named_is_that_one_or_none(rotten, tmp_path):
     for path in (rotten[1], tmp_path / "run/checkpoints/step_00000009"):
         path.mkdir(exist_ok=True)
-        for read in (choose, lambda path: open_entries([path], None)):
+        for read in (choose, lambda path: open_networks([path], None)):
             with pytest.raises(InputError, match=f"checkpoint {path}: (damaged|no state)"):
                 read(path)
 

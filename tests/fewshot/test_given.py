@@ -1,15 +1,10 @@
-"""Feature files: a user's, and a run's own."""
-
-import shutil
-from pathlib import Path
+"""A user's file of features."""
 
 import numpy as np
 import pytest
 
-from fewshot.store import content, feature_file, kept, read_given, read_layer, whole, write_features, write_times
+from fewshot.given import read_given
 from pretrain.errors import InputError
-from pretrain.index.index import Index
-from pretrain.shards.scan import index_shards
 
 
 @pytest.fixture
@@ -124,85 +119,3 @@ def test_an_archive_of_a_kind_that_is_not_read_is_refused(saved, place, value):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"F\.npz"):
         read_given(path)
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "folder" / "file"
-
-    def interrupted():
-        with whole(path) as file:
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(path.parent.iterdir()) == []
-    with whole(path) as file:
-        file.write(b"all")
-        assert not path.exists()
-    assert [(found.name, found.read_bytes()) for found in path.parent.iterdir()] == [("file", b"all")]
-
-
-def test_kept_features_come_back_by_id(tmp_path):
-    path = tmp_path / "kept.npz"
-    support = np.arange(6, dtype=np.float32).reshape(3, 2)
-    write_features(path, {"support_ids": np.array([2, 5, 9]), "support_cls": support, "query_cls": -support})
-    found = read_layer(path, "cls", "weights W")
-    assert found.rows(np.array([9, 2])).tolist() == [[4, 5], [0, 1]]
-    assert found.query.tolist() == (-support).tolist()
-
-
-def test_features_that_are_not_finite_name_weights_and_layer(tmp_path):
-    path = tmp_path / "kept.npz"
-    write_features(path, {"support_ids": np.arange(3), "support_cls": NAN, "query_cls": NAN})
-    with pytest.raises(InputError, match="weights W: cls is not finite for 3 of 3 support images"):
-        read_layer(path, "cls", "weights W")
-
-
-def test_a_damaged_feature_file_names_itself_and_the_mend(tmp_path):
-    path = tmp_path / "kept.npz"
-    path.write_bytes(b"PK\x03\x04 damaged")
-    with pytest.raises(InputError, match=r"kept\.npz: cannot be read.*remove the file"):
-        read_layer(path, "cls", "weights W")
-
-
-def test_the_file_of_features_changes_with_all_that_fixes_them(tmp_path):
-    first = {"weights": "a", "images": {"support": "b"}}
-    assert feature_file(tmp_path, first) == feature_file(tmp_path, dict(reversed(first.items())))
-    assert feature_file(tmp_path, first) != feature_file(tmp_path, {**first, "images": {"support": "c"}})
-
-
-def test_shards_without_an_etag_are_told_apart_by_their_server_or_their_time(digit_shards, serve, tmp_path):
-    shards = [Path(url) for url in Index.open(digit_shards[1]).shards.urls()]
-    for shard in shards:
-        shutil.copy(shard, tmp_path)
-    server = serve(tmp_path)
-    local = Index.open(index_shards([tmp_path], workers=1))
-    remote = Index.open(index_shards([tmp_path], tmp_path / "far.vfi", base=f"{server.http}/", workers=1))
-    there, features = content(remote), tmp_path / "features.npz"
-    assert not kept(features, {"query": write_times(local)})
-    write_features(features, {"query_times": write_times(local), "query_cls": np.zeros(3)})
-    assert kept(features, {"query": write_times(local)})
-    assert content(remote) == there
-    assert not write_times(remote).any()
-    changed = tmp_path / shards[0].name
-    data = bytearray(changed.read_bytes())
-    data[-1500] ^= 1
-    changed.write_bytes(data)
-    assert not kept(features, {"query": write_times(local)})
-    assert content(remote) != there
-    changed.unlink()
-    assert kept(features, {"query": write_times(local)}), "of a shard that is gone nothing else is known"
-    with pytest.raises(InputError, match=f"{changed.name}: 404 Not Found"):
-        content(remote)
-    features.write_bytes(features.read_bytes()[:100])
-    assert kept(features, {"query": write_times(local)}), "told when it is read"
-
-
-def test_other_pixels_under_the_same_keys_are_other_content(shards):
-    labels = np.arange(20) % 2
-    black, grey = (Index.open(shards("same", np.full((20, 8, 8), tone, np.uint8), labels)) for tone in (0, 90))
-    assert black.sequence == grey.sequence
-    assert content(black) != content(grey)
-    ids = np.arange(5)
-    assert content(black, ids) not in (content(black), content(black, ids + 1))
