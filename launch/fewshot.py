@@ -25,10 +25,10 @@ from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.features import LAYERS
 from fewshot.probes import PROBES
 from pretrain import files
+from pretrain.configfile import read_config
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.ranks.command import DONE, Parser, main_rank, run_command
-from pretrain.configfile import read_config
 from pretrain.storage.location import local_path
 
 KINDS = {"raw": (False,), "averaged": (True,), "both": (False, True)}  # --weights → whether averaged, in turn

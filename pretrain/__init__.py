@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pretrain.index.index import Index
     from pretrain.configfile import read_config as read_config
+    from pretrain.index.index import Index
     from pretrain.weights.load import load_weights as load_weights
 
     open_index = Index.open

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import pretrain
+from pretrain.configfile import read_config
 from pretrain.errors import InputError
 from pretrain.images.decode import decode
 from pretrain.images.transforms import EvalImages, to_float
@@ -19,7 +20,6 @@ from pretrain.model.initialization import initialize
 from pretrain.model.positions import resize_positions
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.configfile import read_config
 from pretrain.weights.load import load_weights
 
 ROOT = Path(__file__).parents[2]
