@@ -165,9 +165,10 @@ def test_a_shard_that_is_not_there_is_found_before_training(config, shards, alon
 
 def test_a_damaged_index_is_found_before_training(config, shards, alone):
     support = shards("flipped", IMAGES, LABELS)
-    (file,) = Index.open(support).files
+    index = Index.open(support)
+    (file,), labels = index.files, index.labels(np.arange(100)).astype("<i4")
     data = bytearray(file.path.read_bytes())
-    data[-1] ^= 1
+    data[data.index(labels.tobytes())] ^= 1
     file.path.write_bytes(data)
     with pytest.raises(InputError, match="damaged: its arrays hash to"):
         FewshotEvaluator(config(support=support), alone)
