@@ -75,8 +75,8 @@ def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
 
 
 def name_splits(root: Path, split_of: Mapping[str, str], split: str | None) -> dict[str, Path]:
-    """The splits' folders (or files) by name, given which split each one is (`split_of`); where several are the same split,
-    each goes by its own name.
+    """The splits' folders (or files) by name, given the split that each one is; where several are the same split, each
+    goes by its own name.
 
     Raises InputError where `split` may mean several of them.
     """

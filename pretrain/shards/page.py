@@ -33,7 +33,6 @@ from pretrain.workers import in_threads
 
 NAMED_CLASSES = 60  # as bars; more are a curve
 _ONE_COLUMN, _COLUMN = 14, 20  # bars
-_SHARD_BARS = 400
 _BINS = 60
 _ENDS = 10  # classes in a table
 _FAR_APART = 20  # largest over smallest from which an axis is logarithmic
@@ -332,8 +331,11 @@ def _shard_chart(survey: Survey) -> Chart:
         above, below = figure.subplots(2, 1, sharex=True)
         set_frame(above, text)
         set_frame(below, "")
-        _by_shard(above, survey.shard_samples)
-        _by_shard(below, survey.shard_bytes / scale)
+        edges = np.arange(len(survey.shard_bytes) + 1) - 0.5
+        for axes, values in ((above, survey.shard_samples), (below, survey.shard_bytes / scale)):
+            axes.stairs(values, edges, fill=True, color=FILL)
+            axes.set_xlim(edges[0], edges[-1])
+            axes.set_ylim(0, 1.08 * values.max())
         above.set_ylabel("samples")
         below.set_ylabel(unit)
         below.set_xlabel("shard")
@@ -341,14 +343,3 @@ def _shard_chart(survey: Survey) -> Chart:
         set_plain_ticks(below.xaxis, above.yaxis)
 
     return Chart(text, draw)
-
-
-def _by_shard(axes: Axes, values: NDArray[Any]) -> None:
-    if len(values) <= _SHARD_BARS:
-        axes.bar(range(len(values)), values, width=0.7, color=FILL)
-    else:  # the smallest of neighbours, and above it the largest
-        edges = np.arange(_SHARD_BARS + 1) * len(values) // _SHARD_BARS
-        axes.stairs(np.maximum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=FILL, alpha=0.4)
-        axes.stairs(np.minimum.reduceat(values, edges[:-1]), edges - 0.5, fill=True, color=FILL)
-    axes.set_xlim(-0.5, len(values) - 0.5)
-    axes.set_ylim(0, 1.08 * values.max())
