@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fewshot.config import FewshotConfig
 from finetune.config import FinetuneConfig
 from pretrain import keys
 from pretrain.configfile import CONFIG_FOLDER, SCHEMA_FILE, _read_text, read_config
@@ -17,7 +18,7 @@ from pretrain.section import all_fields, mark
 CONFIGS = sorted(path for path in CONFIG_FOLDER.rglob("*.json") if path.name != SCHEMA_FILE)
 
 
-@pytest.mark.parametrize("schema", [RunConfig, FinetuneConfig])
+@pytest.mark.parametrize("schema", [RunConfig, FinetuneConfig, FewshotConfig])
 def test_every_key_has_a_sentence_and_a_rule(schema):
     for name, field in all_fields(schema):
         assert field.description, f"{name}: key(about=…) is missing"
