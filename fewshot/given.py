@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,7 @@ def read_given(path: Path) -> GivenFeatures:
     if not files.is_file(path):
         what = "not a file" if files.exists(path) else "no such file"
         raise InputError(f"features {path}: {what}; an .npz with {', '.join(_GIVEN)} would be right")
-    with path.open("rb") as data:
-        sha256 = hashlib.sha256()
-        while piece := data.read(1 << 20):
-            sha256.update(piece)
+    sha256 = files.sha256(path)
     try:
         file = np.load(path, allow_pickle=False)
     except UNREADABLE as error:
@@ -73,7 +69,7 @@ def read_given(path: Path) -> GivenFeatures:
     classes = _check_labels(f"features {path}", support_labels, query_labels)
     features = FeatureSet(np.arange(len(support)), _native(support), _native(query))
     labels = (support_labels.astype(np.int64), query_labels.astype(np.int64))
-    return GivenFeatures(path, sha256.hexdigest(), features, *labels, classes)
+    return GivenFeatures(path, sha256, features, *labels, classes)
 
 
 def _check_pair(where: str, split: str, x: NDArray[Any], y: NDArray[Any]) -> None:

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # these say that no such file is there
 _ATTEMPTS, _PAUSE = 4, 2.0  # seconds after the first attempt, twice as long after each one that follows
-_BLOCK = 1 << 24  # bytes hashed at a time
+_BLOCK = 1 << 20  # bytes hashed at a time
 
 # Errors of a network file system that pass: a server that fails over, a stale handle, a client that was evicted
 # (Lustre: ESHUTDOWN), a route that is gone. Not every platform has every name.
@@ -131,13 +131,16 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
-    """The hex digest of a file. `advance` is told how many more bytes have been read."""
-    digest, block = hashlib.sha256(), bytearray(_BLOCK)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(memoryview(block)[:size])
-            advance(size)
+def sha256(file: Path | BinaryIO, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The hex digest of a whole file. `advance` is told how many more bytes have been read."""
+    if isinstance(file, Path):
+        with file.open("rb", buffering=0) as opened:
+            return sha256(opened, advance)
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        digest.update(block)
+        advance(len(block))
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -94,15 +94,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
         StorageError: one cannot be read for now; it may be whole.
         OSError: one may not be read, which does not pass.
     """
-    passed_over: dict[Path, str] = {}
-    for path in patiently(folder, partial(list_checkpoints, folder)):
-        try:
-            return Checkpoint.read(path), passed_over
-        except StorageError:
-            raise
-        except InputError as error:
-            passed_over[path] = str(error)
-    return None, passed_over
+    return _first_whole(patiently(folder, partial(list_checkpoints, folder)), Checkpoint.read)
 
 
 def list_on_main(folder: Path) -> list[Path]:
@@ -141,18 +133,8 @@ def newest_verified(folder: Path, upto: Path | None = None) -> tuple[Checkpoint 
         StorageError, FileSystemError: one cannot be read for now, or may not be. It is not passed over: it may be
             whole, and hours newer than the next.
     """
-    passed_over: dict[Path, str] = {}
     found = list_on_main(folder)
-    for path in found[found.index(upto) if upto in found else 0 :]:
-        try:
-            return read_verified(path), passed_over
-        except StorageError as error:
-            raise StorageError(f"{error}; should that last, move {path} away to go on from the one before it") from None
-        except FileSystemError:
-            raise
-        except InputError as error:
-            passed_over[path] = str(error)
-    return None, passed_over
+    return _first_whole(found[found.index(upto) if upto in found else 0 :], read_verified)
 
 
 def set_aside(paths: Iterable[Path]) -> None:
@@ -197,6 +179,22 @@ def update_latest(folder: Path) -> None:
     """Write the name of the newest checkpoint under `folder` into `latest`, if there is one. For one rank."""
     for path in list_checkpoints(folder)[:1]:
         files.write_text(folder / LATEST, path.name)
+
+
+def _first_whole(
+    paths: Iterable[Path], read: Callable[[Path], Checkpoint]
+) -> tuple[Checkpoint | None, dict[Path, str]]:
+    passed_over: dict[Path, str] = {}
+    for path in paths:
+        try:
+            return read(path), passed_over
+        except StorageError as error:
+            raise StorageError(f"{error}; should that last, move {path} away to go on from the one before it") from None
+        except FileSystemError:
+            raise
+        except InputError as error:
+            passed_over[path] = str(error)
+    return None, passed_over
 
 
 def _step(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -125,7 +124,7 @@ def scan_shard(
             columns.add(sample.begin, sample.key, read_labels(file, sample, url, num_classes))
             keys.append(wide_hash(sample.key))
             lists = lists or sample.label == "json"
-        content = digest_text(file_digest(file), etag) if digest else digest_text(etag=_etag(file))
+        content = digest_text(files.sha256(file), etag) if digest else digest_text(etag=_etag(file))
         entry = columns.entry(url, bytes=tar.size, data_end=tar.data_end, digest=content, lists=lists)
     return ShardScan(entry, np.array(keys, np.uint64), tar.passed_over, tar.first_passed_over)
 
@@ -180,15 +179,6 @@ def _shape(suffix: str) -> str:
 
 def _shown(text: bytes) -> str:
     return repr(text[:40].decode(errors="replace")) + ("…" if len(text) > 40 else "")
-
-
-def file_digest(file: BinaryIO) -> str:
-    """sha256 (hex) of a whole file."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _under(base: str, shards: Sequence[str]) -> list[str]:

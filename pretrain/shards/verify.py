@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain import files
 from pretrain.errors import InputError
 from pretrain.images.decode import UnreadableImage, decode
 from pretrain.index.index import Index
 from pretrain.index.indexfile import IndexFile, etag_of, key_hash, sha256_of
 from pretrain.index.tar import BLOCK, ShardTar
 from pretrain.shards.keys import KeyHashes, wide_hash
-from pretrain.shards.scan import file_digest, read_labels
+from pretrain.shards.scan import read_labels
 from pretrain.storage.shardfile import open_whole
 from pretrain.storage.store import is_remote, same_etag, stat
 from pretrain.stream.chunk import Sample
@@ -110,7 +111,7 @@ def _shard_faults(index: IndexFile, number: int, keys: list[int], stop: threadin
         size = os.fstat(file.fileno()).st_size
         if size != int(index.shard_bytes[number]):
             yield f"{url}: {size} bytes, the index says {int(index.shard_bytes[number])}"
-        recorded, digest = index.digest(number), file_digest(file)
+        recorded, digest = index.digest(number), files.sha256(file)
         if sha256_of(recorded) not in ("", digest):
             yield f"{url}: sha256 {digest[:12]}…, the index says {sha256_of(recorded)[:12]}…: its bytes changed"
         if recorded and not sha256_of(recorded) and not etag_of(recorded):
