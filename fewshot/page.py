@@ -15,7 +15,7 @@ from fewshot.features import LAYERS
 from fewshot.probes import PROBES, SWEPT
 from pretrain.console import printable
 from pretrain.page.figure import encode_figure, name_style
-from pretrain.page.text import markdown_text, shortened
+from pretrain.page.text import Table, markdown_text, shortened
 
 Lines = list[tuple[Any, str]]  # what is drawn, and its label
 
@@ -31,16 +31,9 @@ def leading_probe(report: Mapping[str, Any]) -> str:
 def table(report: Mapping[str, Any]) -> str:
     """The headline for a console: accuracy by feature and shots, a line each; after it what is amiss."""
     probe, shots = leading_probe(report), report["protocol"]["shots"]
-    rows = [["weights", "features", *(f"{k}-shot" for k in shots)]]
-    for id, feature in _features(report):
-        rows.append([id, feature, *(_cell(report, id, probe, feature, k) for k in shots)])
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [_caption(report, probe)]
-    for row in rows:
-        padded = [cell.rjust(size) for cell, size in zip(row, widths, strict=True)]
-        padded[:2] = [cell.ljust(size) for cell, size in zip(row[:2], widths, strict=False)]
-        lines.append("  ".join(padded).rstrip())
+    rows = [(id, feature, *(_cell(report, id, probe, feature, k) for k in shots)) for id, feature in _features(report)]
+    scores = Table(("weights", "features", *(f"{k}-shot" for k in shots)), rows, names=2)
+    lines = [_caption(report, probe), *scores.text()]
     lines += [
         f"{printable(one['id'])}: {printable(str(one['checkpoint']))}"
         for one in report["weights"]
@@ -63,20 +56,20 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
         "",
     ]
     lines += [f"## {_caption(report, probe)}", ""]
-    lines += _table(
+    lines += _markdown_table(
         ["weights", "features", *many],
         [[id, f, *(_cell(report, id, probe, f, k) for k in shots)] for id, f in _features(report)],
     )
     lines += ["", *(f"- {line}" for line in _reading(report, [probe]))]
     if differences := _differences(report, probe):
         lines += ["", "Ahead of the baselines, in percentage points of the mean:", ""]
-        lines += _table(["weights", "difference", *many], differences)
+        lines += _markdown_table(["weights", "difference", *many], differences)
     lines += [f"\n![{chart}]({chart})" for chart in charts if chart != "oracle.png"]
 
     others = [name for name in protocol["probes"] if name != probe]
     if others:
         lines += ["", "## Other probes", ""]
-        lines += _table(
+        lines += _markdown_table(
             ["weights", "features", "probe", *many],
             [
                 [id, f, name, *(_cell(report, id, name, f, k) for k in shots)]
@@ -91,7 +84,7 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
         + ("" if row["converged"] else _ENDED)
         for row in report["results"]
     }
-    lines += _table(
+    lines += _markdown_table(
         ["weights", "features", "probe", "shots", *(f"seed {seed}" for seed in seeds)],
         [
             [id, f, name, str(k), *(found[id, f, name, k, seed] for seed in seeds)]
@@ -196,7 +189,7 @@ def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:
     groups: dict[tuple[str, str, int], list[Sequence[float]]] = {}
     for curve in curves:
         groups.setdefault((curve["weights"], curve["features"], curve["shots"]), []).append(curve["accuracy"])
-    lines += _table(
+    lines += _markdown_table(
         ["λ", *(f"{id} {feature} {k}-shot" for id, feature, k in groups)],
         [
             [
@@ -212,7 +205,7 @@ def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:
 def _reproduction(report: Mapping[str, Any]) -> list[str]:
     protocol, run = report["protocol"], report["run"]
     lines = ["", "## To get this again", ""]
-    lines += _table(
+    lines += _markdown_table(
         ["weights", "path", "step", "sha256", "features: width", "type", "images"],
         [
             [
@@ -248,7 +241,7 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
         f"sha256 of the support ids ({protocol['support_ids_hashed']}):",
         "",
     ]
-    lines += _table(
+    lines += _markdown_table(
         ["shots", "seed", "images", "sha256"],
         [[str(row[key]) for key in ("shots", "seed", "images", "sha256")] for row in protocol["support_ids"]],
     )
@@ -281,13 +274,8 @@ def _cell(report: Mapping[str, Any], id: str, probe: str, feature: str, shots: i
     return f"{100 * row['mean']:.2f}{spread}{'' if row['converged'] else _ENDED}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(map(markdown_text, cells)) + " |"
-
-    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return Table(header, rows).markdown()
 
 
 def _plain(value: object) -> str:
