@@ -64,8 +64,6 @@ class LoaderOptions:
     timeouts: Timeouts | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"data.workers is {self.workers}; at least 1 decode thread would be right")
         if not 0 <= self.rank < self.world:
             raise InputError(f"rank {self.rank} of {self.world}; 0 <= rank < world would be right")
 
@@ -324,8 +322,6 @@ def evaluation_batches(
     Every rank gets the same number of batches; rows beyond the end are padding, valid False. Transforms are
     called with epoch 0. Raises InputError for an id outside the index.
     """
-    if batch < 1:
-        raise InputError(f"evaluation batch is {batch}; at least 1 would be right")
     chosen = np.arange(index.samples) if ids is None else np.asarray(ids, np.int64).reshape(-1)
     wrong = chosen[(chosen < 0) | (chosen >= index.samples)]
     if len(wrong):

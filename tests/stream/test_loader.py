@@ -340,7 +340,6 @@ def test_time_is_counted_by_part(shards):
         ({"micro_batch": 16, "world": 2}, "train.micro_batch 16; a multiple of 2 ranks"),
         ({"micro_batch": 0}, "train.micro_batch 0"),
         ({"rank": 1}, "rank 1 of 1"),
-        ({"workers": 0}, "data.workers is 0"),
     ],
 )
 def test_what_does_not_divide_is_refused_before_anything_starts(shards, change, named):
@@ -356,17 +355,3 @@ def test_an_order_for_another_index_is_refused(shards):
 def test_an_evaluation_refuses_ids_outside_the_index(shards):
     with pytest.raises(InputError, match="sample 203 is not in the index, whose ids are 0 to 202"):
         evaluate(shards.index, ids=[0, 203])
-    with pytest.raises(InputError, match="batch is 0"):
-        evaluate(shards.index, batch=0)
-
-
-def test_the_images_of_the_shards_are_what_their_files_decode_to(shards):
-    class Whole:
-        image_size, channels = 12, 3
-
-        def __call__(self, image, epoch, sample_id):
-            return image[:, :12, :12]
-
-    (batch,) = evaluation_batches(shards.index, Whole(), LoaderOptions(workers=2), batch=203)
-    for sample_id in (0, 49, 50, 87, 202):
-        assert torch.equal(batch.images[sample_id], decode(shards.images[sample_id], 3)[:, :12, :12])

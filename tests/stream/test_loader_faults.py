@@ -145,14 +145,6 @@ def test_a_damaged_shard_raises_at_its_batch_and_ever_after_and_never_hangs(writ
         next(batches)
 
 
-def test_training_on_a_truncated_shard_raises_and_never_hangs(write_shards):
-    shards = write_shards("cut", [40, 40])
-    index = shards.index
-    os.truncate(shards.shard(1), shards.shard(1).stat().st_size // 2)
-    with pytest.raises(InputError, match=r"shard-001\.tar: truncated"):
-        in_time(lambda: list(train(index, Order(80, 16, SEED), stop_step=20)))
-
-
 def test_mixup_gives_every_row_its_weight_whatever_the_topology_and_leaves_faulty_pairs_alone(write_shards):
     index = write_shards("mixed", [60], replace={17: b"not an image"}).index
     order = Order(60, 12, SEED)
