@@ -49,7 +49,7 @@ class TarSample:
 _File = tuple[tarfile.TarInfo, str, str]  # header, key, suffix
 
 
-def split_name(name: str) -> tuple[str, str] | None:
+def key_and_suffix(name: str) -> tuple[str, str] | None:
     """Member name → (key, suffix) by WebDataset's rule: cut at the first dot of the last path component.
 
     None where there is no key or no suffix (`README`, `.DS_Store`, `a/._0001.jpg`).
@@ -164,7 +164,7 @@ class ShardTar:
             name = info.name
             if info.isdir() or (name.startswith("__") and name.split("/")[0].endswith("__")):
                 continue
-            split = split_name(name)
+            split = key_and_suffix(name)
             if split is not None and _of_a_sample(split[1]):
                 self._check_name(info)
                 yield info, *split

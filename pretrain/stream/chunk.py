@@ -20,7 +20,7 @@ from pretrain.errors import InputError, StorageError
 from pretrain.index.index import Index, SampleExtent
 from pretrain.index.indexfile import key_hash
 from pretrain.index.members import plain_members
-from pretrain.index.tar import BLOCK, ShardTar, split_name
+from pretrain.index.tar import BLOCK, ShardTar, key_and_suffix
 from pretrain.storage.filekind import IMAGE_SUFFIXES
 from pretrain.storage.shardfile import ShardReader
 from pretrain.stream.counters import Counters, Laps
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
         """
         found: list[tuple[str, memoryview]] = []
         for name, data in self._files():
-            key, suffix = split_name(name) or ("", "")
+            key, suffix = key_and_suffix(name) or ("", "")
             if suffix in IMAGE_SUFFIXES:
                 found.append((key, data))
         if len(found) != 1:
@@ -91,7 +91,7 @@ class Sample(NamedTuple):
 
 
 def _is_image(name: str) -> bool:
-    split = split_name(name)
+    split = key_and_suffix(name)
     return split is not None and split[1] in IMAGE_SUFFIXES
 
 

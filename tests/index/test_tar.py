@@ -11,7 +11,7 @@ from webdataset.tariterators import base_plus_ext, tarfile_samples
 
 from pretrain.errors import InputError
 from pretrain.index.index import Index
-from pretrain.index.tar import split_name
+from pretrain.index.tar import key_and_suffix
 from pretrain.shards.scan import index_shards, scan_shard
 from pretrain.shards.survey import locate, read_image, survey, survey_text
 from pretrain.shards.verify import verify
@@ -307,4 +307,4 @@ def test_names_are_split_as_webdataset_splits_them():
     ]
     for name in names:
         key, suffix = base_plus_ext(name)
-        assert split_name(name) == (None if key is None else (key, suffix.lower()))
+        assert key_and_suffix(name) == (None if key is None else (key, suffix.lower()))
