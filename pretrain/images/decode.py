@@ -43,8 +43,8 @@ class UnreadableImage(Exception):
 class Decoder(Protocol):
     """Encoded images -> uint8 [channels, h, w] each, or why it does not decode; in order, when asked for."""
 
-    def settle(self) -> None:
-        """Called once by every thread that will decode, and go on with what it decoded."""
+    def prepare_thread(self) -> None:
+        """Called once by each thread that will decode and transform."""
 
     def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
 
@@ -52,7 +52,7 @@ class Decoder(Protocol):
 class HostDecoder:
     """Decodes one image at a time, when it is asked for, so that its pixels are still in the cache."""
 
-    def settle(self) -> None:
+    def prepare_thread(self) -> None:
         pass
 
     def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
@@ -76,7 +76,7 @@ class DeviceDecoder:
 
     device: torch.device
 
-    def settle(self) -> None:
+    def prepare_thread(self) -> None:
         if self.device.type != "cpu":
             torch.accelerator.set_stream(torch.Stream(self.device))
 
@@ -231,28 +231,28 @@ def read_header(data: Encoded) -> tuple[str, int, int]:
 
 
 def _jpeg_size(data: Encoded) -> tuple[int, int]:
-    place, frame, height, width, components = 2, 0, 0, 0, 0
+    at, frame, height, width, components = 2, 0, 0, 0, 0
     for _ in range(_MAX_SEGMENTS):
-        if data[place] != 0xFF or data[place + 1] == 0xFF:  # stray or fill bytes, which libjpeg passes over as well
-            found = _MARKER.search(data, place)
+        if data[at] != 0xFF or data[at + 1] == 0xFF:  # stray or fill bytes, which libjpeg passes over as well
+            found = _MARKER.search(data, at)
             if found is None:
                 raise IndexError
-            place = found.start()
-        marker = data[place + 1]
-        place += 2
+            at = found.start()
+        marker = data[at + 1]
+        at += 2
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
             frame = marker
-            height, width, components = struct.unpack_from(">HHB", data, place + 3)
+            height, width, components = struct.unpack_from(">HHB", data, at + 3)
         if marker in (0xD9, _SCAN[1]):
             break
         if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # markers without a body
-            place += struct.unpack_from(">H", data, place)[0]
+            at += struct.unpack_from(">H", data, at)[0]
     else:
         raise UnreadableImage(f"jpeg of over {_MAX_SEGMENTS:,} segments before the image data")
     if not frame:
         raise UnreadableImage("jpeg: no frame header before the image data")
     # Where the first scan of a sequential frame has all its components, decoders look for no other.
-    if frame > 0xC1 or data[place + 2] != components:
+    if frame > 0xC1 or data[at + 2] != components:
         scans = bytes(data).count(_SCAN)
         if scans > MAX_SCANS:
             raise UnreadableImage(f"jpeg of {scans:,} scans, above the limit of {MAX_SCANS}")

@@ -131,12 +131,12 @@ class SquashImages:
         resized = _resize_to(self.image_size)
         first = (resized - self.image_size) // 2
         centres = np.arange(first, first + self.image_size, dtype=np.float32) + np.float32(0.5)
-        place = centres * np.float32(length / resized) - np.float32(0.5)
-        floor = np.floor(place)
+        position = centres * np.float32(length / resized) - np.float32(0.5)
+        floor = np.floor(position)
         low = np.maximum(floor, 0).astype(np.int64)
-        high = np.minimum(np.ceil(place), length - 1).astype(np.int64)
+        high = np.minimum(np.ceil(position), length - 1).astype(np.int64)
         low = np.minimum(low, high)
-        return torch.from_numpy(low), torch.from_numpy(high), torch.from_numpy(place - floor)
+        return torch.from_numpy(low), torch.from_numpy(high), torch.from_numpy(position - floor)
 
 
 def to_float(images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -201,8 +201,8 @@ def _resized_crop(image: Tensor, top: int, left: int, height: int, width: int, s
         return F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
     # torchvision calls the same kernel, after twice the time under the interpreter's lock. One image counts as
     # channels-last only if its first stride says so; otherwise the kernel takes it apart into planes, pixel by pixel.
-    place = image.storage_offset() + top * image.stride(1) + left * image.stride(2)
-    crop = image.as_strided((1, image.shape[0], height, width), (image.numel(), *image.stride()), place)
+    offset = image.storage_offset() + top * image.stride(1) + left * image.stride(2)
+    crop = image.as_strided((1, image.shape[0], height, width), (image.numel(), *image.stride()), offset)
     return interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
 
 

@@ -131,7 +131,7 @@ def _shared_text(tables: Sequence[_Shards], others: Sequence[_Shards]) -> str:
 
 # What to do where keys, labels and sizes are equal and the images are not known.
 UNKNOWN = (
-    "told by their keys, labels and sizes alone: if their images differ, record what they hold, in both indices "
+    "recognised by their keys, labels and sizes alone: if their images differ, record what they hold, in both indices "
     "(launch/shards.py index without --headers-only, of remote shards with --sha256)"
 )
 

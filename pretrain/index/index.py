@@ -312,7 +312,7 @@ def _spread(rows: Sequence[int], most: int | None) -> Sequence[int]:
     """`most` of `rows`, evenly spread from the first to the last."""
     if most is None or most >= len(rows):
         return rows
-    return [rows[place] for place in np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()]
+    return [rows[number] for number in np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()]
 
 
 def _blocks(rows: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -209,7 +209,7 @@ class ShardTar:
             if begin is not None and info.offset != begin:  # it would count as bytes of the sample before it
                 raise self._fault(f"global PAX header at byte {begin}, behind the first member; write plain members")
             if info.size < 0 or info.offset % BLOCK:
-                raise self._fault(f"member {info.name!r} at byte {info.offset} has an impossible size or place")
+                raise self._fault(f"member {info.name!r} at byte {info.offset} has an impossible size or offset")
             if info.issparse():
                 raise self._fault(
                     f"member {info.name!r} at byte {info.offset} is stored sparse, its zeros left out, so its bytes do "

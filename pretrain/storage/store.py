@@ -64,7 +64,7 @@ class Stat:
 
 
 def same_etag(one: str, other: str) -> bool:
-    """Whether two etags name one version; weak ones (`W/"…"`) count by what they hold."""
+    """Whether two etags name one version; weak ones (`W/"…"`) count by their content."""
     return one.removeprefix("W/") == other.removeprefix("W/")
 
 
@@ -144,9 +144,9 @@ def _parsed(url: str) -> _Object:
 
 def stat(url: str, timeouts: Timeouts | None = None, stop: threading.Event | None = None) -> Stat:
     """Size and etag of an object, by HEAD. Raises InputError where it is missing or refused; StorageError for now."""
-    place = _object(url)
-    client, attempts = place.request(url, timeouts, stop, first=True)
-    return _stat(attempts.run(lambda: obstore.head(client, place.name)))
+    target = _object(url)
+    client, attempts = target.request(url, timeouts, stop, first=True)
+    return _stat(attempts.run(lambda: obstore.head(client, target.name)))
 
 
 def list_shards(folder: str, timeouts: Timeouts | None = None) -> list[str]:
@@ -154,17 +154,17 @@ def list_shards(folder: str, timeouts: Timeouts | None = None) -> list[str]:
 
     Raises InputError where it cannot be listed; an http folder never can.
     """
-    place = _parsed(folder)
-    if not place.in_bucket:
+    target = _parsed(folder)
+    if not target.in_bucket:
         raise InputError(
-            f"{folder}: a folder cannot be listed over {place.scheme}; name its shards, e.g. "
+            f"{folder}: a folder cannot be listed over {target.scheme}; name its shards, e.g. "
             f"{folder.rstrip('/')}/shard-{{000000..000099}}.tar"
         )
-    client, attempts = place.request(f"{folder}: its list", timeouts, first=True)
-    found = attempts.run(lambda: obstore.list_with_delimiter(client, place.name or None))
+    client, attempts = target.request(f"{folder}: its list", timeouts, first=True)
+    found = attempts.run(lambda: obstore.list_with_delimiter(client, target.name or None))
     names = sorted(meta["path"] for meta in found["objects"])
     shards = [name for name in names if name.endswith(".tar") and not name.rpartition("/")[2].startswith(".")]
-    return [f"{place.scheme}://{place.root}/{name}" for name in shards]
+    return [f"{target.scheme}://{target.root}/{name}" for name in shards]
 
 
 def read_range(
@@ -182,8 +182,8 @@ def read_range(
     Raises InputError where the object is missing, changed or too short; StorageError once the deadline has passed;
     CancelledError soon after `stop` is set.
     """
-    place, end = _object(extent.url), extent.end
-    client, attempts = place.request(str(extent), timeouts, stop)
+    target, end = _object(extent.url), extent.end
+    client, attempts = target.request(str(extent), timeouts, stop)
     pieces: list[bytes] = []
     at = extent.begin
     if not extent.etag and version is None:
@@ -200,7 +200,7 @@ def read_range(
             if tag and not tag.startswith("W/"):  # If-Match compares strongly: a weak one never matches
                 options["if_match"] = tag
             try:
-                answer = obstore.get(client, place.name, options=options)
+                answer = obstore.get(client, target.name, options=options)
             except PreconditionError:
                 raise _changed(extent, f"its etag is no longer {tag}", indexed=bool(extent.etag)) from None
             version = _checked(extent, _stat(answer.meta), version)
@@ -242,10 +242,10 @@ def _checked(extent: Extent, found: Stat, version: Stat | None) -> Stat:
 
 
 def _object(url: str) -> _Object:
-    place = _parsed(url)
-    if not place.name or place.name.endswith("/"):
+    target = _parsed(url)
+    if not target.name or target.name.endswith("/"):
         raise InputError(f"{url}: names a folder, not a shard")
-    return place
+    return target
 
 
 def _stat(meta: Any) -> Stat:

@@ -338,17 +338,17 @@ def _decode_threads(workers: int, decoder: Decoder) -> ThreadPoolExecutor:
     started = threading.Barrier(workers + 1)
     failed: list[BaseException] = []
 
-    def settle() -> None:
+    def prepare_thread() -> None:
         try:
             torch.get_num_threads()
             torch.set_num_threads(1)
-            decoder.settle()
+            decoder.prepare_thread()
         except BaseException as error:
             failed.append(error)
             started.abort()
             raise
 
-    threads = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=settle)
+    threads = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=prepare_thread)
     try:
         for _ in range(workers):
             threads.submit(started.wait)

@@ -270,7 +270,7 @@ def test_threads_that_cannot_be_started_are_told_and_leave_none(shards, monkeypa
     assert not stream_threads()
 
     class Unsettled(HostDecoder):
-        def settle(self):
+        def prepare_thread(self):
             raise OSError("no stream on this device")
 
     with pytest.raises(OSError, match="no stream on this device"):
