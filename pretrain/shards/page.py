@@ -210,7 +210,7 @@ def _bars(figure: Figure, survey: Survey, title: str, columns: int, rows: int) -
     for column, axes in enumerate(figure.subplots(1, columns, sharex=True, squeeze=False)[0]):
         labels = range(column * rows, min((column + 1) * rows, len(counts)))
         bars = axes.barh(range(len(labels)), counts[labels.start : labels.stop], height=0.65, color=FILL)
-        axes.bar_label(bars, [f"{counts[label]:,}" for label in labels], padding=3, fontsize=7, color=GREY)
+        axes.bar_label(bars, [f"{counts[label]:,}" for label in labels], padding=3, fontsize=7)
         names = [shortened(class_name(survey.index, label), 28) for label in labels]
         axes.set_yticks(range(len(labels)), names, fontsize=8, **name_style())
         axes.set_ylim(rows - 0.4, -0.6)  # the first class on top; a shorter last column has bars as thick
@@ -288,7 +288,7 @@ def _distribution(axes: Axes, counts: NDArray[np.int64], unit: float, text: Call
         beyond = (
             f"{100 * (1 - below[shown] / below[-1]):.2g} % above {text(shown * unit)}, the largest {text(high * unit)}"
         )
-        axes.text(0.99, 0.97, beyond, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=GREY)
+        axes.text(0.99, 0.97, beyond, transform=axes.transAxes, ha="right", va="top", fontsize=8)
 
 
 def _sizes_chart(survey: Survey) -> Chart:
