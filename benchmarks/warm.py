@@ -4,7 +4,7 @@
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # by DeepSpeed as it builds an engine, with torch's compiler
 import einops._torch_specific
-import fewshot.study
+import fewshot.cache
 import torch.utils.tensorboard
 
 import benchmarks.started
