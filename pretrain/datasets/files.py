@@ -93,16 +93,16 @@ def images(folder: Path, base: Path, others: list[str] | None = None) -> Iterato
     above = itertools.accumulate(folder.relative_to(base).parts[:-1], Path.joinpath, initial=base)
     known = {} if folder == base else {_identity(path): path for path in above}
 
-    def walk(place: Path, inside: str, known: dict[tuple[int, int], Path]) -> Iterator[str]:
-        identity = _identity(place)
+    def walk(current: Path, inside: str, known: dict[tuple[int, int], Path]) -> Iterator[str]:
+        identity = _identity(current)
         if identity in known:  # os.walk would follow it until the system refuses the path, 40 links later
-            link = next((path for path in (place, *place.parents) if path.is_symlink()), place)
+            link = next((path for path in (current, *current.parents) if path.is_symlink()), current)
             raise InputError(
                 f"{link}: leads back to {known[identity]}, whose images would be taken again and again; remove this "
                 "link (links to other folders are followed)"
             )
         below = []
-        for entry in sorted(_entries(place), key=lambda entry: entry.name):
+        for entry in sorted(_entries(current), key=lambda entry: entry.name):
             if _is_folder(entry):
                 below.append(entry.name)
             elif is_image_name(entry.name):
@@ -110,7 +110,7 @@ def images(folder: Path, base: Path, others: list[str] | None = None) -> Iterato
             elif others is not None:
                 others.append(os.path.relpath(entry.path, base))
         for name in below:
-            yield from walk(place / name, os.path.join(inside, name), {**known, identity: place})
+            yield from walk(current / name, os.path.join(inside, name), {**known, identity: current})
 
     return walk(folder, "", known)
 
@@ -120,19 +120,19 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def image_folders(place: Path) -> list[str]:
+def image_folders(folder: Path) -> list[str]:
     """Sub-folders that hold an image at any depth, sorted; only they can be splits or classes."""
-    return [name for name in folders(place) if _holds_image(place / name)]
+    return [name for name in folders(folder) if _holds_image(folder / name)]
 
 
-def folders(place: Path) -> list[str]:
+def folders(folder: Path) -> list[str]:
     """Sub-folders, sorted, without hidden ones and those that tools leave behind."""
-    return sorted(entry.name for entry in _entries(place) if _is_folder(entry))
+    return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
-def loose_images(place: Path) -> list[str]:
+def loose_images(folder: Path) -> list[str]:
     """Image files directly in a folder, sorted."""
-    return sorted(entry.name for entry in _entries(place) if is_image_name(entry.name) and not _is_folder(entry))
+    return sorted(entry.name for entry in _entries(folder) if is_image_name(entry.name) and not _is_folder(entry))
 
 
 def is_image_name(name: str) -> bool:
@@ -142,11 +142,11 @@ def is_image_name(name: str) -> bool:
 def _holds_image(folder: Path) -> bool:
     seen, left = set(), [folder]
     while left:
-        place = left.pop()
-        if (identity := _identity(place)) in seen:  # a link back, which `images` refuses
+        current = left.pop()
+        if (identity := _identity(current)) in seen:  # a link back, which `images` refuses
             continue
         seen.add(identity)
-        for entry in _entries(place):
+        for entry in _entries(current):
             if _is_folder(entry):
                 left.append(Path(entry.path))
             elif is_image_name(entry.name):
@@ -154,9 +154,9 @@ def _holds_image(folder: Path) -> bool:
     return False
 
 
-def _entries(place: Path) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
-        with os.scandir(place) as entries:
+        with os.scandir(folder) as entries:
             yield from (entry for entry in entries if not _passed_over(entry.name))
     except OSError as error:
         raise failure(error.filename, error) from error

@@ -54,11 +54,11 @@ def open_folder(folder: Path, split: str | None = None) -> Dataset:
     splits = find_splits(root, split)
     chosen = choose(folder, split, splits)
     base = splits[chosen]
-    for place in (base, root):
-        if exists(place / LABELS_NAME):
-            return with_lists(folder.resolve().name, chosen, base, place / LABELS_NAME)
+    for path in (base, root):
+        if exists(path / LABELS_NAME):
+            return with_lists(folder.resolve().name, chosen, base, path / LABELS_NAME)
     every_folder = split == "all"
-    found = {name: classes_of(place, every_folder=every_folder) for name, place in splits.items()}
+    found = {name: classes_of(path, every_folder=every_folder) for name, path in splits.items()}
     if not every_folder:
         _refuse_splits(splits, found)
     classes = number_classes(splits, found, chosen)
@@ -116,11 +116,11 @@ def _refuse_splits(splits: Mapping[str, Path], found: Mapping[str, Mapping[str, 
     """
     for split, classes in found.items():
         for name in filter(bears_split_name, classes):
-            place = splits[split] / classes[name]
+            path = splits[split] / classes[name]
             alike = split_name(name) in (None, split) or sum(name in others for others in found.values()) > 1
-            if not (alike and loose_images(place)):
+            if not (alike and loose_images(path)):
                 raise InputError(
-                    f"{place}: a folder called like a split, among class folders ({shown(classes)}); "
+                    f"{path}: a folder called like a split, among class folders ({shown(classes)}); "
                     "DIR/<split>/<class>/*.jpg would be right (a class of such a name holds images itself, in every "
                     "split)"
                 )
@@ -177,19 +177,19 @@ def _refuse_inside(base: Path, classes: Mapping[str, Path], inside: Mapping[str,
     )
     counts: Counter[str] = Counter()
     for called, paths in inside.items():
-        place = base / classes[called]
+        path = base / classes[called]
         if odd := sorted(path for path in paths if any(map(split_name, path.split(os.sep)))):
-            raise InputError(f"{place / odd[0]}: a split's name inside the class folder {place}; {mend}")
+            raise InputError(f"{path / odd[0]}: a split's name inside the class folder {path}; {mend}")
         first = {path.split(os.sep)[0] for path in paths}
         if len(first) == 1 and first <= paths:  # its own images, or one folder that holds them
             continue
         if odd := sorted(filter(is_no_class, first)):
             beside = shown(f"{name}/" if name else "images" for name in first - {odd[0]}) or "folders in it"
             raise InputError(
-                f"{place / odd[0]}: called like no class, with {beside}, in the class folder {place}; {mend}"
+                f"{path / odd[0]}: called like no class, with {beside}, in the class folder {path}; {mend}"
             )
         if odd := sorted(first & (set(classes) - {called})):
-            raise InputError(f"{place / odd[0]}: a folder called like a class, inside another class folder; {mend}")
+            raise InputError(f"{path / odd[0]}: a folder called like a class, inside another class folder; {mend}")
         counts.update(first - {""})
     if len(inside) > 1 and (same := [name for name, count in counts.items() if 2 * count > len(inside)]):
         raise InputError(
@@ -213,78 +213,78 @@ def _root(folder: Path) -> Path:
     return inner
 
 
-def classes_of(place: Path, *, every_folder: bool = False) -> dict[str, Path]:
-    """Class names and their folders, relative to `place`; empty where its images have no labels."""
-    names = image_folders(place)
+def classes_of(folder: Path, *, every_folder: bool = False) -> dict[str, Path]:
+    """Class names and their folders, relative to `folder`; empty where its images have no labels."""
+    names = image_folders(folder)
     if every_folder:
         return {name: Path(name) for name in names}
-    if letters := _letters(place, names):
+    if letters := _letters(folder, names):
         return letters
-    holders = _holders(place, names)
+    holders = _holders(folder, names)
     odd = [name for name in names if name in holders or is_no_class(name)]
     if odd and len(names) > max(1, len(holders)):
         raise InputError(
-            f"{place}: holds {odd[0]}/, which is called like no class, and {shown(set(names) - {odd[0]})} beside, with "
-            f"images in each; class folders alone would be right, or a {LABELS_NAME}; {place} given with --split all "
+            f"{folder}: holds {odd[0]}/, which is called like no class, and {shown(set(names) - {odd[0]})} beside, with "
+            f"images in each; class folders alone would be right, or a {LABELS_NAME}; {folder} given with --split all "
             "takes each folder as a class"
         )
-    if len(names) == 1 and not loose_images(place / names[0]):
-        inner = place / names[0]
+    if len(names) == 1 and not loose_images(folder / names[0]):
+        inner = folder / names[0]
         below = image_folders(inner)
         if holders and not any(map(split_name, below)):
             return {name: Path(inner.name, path) for name, path in classes_of(inner).items()}
         raise InputError(
-            f"{place}: holds one folder, {inner.name}/, with folders in it ({shown(below)}): if these are the "
+            f"{folder}: holds one folder, {inner.name}/, with folders in it ({shown(below)}): if these are the "
             f"classes or splits, give {inner}"
         )
     return {} if holders else {name: Path(name) for name in names}
 
 
-def _holders(place: Path, names: Sequence[str]) -> list[str]:
+def _holders(folder: Path, names: Sequence[str]) -> list[str]:
     """Folders that only hold images: by their name, or an archive's folder in a folder of the same name."""
-    return [name for name in names if is_holder(name) or names == [place.name]]
+    return [name for name in names if is_holder(name) or names == [folder.name]]
 
 
-def _letters(place: Path, names: Sequence[str]) -> dict[str, Path]:
+def _letters(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """Classes in folders by their first letter: a/abbey, a/apartment_building/outdoor, b/bakery/shop.
 
     Raises InputError where no list of classes is found, and for a class that it does not name.
     """
-    if not names or any(len(name) > 1 or loose_images(place / name) for name in names):
+    if not names or any(len(name) > 1 or loose_images(folder / name) for name in names):
         return {}
     found: dict[str, Path] = {}
     for letter in names:
-        below = image_folders(place / letter)
+        below = image_folders(folder / letter)
         if any(not name.lower().startswith(letter.lower()) for name in below):
             return {}
         for name in below:
             inner = Path(letter, name)
-            if loose_images(place / inner):
+            if loose_images(folder / inner):
                 found[name] = inner
             else:
-                found.update({f"{name}/{kind}": inner / kind for kind in image_folders(place / inner)})
-    lists = (where / name for where in (place, place.parent) for name in _LETTER_LISTS)
+                found.update({f"{name}/{kind}": inner / kind for kind in image_folders(folder / inner)})
+    lists = (where / name for where in (folder, folder.parent) for name in _LETTER_LISTS)
     listing = next((path for path in lists if exists(path)), None)
     if listing is None:
         raise InputError(
-            f"{place}: holds folders of one letter ({shown(names)}) with folders in them ({shown(found)}), and either "
-            f"may be the classes; {place} given with --split all takes the letters, a list of classes {place}/"
+            f"{folder}: holds folders of one letter ({shown(names)}) with folders in them ({shown(found)}), and either "
+            f"may be the classes; {folder} given with --split all takes the letters, a list of classes {folder}/"
             f"{_LETTER_LISTS[0]} (/{next(iter(found.values()))}, one a line) what they hold"
         )
     listed = {line.split()[0].strip("/") for line in read_text(listing).splitlines() if line.strip()}
     if missing := [name for name, inner in found.items() if inner.as_posix() not in listed]:
-        raise InputError(f"{listing}: does not have {shown(missing)}, which {place} has")
+        raise InputError(f"{listing}: does not have {shown(missing)}, which {folder} has")
     return found
 
 
 def _without_classes(base: Path, root: Path) -> str:
     """The error of a folder that has no images, or none with labels."""
-    place = base
+    path = base
     found = loose_images(base)
     if not found:
         holder = next(iter(_holders(base, image_folders(base))), None)
-        place = base if holder is None else base / holder
-        found = list(images(place, base)) if holder else []
+        path = base if holder is None else base / holder
+        found = list(images(path, base)) if holder else []
     right = f"DIR/<class>/*.jpg or DIR/<split>/<class>/*.jpg would be right, or a {LABELS_NAME} that lists labels"
     if not found:
         others: list[str] = []
@@ -294,7 +294,7 @@ def _without_classes(base: Path, root: Path) -> str:
     lists = [listing for where in {base: 0, root: 0} for listing in sorted(where.glob("*.csv"))]
     may = "".join(f"; {listing} may ({_columns(listing)})" for listing in lists[:3])
     return (
-        f"{place}: {len(found):,} images ({shown(found)}) and no class folders: nothing here says what they show{may}; "
+        f"{path}: {len(found):,} images ({shown(found)}) and no class folders: nothing here says what they show{may}; "
         f"{right}"
     )
 

@@ -50,16 +50,16 @@ def with_lists(name: str, split: str, base: Path, listing: Path) -> Dataset:
     below = os.path.relpath(base, listing.parent)
     files = list(images(base, base))
     listed = _no_key_twice(((os.path.normpath(path), value) for path, value in content["labels"].items()), listing)
-    places = [os.path.normpath(os.path.join(below, file)) for file in files]
-    if unlisted := [place for place in places if place not in listed]:
+    paths = [os.path.normpath(os.path.join(below, file)) for file in files]
+    if unlisted := [path for path in paths if path not in listed]:
         raise InputError(
-            f"{listing}: {len(unlisted):,} of {len(places):,} images are not listed ({shown(unlisted)}); an image "
+            f"{listing}: {len(unlisted):,} of {len(paths):,} images are not listed ({shown(unlisted)}); an image "
             "without labels is listed with []"
         )
     labels: list[int] = []
     starts = [0]
-    for place in places:
-        labels += _numbered(listed.pop(place), numbers, f"{listing}: {place!r}")
+    for path in paths:
+        labels += _numbered(listed.pop(path), numbers, f"{listing}: {path!r}")
         starts.append(len(labels))
     if left := [path for path in listed if below == "." or path.startswith(below + os.sep)]:
         raise InputError(

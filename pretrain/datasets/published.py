@@ -66,7 +66,7 @@ def open_imagenet(folder: Path, split: str | None = None) -> Dataset:
         raise InputError(f"{base}: no such folder; ImageNet is {root}/train/<wnid>/*.JPEG and {root}/val/{hint}")
     if packed := next(base.glob("n*.tar"), None):
         raise InputError(f"{packed}: not unpacked; its images belong into {packed.with_suffix('')}/")
-    found = {name: _wnids(place) for name, place in splits.items()}
+    found = {name: _wnids(path) for name, path in splits.items()}
     if found[chosen]:
         return class_folders("imagenet", chosen, base, number_classes(splits, found, chosen))
     if chosen == "train" or not found["train"]:
@@ -84,29 +84,29 @@ def _imagenet_splits(root: Path) -> dict[str, Path]:
     there = folders(root) if is_folder(root) else []
     found = {}
     for name in ("train", "val"):
-        called = [place for place in there if split_name(place) == name or place.endswith(f"_{name}")]
+        called = [other for other in there if split_name(other) == name or other.endswith(f"_{name}")]
         if name not in called and len(called) > 1:
             raise InputError(f"{root}: {called[0]}/ and {called[1]}/ would both be {name}/; keep one here")
         found[name] = root / (name if name in called or not called else called[0])
     return found
 
 
-def _wnids(place: Path) -> dict[str, Path]:
-    return {name: Path(name) for name in image_folders(place) if _WNID.fullmatch(name)} if is_folder(place) else {}
+def _wnids(folder: Path) -> dict[str, Path]:
+    return {name: Path(name) for name in image_folders(folder) if _WNID.fullmatch(name)} if is_folder(folder) else {}
 
 
 def _kaggle(folder: Path) -> Path | None:
-    places = (folder / "ILSVRC" / "Data" / "CLS-LOC", folder / "Data" / "CLS-LOC")
-    return next((place for place in places if is_folder(place)), None)
+    paths = (folder / "ILSVRC" / "Data" / "CLS-LOC", folder / "Data" / "CLS-LOC")
+    return next((path for path in paths if is_folder(path)), None)
 
 
 def _imagenet_list(folder: Path, root: Path, base: Path) -> tuple[dict[str, str], Path]:
     """The wnid of each file of a flat val/, and the list that gives it."""
     around = list(dict.fromkeys((folder, root, base, folder.parent)))
-    solution = next((place / _SOLUTION for place in around if exists(place / _SOLUTION)), None)
+    solution = next((path / _SOLUTION for path in around if exists(path / _SOLUTION)), None)
     if solution:
         return _solution(solution), solution
-    kits = [place / kit for place in around for kit in ("ILSVRC2012_devkit_t12/data", "devkit/data", "data", ".")]
+    kits = [path / kit for path in around for kit in ("ILSVRC2012_devkit_t12/data", "devkit/data", "data", ".")]
     truth = next((kit / _TRUTH for kit in kits if exists(kit / _TRUTH)), None)
     if truth:
         return {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(_devkit(truth), 1)}, truth
@@ -213,14 +213,14 @@ def read_pets(folder: Path, split: str | None) -> Dataset:
 
 
 def _open_places(folder: Path, split: str | None) -> Dataset:
-    split_of = {place: name for name, called in _PLACES.items() for place in folders(folder) if called.match(place)}
+    split_of = {inner: name for name, called in _PLACES.items() for inner in folders(folder) if called.match(inner)}
     splits = name_splits(folder, split_of, split or "train")
     chosen = choose(folder, split, splits)
     base = splits[chosen]
     listing = folder / _PLACES_CLASSES
     numbered = _numbers(listing)
-    order = [place.lstrip("/") for place in sorted(numbered, key=lambda place: numbered[place])]
-    classes = [place.partition("/")[2] for place in order]
+    order = [path.lstrip("/") for path in sorted(numbered, key=lambda path: numbered[path])]
+    classes = [path.partition("/")[2] for path in order]
     if sorted(numbered.values()) != list(range(len(order))) or len(set(classes)) < len(order):
         raise InputError(f"{listing}: /<letter>/<class> and its number a line, each class once, would be right")
     if split_of[base.name] == "train":
@@ -359,13 +359,13 @@ def _is_imagenet(folder: Path) -> bool:
     """Whether it is Kaggle's tree, or has a flat val/, which is no image folder."""
     if _kaggle(folder):
         return True
-    called = {place: split_name(place) for place in folders(folder)}
-    flat = any(name == "val" and _has_loose(folder / place) for place, name in called.items())
-    return flat and any(name == "train" and _wnids(folder / place) for place, name in called.items())
+    called = {inner: split_name(inner) for inner in folders(folder)}
+    flat = any(name == "val" and _has_loose(folder / inner) for inner, name in called.items())
+    return flat and any(name == "train" and _wnids(folder / inner) for inner, name in called.items())
 
 
-def _has_loose(place: Path) -> bool:
-    return is_folder(place) and bool(loose_images(place))
+def _has_loose(folder: Path) -> bool:
+    return is_folder(folder) and bool(loose_images(folder))
 
 
 def _is_places(folder: Path) -> bool:

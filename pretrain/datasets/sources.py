@@ -74,10 +74,10 @@ def _folder(folder: Path, split: str | None) -> Dataset:
         ("cifar10", "cifar-10-batches-py", "batches.meta"),
         ("cifar100", "cifar-100-python", "meta"),
     ):
-        for place in (folder, folder / called):
-            if place.resolve().name == called and files.exists(place / listing):
-                chosen = choose(folder, split, {"train": place, "test": place})
-                return _cifar(name, download=False)(chosen, place.resolve().parent)
+        for path in (folder, folder / called):
+            if path.resolve().name == called and files.exists(path / listing):
+                chosen = choose(folder, split, {"train": path, "test": path})
+                return _cifar(name, download=False)(chosen, path.resolve().parent)
     return open_published(folder, split) or open_folder(folder, split)
 
 
@@ -126,7 +126,7 @@ def _digits(split: str, cache: Path) -> Dataset:
 def _fashion(split: str, cache: Path) -> Dataset:
     prefix = "train" if split == "train" else "t10k"
     images, labels = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-    folder = next((place for place in _fashion_folders() if files.exists(place / images)), None)
+    folder = next((path for path in _fashion_folders() if files.exists(path / images)), None)
     from torchvision.datasets import FashionMNIST
 
     if folder is None:

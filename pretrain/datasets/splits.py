@@ -65,8 +65,8 @@ def choose(folder: Path, split: str | None, splits: Mapping[str, Path]) -> str:
         if len(splits) == 1 or usual[0] in ("train", "trainval"):
             return usual[0]
         raise InputError(f"{folder}: has the splits {', '.join(splits)}; say which: --split {usual[0]}")
-    for name, place in splits.items():
-        if split == name or (split == place.name and name != "all"):
+    for name, path in splits.items():
+        if split == name or (split == path.name and name != "all"):
             return name
     same = split_name(split)
     if same is None or same not in splits:

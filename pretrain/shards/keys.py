@@ -42,17 +42,17 @@ class KeyHashes:
         `offsets` tell where all samples begin, in blocks of 512 bytes.
         """
         for suspect in self._suspects():
-            places: dict[str, str] = {}
+            seen: dict[str, str] = {}
             for position in self._positions(suspect):
                 shard = int(np.searchsorted(self._first, position, side="right")) - 1
                 begin = int(offsets[position]) * BLOCK
                 key = _key_at(shards[shard], begin)
-                if key in places:
+                if key in seen:
                     raise InputError(
-                        f"{shards[shard]}: key {key!r} at byte {begin} also occurs in {places[key]}; keys are "
+                        f"{shards[shard]}: key {key!r} at byte {begin} also occurs in {seen[key]}; keys are "
                         "unique over all shards of an index"
                     )
-                places[key] = shards[shard]
+                seen[key] = shards[shard]
 
     def _suspects(self) -> Iterator[int]:
         """Hashes that occur more than once, ascending."""

@@ -197,10 +197,9 @@ def _under(base: str, shards: Sequence[str]) -> list[str]:
 def _class_names(sequence: str, path: Path, shards: Sequence[str]) -> tuple[str, ...] | None:
     """The class names of an index with that sequence of samples at `path`, or beside the shards."""
     folders = {os.path.dirname(shard) for shard in shards if not is_remote(shard)}
-    places = [path, *(Path(folder) / INDEX_NAME for folder in folders if len(folders) == 1)]
-    for place in places:
+    for known_path in (path, *(Path(folder) / INDEX_NAME for folder in folders if len(folders) == 1)):
         with suppress(InputError):
-            known = IndexFile(place)
+            known = IndexFile(known_path)
             if known.sequence == sequence and known.classes:
                 return known.classes
     return None

@@ -155,13 +155,13 @@ class Survey:
             "height": spread(heights),
             "formats": self.formats,
             "unreadable": len(unreadable),
-            "first_unreadable": self._place(unreadable[0]) if unreadable else None,
+            "first_unreadable": self._first_unreadable(unreadable[0]) if unreadable else None,
         }
 
-    def _place(self, image: SampledImage) -> dict[str, Any]:
+    def _first_unreadable(self, image: SampledImage) -> dict[str, Any]:
         [extent] = self.index.extents([image.sample_id])
-        place = {"id": image.sample_id, "key": image.key, "shard": extent.url, "offset": extent.begin}
-        return {**place, "error": image.fault}
+        found = {"id": image.sample_id, "key": image.key, "shard": extent.url, "offset": extent.begin}
+        return {**found, "error": image.fault}
 
 
 def survey(index: Index, images: int = 1000) -> Survey:
