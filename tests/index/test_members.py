@@ -108,7 +108,7 @@ def test_whatever_bytes_change_it_is_tarfiles_answer_or_none(form):
     whole = tar_of(NAMES[:4], FORMS[form], mtime=1.5 if form == "pax" else 1)
     headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
     draw, walked = random.Random(0), 0
-    for _ in range(6000):
+    for _ in range(3000):
         data = bytearray(whole)
         at = draw.choice(headers)
         for _ in range(draw.randint(1, 3)):
@@ -121,7 +121,7 @@ def test_whatever_bytes_change_it_is_tarfiles_answer_or_none(form):
         if found is not None:
             walked += 1
             assert found == by_tarfile(bytes(data))
-    assert walked > 1000
+    assert walked > 500
 
 
 def test_numbers_are_octal_digits_and_nothing_else():

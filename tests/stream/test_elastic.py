@@ -12,7 +12,7 @@ from pretrain.images.transforms import TrainImages
 from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 
-BATCH, STEPS, KILLS = 24, 300, 50  # 35 epochs of 203 samples
+BATCH, STEPS, KILLS = 24, 150, 50  # 17 epochs of 203 samples
 IMAGES = TrainImages(8, 3, seed=4)
 
 

@@ -134,7 +134,7 @@ def hostile(tmp_path, encoded):
 def test_members_that_others_unpickle_are_passed_over_unopened(hostile, sprung):
     index = Index.open(index_shards([hostile], workers=1))
     assert verify(index, workers=1).samples == 6
-    assert [look.fault for look in survey(index).looks] == [""] * 6
+    assert [image.fault for image in survey(index).sampled] == [""] * 6
     assert locate(index, 3)["key"] == "3"
     (batch,) = evaluation_batches(index, EvalImages(8, 3), LoaderOptions(workers=1), batch=6)
     assert batch.valid.all()
