@@ -224,9 +224,9 @@ def classes_of(folder: Path, *, every_folder: bool = False) -> dict[str, Path]:
     odd = [name for name in names if name in holders or is_no_class(name)]
     if odd and len(names) > max(1, len(holders)):
         raise InputError(
-            f"{folder}: holds {odd[0]}/, which is called like no class, and {shown(set(names) - {odd[0]})} beside, with "
-            f"images in each; class folders alone would be right, or a {LABELS_NAME}; {folder} given with --split all "
-            "takes each folder as a class"
+            f"{folder}: holds {odd[0]}/, which is called like no class, and {shown(set(names) - {odd[0]})} beside, "
+            f"with images in each; class folders alone would be right, or a {LABELS_NAME}; {folder} given with --split "
+            "all takes each folder as a class"
         )
     if len(names) == 1 and not loose_images(folder / names[0]):
         inner = folder / names[0]
