@@ -13,17 +13,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where fewshot.py hides fewshot
 
 import argparse
-import json
-import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
-from fewshot.config import FewshotConfig, ProtocolSection
-from fewshot.features import LAYERS
-from fewshot.probes import PROBES
 from pretrain import files
 from pretrain.configfile import read_config
 from pretrain.console import say
@@ -32,6 +25,7 @@ from pretrain.ranks.command import DONE, Parser, main_rank, run_command
 from pretrain.storage.location import local_path
 
 KINDS = {"raw": (False,), "averaged": (True,), "both": (False, True)}  # --weights → whether averaged, in turn
+DEFAULT = Path("configs/fewshot/imagenet.json")  # the protocol for features that are given without a config
 
 
 def main() -> int:
@@ -40,24 +34,23 @@ def main() -> int:
 
 
 def probe_weights(args: argparse.Namespace) -> int:
-    from fewshot.task import open_task
-
     if not args.config or not args.init:
         raise InputError(
             f"{'--config' if not args.config else '--init'} is missing; --config C --init WEIGHTS, or "
             "--features F.npz --out DIR, would be right"
         )
-    config = read_config(FewshotConfig, args.config, [*args.overrides, *protocol_overrides(args)])
-    protocol, out = config.fewshot, args.out or Path("runs") / config.name
-    task = open_task(config.data.support, config.data.query, protocol)
-
     import torch
 
     from fewshot import cache, report, score
+    from fewshot.config import FewshotConfig
     from fewshot.networks import open_networks
+    from fewshot.task import open_task
     from pretrain.engine import processgroup
     from pretrain.ranks import collectives
 
+    config = read_config(FewshotConfig, args.config, overrides(args))
+    protocol, out = config.fewshot, args.out or Path("runs") / config.name
+    task = open_task(config.data.support, config.data.query, protocol)
     world = processgroup.start()
     collectives.together(lambda: check_out(out) if world.main else None)  # one rank writes everything
     dtype = getattr(torch, protocol.dtype)
@@ -83,29 +76,31 @@ def probe_weights(args: argparse.Namespace) -> int:
 
 
 def probe_file(args: argparse.Namespace) -> int:
-    if args.init:
-        raise InputError("--features and --init: one of the two; features need no weights")
-    if args.weights != "raw":
-        raise InputError(f"--features and --weights {args.weights}: one of the two; --weights goes with --init")
-    if args.overrides and not args.config:
-        raise InputError(f"{args.overrides[0]}: an override needs a --config; --shots, --seeds and --l2 do not")
+    if args.init or args.weights != "raw":
+        raise InputError(
+            f"--features and {'--init' if args.init else f'--weights {args.weights}'}: one of the two; features need no "
+            "weights"
+        )
     if not main_rank():
         return DONE
-    name, overrides = args.features.stem, [*args.overrides, *protocol_overrides(args)]
-    if args.config:
-        protocol = read_config(FewshotConfig, args.config, overrides).fewshot
-    else:
-        protocol = ProtocolSection(**protocol_options(args))
-
     from fewshot import report, score
+    from fewshot.config import FewshotConfig
     from fewshot.given import read_given
 
+    protocol = read_config(FewshotConfig, args.config or DEFAULT, overrides(args)).fewshot
+    name = args.features.stem
     given, out = read_given(args.features), args.out or Path("runs") / name
     check_out(out)
     began = time.monotonic()
     scores, draws = score.score_given(given, protocol, name)
     scores.seconds["total"] = time.monotonic() - began
     return finish(report.report_given(given, name, protocol, draws, scores), out)
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    """The command line's overrides; --shots, --seeds and --l2 are short for three."""
+    short = {"shots": args.shots and f"[{args.shots}]", "seeds": args.seeds and f"[{args.seeds}]", "l2": args.l2}
+    return [*args.overrides, *(f"fewshot.{key}={value}" for key, value in short.items() if value)]
 
 
 def check_out(out: Path) -> None:
@@ -126,51 +121,16 @@ def finish(content: dict[str, Any], out: Path) -> int:
     return DONE
 
 
-def protocol_options(args: argparse.Namespace) -> dict[str, Any]:
-    """--shots, --seeds and --l2, where given, as keys of the config's `fewshot` section."""
-    given = {"shots": args.shots, "seeds": args.seeds, "l2": args.l2}
-    return {key: value for key, value in given.items() if value is not None}
+def config_class() -> Any:
+    from fewshot.config import FewshotConfig
 
-
-def protocol_overrides(args: argparse.Namespace) -> list[str]:
-    return [f"fewshot.{key}={json.dumps(value)}" for key, value in protocol_options(args).items()]
-
-
-def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
-    """Parser of whole numbers from `least` on, separated by commas, each given once."""
-
-    def parse(text: str) -> tuple[int, ...]:
-        values = tuple(int(part) if part.isdecimal() else -1 for part in text.split(","))
-        if min(values) < least or len(set(values)) < len(values):
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: whole numbers from {least}, each once, separated by commas, would be right"
-            )
-        return values
-
-    return parse
-
-
-def strength(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 would be right")
+    return FewshotConfig
 
 
 def parser() -> argparse.ArgumentParser:
-    described = {"probes": PROBES.values(), "features": LAYERS.values()}
-    tables = [
-        f"{title}:\n" + "\n".join(f"  {one.name:<13}{one.description}" for one in table)
-        for title, table in described.items()
-    ]
-    main = Parser(
-        prog="launch/fewshot.py",
-        description=__doc__,
-        epilog="\n\n".join(tables),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    main = Parser(prog="launch/fewshot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    main.add_config("fewshot/imagenet.json", config_class, required=False)
     add = main.add_argument
-    main.add_config("fewshot/imagenet.json", lambda: FewshotConfig, required=False)
     many = "a run folder or a checkpoint inside one; may be given several times"
     add("--init", action="append", metavar="WEIGHTS", help=many)
     kinds = "of --init: as trained (the default), their Polyak average, or both side by side"
@@ -178,9 +138,9 @@ def parser() -> argparse.ArgumentParser:
     add("--features", type=Path, metavar="F.npz", help="support_x, support_y, query_x, query_y to probe")
     out = "default: runs/<name of the config, or of F>; another report that it holds is kept, as report-1, …"
     add("--out", type=Path, metavar="DIR", help=out)
-    add("--shots", type=numbers(1), help="images of each class (default: the config's, or 1,5,10,25)")
-    add("--seeds", type=numbers(0), help="of the draws (default: the config's, or 0,1,2)")
-    add("--l2", type=strength, metavar="λ", help="of the ridge (default: the config's, or 1024)")
+    add("--shots", metavar="K,…", help="images of each class: fewshot.shots (default: the config's, or 1,5,10,25)")
+    add("--seeds", metavar="S,…", help="of the draws: fewshot.seeds (default: the config's, or 0,1,2)")
+    add("--l2", metavar="λ", help="of the ridge: fewshot.l2 (default: the config's, or 1024)")
     return main
 
 
