@@ -185,7 +185,7 @@ def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(dig
             "500 shots need 500 images of each of 10 classes; class 0 has",
         ),
         (["--features", "DIGITS", "--init", "x"], "--features and --init"),
-        (["--features", "DIGITS", "--weights", "averaged"], "--features and --weights averaged"),
+        (["--features", "DIGITS", "--weights", "averaged"], "--features and --weights averaged: one of the two"),
         (["--config", "fewshot/imagenet.json", "--init", "x"], "data.support: null; set it to an INDEX"),
         (["--config", "CONFIG", "--init", "absent"], "weights absent: no such file"),
         (["--config", "CONFIG", "--init", "x" * 300], f"{'x' * 300}: File name too long"),
@@ -195,8 +195,8 @@ def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(dig
             ["--config", "CONFIG", "--init", "x", 'fewshot.probes=["sgd"]'],
             "sgd is not among this version's probes",
         ),
-        (["--features", "DIGITS", "--shots", "1,x"], "'1,x': whole numbers from 1"),
-        (["--features", "DIGITS", "--shots", "1,01"], "'1,01': whole numbers from 1, each once"),
+        (["--features", "DIGITS", "--shots", "1,x"], "fewshot.shots: [1,x] is no JSON"),
+        (["--features", "DIGITS", "--shots", "1,1"], "fewshot.shots: found [1, 1]; name each once"),
     ],
 )
 def test_a_fault_is_status_2_and_one_message(digit_features, digit_config, tmp_path, arguments, message, run):
