@@ -40,26 +40,20 @@ def plainly(run: Path, config: RunConfig, dtype: torch.dtype, *, averaged: bool)
     return {key: value.item() for key, value in zip(KEYS, values, strict=True)}
 
 
-def test_averaged_values_are_those_of_the_averaged_weights_under_every_stage(ranks, digits, tmp_path):
-    config_file = tmp_path / "averaged.json"
-    config = {
-        "name": "averaged",
-        "model": {
-            "patch_size": 4, "layers": 2, "width": 24, "mlp": 48, "heads": 2,
-            "image_size": 16, "channels": 1, "num_classes": 10,
-        },
-        "data": {"train": str(digits / "train"), "eval": str(digits / "test"), "workers": 1},
-        "train": {"global_batch": 64, "steps": STEPS, "eval_every": STEPS // 2},
-        "optimizer": {"lr": 1e-2, "averaging": {"decay": 0.9}},
-        "schedule": {"warmup_steps": 0, "decay": "constant"},
-        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
-        "checkpoint": {"every": 1, "keep": STEPS},
-    }  # fmt: skip
-    config_file.write_text(json.dumps(config))
+def test_averaged_values_are_those_of_the_averaged_weights_under_every_stage(tiny_config, ranks, digits, tmp_path):
+    config_file = tiny_config(
+        tmp_path / "averaged.json",
+        model={"layers": 2, "mlp": 48, "heads": 2, "image_size": 16},
+        data={"eval": str(digits / "test")},
+        train={"global_batch": 64, "steps": STEPS, "eval_every": STEPS // 2},
+        optimizer={"lr": 1e-2, "averaging": {"decay": 0.9}},
+        schedule={"warmup_steps": 0, "decay": "constant"},
+        checkpoint={"every": 1, "keep": STEPS},
+    )
     variants = {f"zero{number}": stage(number) for number in range(4)}
     variants["zero3_apart"] = stage(3, NOTHING_KEPT_WHOLE)
     variants |= {f"zero{number}_bf16": stage(number, BF16) for number in (1, 3)}
-    ranks(2, Path(__file__).with_name("curves.py"), config_file, tmp_path, json.dumps(variants))
+    ranks(2, Path(__file__).with_name("variants.py"), config_file, tmp_path, json.dumps(variants))
     checked, first = read_config(RunConfig, config_file), {}
     for name in variants:
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

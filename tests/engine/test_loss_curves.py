@@ -34,23 +34,16 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def config_file(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = {
-        "name": "proof",
-        "model": {
-            "patch_size": 4, "layers": 3, "width": 48, "mlp": 96, "heads": 3,
-            "image_size": 16, "channels": 1, "num_classes": 10, "representation_size": 48,
-        },
-        "data": {"train": str(digits / "train"), "workers": 1, "flip": False, "crop_area": [0.6, 1.0]},
-        "train": {"global_batch": 16, "steps": STEPS},
-        "optimizer": {"lr": LR, "weight_decay": DECAY, "clip_norm": CLIP},
-        "schedule": {"warmup_steps": WARMUP, "decay": "cosine"},
-        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
-        "checkpoint": {"keep": 1},
-    }  # fmt: skip
-    path = tmp_path_factory.mktemp("proof") / "proof.json"
-    path.write_text(json.dumps(config))
-    return path
+def config_file(tiny_config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_config(
+        tmp_path_factory.mktemp("proof") / "proof.json",
+        model={"layers": 3, "width": 48, "mlp": 96, "heads": 3, "image_size": 16, "representation_size": 48},
+        data={"flip": False, "crop_area": [0.6, 1.0]},
+        train={"global_batch": 16, "steps": STEPS},
+        optimizer={"lr": LR, "weight_decay": DECAY, "clip_norm": CLIP},
+        schedule={"warmup_steps": WARMUP, "decay": "cosine"},
+        checkpoint={"keep": 1},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +179,7 @@ def prove(ways: list[dict], ranks, config_file: Path, plain, out: Path) -> None:
     """Run each way through the engine, on equally many ranks all, and hold its curve against the plain loop's."""
     named = {" ".join(str(choice) for choice in way.values()): way for way in ways}
     changes = {name: overrides(way) for name, way in named.items()}
-    ranks(ways[0]["ranks"], HERE / "curves.py", config_file, out, json.dumps(changes), timeout=1800)
+    ranks(ways[0]["ranks"], HERE / "variants.py", config_file, out, json.dumps(changes), timeout=1800)
     for name, way in named.items():
         lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -270,7 +263,7 @@ def test_mixup_and_smoothing_are_the_plain_loop_with_mixed_targets(
     truths = plain_loop(read_config(RunConfig, config_file, AUGMENTED))
     assert max(abs(truth["loss"] - other["loss"]) for truth, other in zip(truths, plain(), strict=True)) > 0.02
     changes = [*AUGMENTED, f"train.micro_batch={micro_batch}"]
-    ranks(count, HERE / "curves.py", config_file, tmp_path, json.dumps({"augmented": changes}))
+    ranks(count, HERE / "variants.py", config_file, tmp_path, json.dumps({"augmented": changes}))
     lines = [json.loads(line) for line in (tmp_path / "augmented" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == STEPS
     assert apart(lines, truths, "loss") <= 1e-5
