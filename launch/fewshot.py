@@ -77,10 +77,8 @@ def probe_weights(args: argparse.Namespace) -> int:
 
 def probe_file(args: argparse.Namespace) -> int:
     if args.init or args.weights != "raw":
-        raise InputError(
-            f"--features and {'--init' if args.init else f'--weights {args.weights}'}: one of the two; features need no "
-            "weights"
-        )
+        other = "--init" if args.init else f"--weights {args.weights}"
+        raise InputError(f"--features and {other}: one of the two; features need no weights")
     if not main_rank():
         return DONE
     from fewshot import report, score
