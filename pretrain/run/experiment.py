@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,17 @@ def run(
         chosen, network = beginning(folder, init, needed=config.needs_weights)
         setup = prepare(config, network, folder, world, evaluators)
         if check:
-            return _start(setup, init, chosen, fill, extend, check=True)
+            start = find_start(setup, init, chosen, extend)
+            if not _finished(start):
+                _say(world, headline(start.setup, start.step, start.said or f"from {describe(start.setup.origin)}"))
+            return DONE
         collectives.together(folder.create)
         with claimed(out, world):
-            return _start(setup, init, chosen, fill, extend)
+            start = find_start(setup, init, chosen, extend)
+            if _finished(start):
+                return DONE
+            draw = partial(parameters, start.setup, init, chosen, fill)
+            return _train(start, None if start.saved else draw)
     except StorageError as error:
         if not collectives.broadcast_object(world.main and _has_checkpoint(folder)):
             raise
@@ -94,63 +101,80 @@ def run(
         return STOPPED
 
 
-def _start(
-    setup: Setup, init: Init | None, chosen: Checkpoint | None, fill: Fill, extend: bool, *, check: bool = False
-) -> int:
-    """Find out where the run starts, build it, and train; the exit status. `check`: only say where and what."""
-    config, world, folder, out = setup.config, setup.world, setup.folder, setup.folder.path
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: anew, or at its newest checkpoint."""
+
+    setup: Setup  # with the run's origin
+    step: int  # completed before
+    saved: Checkpoint | None  # to be loaded; None: the run starts anew
+    passed_over: dict[Path, str]  # newer checkpoints, and what is wrong with them
+    said: str  # of a resume: from what, and what has changed
+
+
+def find_start(setup: Setup, init: Init | None, chosen: Checkpoint | None, extend: bool) -> Start:
+    """Find the checkpoint that the run resumes from, if there is one, and check that it may. Collective.
+
+    Raises:
+        InputError: the config, the data or `init` are not those of the run.
+    """
+    folder = setup.folder
     saved, passed_over = checkpoints.newest_verified(folder.checkpoints)
     if saved is None:
         refuse_unreadable(folder, passed_over)
         if chosen is None and (init or setup.as_read.needs_weights):  # there was a checkpoint a moment ago
-            raise InputError(f"{out}: its checkpoints were removed while this run started; give the command again")
-        setup = replace(setup, origin=init.origin(chosen) if init and chosen else {"seed": config.seed})
-        start, resumed = 0, ""
-    else:
-        check_origin(saved, init)
-        setup = replace(setup, origin=saved.state.get("origin"))
-        start, notes = _resume(setup, saved, extend)
-        resumed = "\n".join([f"resumed from {saved.path}", f"began from {describe(setup.origin)}", *notes])
-    if start > setup.recipe.steps or (start == setup.recipe.steps and not missed(setup, start)):
-        length = f"of {start}" if start == setup.recipe.steps else f"already, beyond step {setup.recipe.steps}"
-        _say(
-            world, f"{out}: finished at step {start} {length}; nothing to do (--extend with more train.steps trains on)"
-        )
-        return DONE
-    if check:
-        _say(world, headline(setup, start, resumed or f"from {describe(setup.origin)}"))
-        return DONE
+            raise InputError(f"{folder.path}: its checkpoints were removed while this run started; start it again")
+        origin = init.origin(chosen) if init and chosen else {"seed": setup.config.seed}
+        return Start(replace(setup, origin=origin), 0, None, passed_over, "")
+    check_origin(saved, init)
+    setup = replace(setup, origin=saved.state.get("origin"))
+    notes = check_changes(saved, setup.config, setup.resolved, extend=extend)
+    stream, index = saved.state["stream"], setup.index
+    step = setup.order.check(stream, index.hash, index.sequence)  # the same on every rank, as indices are
+    if stream["index_hash"] != index.hash:
+        notes += ["note: the run recorded no content of its shards; whether these are the same images is not known"]
+    said = "\n".join([f"resumed from {saved.path}", f"began from {describe(setup.origin)}", *notes])
+    return Start(setup, step, saved, passed_over, said)
+
+
+def _finished(start: Start) -> bool:
+    """Whether there is nothing left to do, which is said then. Collective."""
+    setup, step, steps = start.setup, start.step, start.setup.recipe.steps
+    if step < steps or (step == steps and missed(setup, step)):
+        return False
+    length = f"of {step}" if step == steps else f"already, beyond step {steps}"
+    text = f"{setup.folder.path}: finished at step {step} {length}; nothing to do"
+    _say(setup.world, f"{text} (--extend with more train.steps trains on)")
+    return True
+
+
+def _train(start: Start, fill: Callable[[VisionTransformer], str] | None) -> int:
+    """Build the run and train it to its end; the exit status. Collective.
+
+    fill: sets the parameters of a run that starts anew.
+    """
+    setup, config, world, out = start.setup, start.setup.config, start.setup.world, start.setup.folder.path
     hang, slow = 60 * config.train.hang_minutes, 60 * config.train.slow_minutes
     with Pulse(Watchdog(out, world, hang=hang, slow=slow), world.device) as pulse:
         stop = Stop(out, world, config.train.time_limit_minutes)
         guard = Guard(config.train.guard)
-        engine, filled = build(setup, None if saved else partial(parameters, setup, init, chosen, fill))
-        if saved is not None:
-            load(engine, guard, saved, world)
-        begin(setup, start, passed_over)
-        _say(world, headline(setup, start, resumed or filled))
-        finished = None
+        engine, filled = build(setup, fill)
+        if start.saved is not None:
+            load(engine, guard, start.saved, world)
+        begin(setup, start.step, start.passed_over)
+        _say(world, headline(setup, start.step, start.said or filled))
+        step, finished = start.step, None
         while finished is None:
             try:
-                finished = attempt(setup, engine, guard, stop, pulse, start)
+                finished = attempt(setup, engine, guard, stop, pulse, step)
             except RollBack as back:
                 _say(world, str(back))
                 pulse.beat(back.first, "start")
-                start = roll_back(setup, engine, guard, back)
+                step = roll_back(setup, engine, guard, back)
     if not finished:
         _say(world, f"stopped: {stop.reason}; run the same command again to resume")
     stop.done()
     return DONE if finished else STOPPED
-
-
-def _resume(setup: Setup, saved: Checkpoint, extend: bool) -> tuple[int, list[str]]:
-    """The steps after which `saved` resumes, and notes on what has changed. Refuses what may not."""
-    notes = check_changes(saved, setup.config, setup.resolved, extend=extend)
-    stream, index = saved.state["stream"], setup.index
-    start = setup.order.check(stream, index.hash, index.sequence)  # the same on every rank, as indices are
-    if stream["index_hash"] != index.hash:
-        notes += ["note: the run recorded no content of its shards; whether these are the same images is not known"]
-    return start, notes
 
 
 def _has_checkpoint(folder: RunFolder) -> bool:
@@ -162,10 +186,7 @@ def _has_checkpoint(folder: RunFolder) -> bool:
 
 
 def missed(setup: Setup, step: int) -> bool:
-    """Whether an evaluation is due after `step` steps that `metrics.jsonl` does not have. Collective.
-
-    Whoever stopped or killed the run between a save and its evaluation.
-    """
+    """Whether the run was stopped or killed between the save after `step` steps and its evaluation. Collective."""
     known = collectives.on_main(lambda: setup.folder.evaluated(step))
     return not known and bool(due(setup.evaluators, step, last=step == setup.recipe.steps))
 
