@@ -18,21 +18,6 @@ ROOMS = [
 ]
 MODULES_OF_A_FOLDER, LINES_OF_A_MODULE, PARAMETERS = 12, 400, 9
 
-# Known exceptions: they may only become fewer.
-UPWARD_IMPORTS: set[tuple[str, str]] = set()
-LONG_MODULES: set[str] = set()
-FULL_FOLDERS: set[str] = set()
-LONG_SIGNATURES: set[str] = {
-    "pretrain.stream.loader.BatchStream.__init__",
-    "pretrain.stream.loader.TrainLoader.__init__",
-    "pretrain.stream.loader.evaluation_batches",
-}
-UNDESCRIBED_FOLDERS: set[str] = {
-    "pretrain.images",
-    "pretrain.index",
-    "pretrain.storage",
-}
-
 
 def test_imports_point_down():
     upward = {(name, target) for name in modules() for target in imports(name) if level(target) < level(name)}
@@ -42,7 +27,7 @@ def test_imports_point_down():
         for target in imports(name)
         if {name.split(".")[0], target.split(".")[0]} == {"finetune", "fewshot"}
     }
-    assert upward | sideways <= UPWARD_IMPORTS
+    assert not upward | sideways
 
 
 def test_no_circle_between_modules():
@@ -65,26 +50,23 @@ def test_no_folder_has_more_than_12_modules():
         if path.name != "__init__.py":
             folder = path.parent.relative_to(ROOT).as_posix()
             counts[folder] = counts.get(folder, 0) + 1
-    assert {folder for folder, count in counts.items() if count > MODULES_OF_A_FOLDER} <= FULL_FOLDERS
+    assert not {folder for folder, count in counts.items() if count > MODULES_OF_A_FOLDER}
 
 
 def test_no_module_has_more_than_400_lines():
     lines = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
-    assert {name for name, count in lines.items() if count > LINES_OF_A_MODULE} <= LONG_MODULES
+    assert not {name for name, count in lines.items() if count > LINES_OF_A_MODULE}
 
 
 def test_no_function_takes_more_than_nine_parameters():
     found = set()
     for name in modules():
-        for owner in (node for node in ast.walk(tree(name)) if isinstance(node, ast.Module | ast.ClassDef)):
-            for function in (node for node in owner.body if isinstance(node, ast.FunctionDef)):
-                given = function.args
-                parameters = [*given.posonlyargs, *given.args, *given.kwonlyargs]
-                if len([parameter for parameter in parameters if parameter.arg not in ("self", "cls")]) > PARAMETERS:
-                    found.add(
-                        ".".join([name, *([owner.name] if isinstance(owner, ast.ClassDef) else []), function.name])
-                    )
-    assert found <= LONG_SIGNATURES
+        for function in (node for node in ast.walk(tree(name)) if isinstance(node, ast.FunctionDef)):
+            given = function.args
+            parameters = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)} - {"self", "cls"}
+            if len(parameters) > PARAMETERS:
+                found.add(f"{name}: {function.name}")
+    assert not found
 
 
 def test_each_folder_describes_itself_and_imports_nothing():
@@ -95,7 +77,7 @@ def test_each_folder_describes_itself_and_imports_nothing():
         if len(ast.get_docstring(tree(name)) or "") < 20:
             undescribed.add(name)
         assert len(tree(name).body) <= 1, f"{path}: more than a docstring"
-    assert undescribed <= UNDESCRIBED_FOLDERS
+    assert not undescribed
 
 
 def test_what_reads_checkpoints_and_plans_imports_no_deepspeed():
