@@ -23,6 +23,15 @@ class Agreement:
     flags: tuple[bool, ...]  # each: whether at least one rank raises it
 
 
+@dataclass(frozen=True)
+class Update:
+    """What became of a step's update. The same on every rank."""
+
+    lr: float
+    grad_norm: float  # global, before clipping
+    skipped: str | None  # why weights and optimizer stayed as they were; None: the update was made
+
+
 def seed_step(seed: int, step: int, world: World) -> None:
     """Make torch's draws in a step (dropout masks) a function of (seed, step, rank): no random state to save."""
     # Distinct for every step and rank of a run, and 64 bits wide as torch wants it.
@@ -52,9 +61,7 @@ def agree(world: World, loss: Tensor, *flags: bool) -> Agreement:
     )
 
 
-def update(
-    engine: Any, *, lr: float, decay: float | None = None, refused: str | None = None
-) -> tuple[float, str | None]:
+def update(engine: Any, *, lr: float, decay: float | None = None, refused: str | None = None) -> Update:
     """Clip the accumulated gradients and update the weights, unless the gradients are not finite or it is refused.
 
     Args:
@@ -62,10 +69,8 @@ def update(
         decay: of the averaged weights; None where there are none.
         refused: why weights and optimizer must stay as they are; None: the update is wanted.
 
-    Returns:
-        the global gradient norm before clipping, and why no update was made (None: it was); the same on every rank.
-        Dynamic loss scaling skips updates while it searches its scale: that is no reason, until the scale is at its
-        minimum.
+    Dynamic loss scaling skips updates while it searches its scale. That does not count as skipped until the scale is
+    at its minimum.
     """
     optimizer = engine.basic_optimizer
     norm = None
@@ -87,7 +92,7 @@ def update(
         optimizer.updates += 1
     elif refused is None and not searching:
         refused = _not_finite(norm)
-    return norm, refused
+    return Update(lr, norm, refused)
 
 
 def _drop_gradients(engine: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.engine.step import Agreement
+from pretrain.engine.step import Agreement, Update
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
 from pretrain.record.lines import Lines
@@ -69,10 +69,10 @@ class Ledger:
         """Keep the state before `step` and this rank's batch and mean loss, for whoever asks why. Collective."""
         self._inspection.keep(step, self._audit.ids, loss, reason)
 
-    def step(self, step: int, agreed: Agreement, lr: float, grad_norm: float, *, skipped: bool, pulse: Pulse) -> None:
+    def step(self, step: int, agreed: Agreement, update: Update, pulse: Pulse) -> None:
         """Close `step` (from 0): its audit line, and its metrics where they are due. Collective."""
         self._audit.step(step)
-        self._metrics.step(step + 1, agreed.loss, lr, grad_norm, skipped=skipped, pulse=pulse)
+        self._metrics.step(step + 1, agreed.loss, update, pulse)
 
     def close(self) -> None:
         """Flush and close the files."""

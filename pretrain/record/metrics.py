@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pretrain.console import say
+from pretrain.engine.step import Update
 from pretrain.ranks.collectives import World, all_gather_list, gather_rows, together
 from pretrain.record.folder import RunFolder
 from pretrain.record.lines import Lines
@@ -71,17 +72,15 @@ class Metrics:
         self._hosts = all_gather_list([socket.gethostname()])
         self._steps, self._skipped = 0, skipped  # steps since the last line; updates skipped in the whole run
 
-    def step(self, done: int, loss: float, lr: float, grad_norm: float, *, skipped: bool, pulse: Pulse) -> None:
+    def step(self, done: int, loss: float, update: Update, pulse: Pulse) -> None:
         """Count a step, the `done`-th (from 1); log it where it is due. Collective.
 
         Args:
             loss: the mean over the global batch.
-            grad_norm: before clipping.
-            skipped: whether the step's update was.
             pulse: measured this rank's time.
         """
         self._steps += 1
-        self._skipped += skipped
+        self._skipped += update.skipped is not None
         if done % self._every and done != self._of.steps:
             return
         window, batch = pulse.window(), self._of.global_batch
@@ -94,8 +93,8 @@ class Metrics:
                 "images": done * batch,
                 "epoch": done * batch / self._of.samples,
                 "loss": loss,
-                "lr": lr,
-                "grad_norm": grad_norm,
+                "lr": update.lr,
+                "grad_norm": update.grad_norm,
                 "images_per_second": rate,
                 "mfu": self._mfu(rate),
                 **shared,

@@ -10,7 +10,6 @@ from typing import Any
 from pretrain.errors import InputError
 from pretrain.images.decode import DeviceDecoder
 from pretrain.images.mixup import check_pairs
-from pretrain.images.randaugment import RandAugment
 from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.index.compare import check_classes, check_names
 from pretrain.index.index import Index
@@ -89,16 +88,7 @@ def prepare(
         world,
         index,
         Order(index.samples, recipe.layout.global_batch, config.seed, data.chunk, data.lanes),
-        TrainImages(
-            spec.image_size,
-            spec.channels,
-            config.seed,
-            data.crop_area,
-            data.crop_aspect,
-            data.flip,
-            RandAugment(*data.randaugment) if data.randaugment else None,
-            data.crop,
-        ),
+        data.train_images(spec.image_size, spec.channels, config.seed),
         recipe,
         [*_validation(config, recipe, world, evaluated), *(make() for make in evaluators)],
         notes,

@@ -59,12 +59,12 @@ def train(
             ledger.check(step)
         lr, refused = recipe.schedule(step), guard.refuses(step, agreed.loss)
         decay = recipe.averaging(engine.basic_optimizer.updates)
-        grad_norm, skipped = update(engine, lr=lr, decay=decay, refused=refused)
-        if skipped and guard.calm(step):
+        made = update(engine, lr=lr, decay=decay, refused=refused)
+        if made.skipped and guard.calm(step):
             pulse.beat(step, "save")
-            ledger.inspect(step, float(step_loss), skipped)
-        ledger.step(step, agreed, lr, grad_norm, skipped=skipped is not None, pulse=pulse)
-        guard.note(step, agreed.loss, grad_norm, skipped)
+            ledger.inspect(step, float(step_loss), made.skipped)
+        ledger.step(step, agreed, made, pulse)
+        guard.note(step, agreed.loss, made.grad_norm, made.skipped)
         if not keeper.step(step + 1, *requests):
             return False
     return True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from pretrain.section import Indices, Section, key
 from pretrain.storage.retry import TIMEOUTS, Timeouts
+
+if TYPE_CHECKING:
+    from pretrain.images.transforms import TrainImages
 
 Layers = Annotated[int, Field(gt=0)]
 Magnitude = Annotated[int, Field(ge=0, le=30)]
@@ -94,6 +97,14 @@ class DataSection(Section):
         if not 0 < bounds[0] <= bounds[1]:
             raise ValueError(f"expected [low, high] with 0 < low <= high, found {list(bounds)}")
         return bounds
+
+    def train_images(self, size: int, channels: int, seed: int) -> TrainImages:
+        """How a training image becomes `channels` × `size` × `size`."""
+        from pretrain.images.randaugment import RandAugment  # here, as reading a config needs no torch
+        from pretrain.images.transforms import TrainImages
+
+        augment = RandAugment(*self.randaugment) if self.randaugment else None
+        return TrainImages(size, channels, seed, self.crop_area, self.crop_aspect, self.flip, augment, self.crop)
 
     def timeouts(self) -> Timeouts:
         """How long is waited for remote shards."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from pretrain.engine import processgroup
+from pretrain.engine.step import Update
 from pretrain.ranks import collectives
 from pretrain.record.folder import RunFolder
 from pretrain.record.metrics import Metrics, Workload
@@ -34,6 +35,6 @@ for step in range(4):
         with pulse.forward(step):
             time.sleep(0.9 if (world.rank, step // 2) == (1, 0) else 0.3)
     collectives.barrier()
-    metrics.step(step + 1, 1.0, 0.1, 2.0, skipped=False, pulse=pulse)
+    metrics.step(step + 1, 1.0, Update(0.1, 2.0, None), pulse)
 metrics.close()
 processgroup.stop()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.engine.step import Agreement
+from pretrain.engine.step import Agreement, Update
 from pretrain.errors import StorageError
 from pretrain.index.index import SampleExtent
 from pretrain.ranks.collectives import World
@@ -74,7 +74,7 @@ def test_a_steps_micro_batches_faults_and_loss_are_told_under_the_same_step(ledg
         assert ledger.faulty == (step == 0)
         if ledger.faulty:
             ledger.check(step)
-        ledger.step(step, Agreement(0.5 + step, ()), 0.1, 1.0, skipped=False, pulse=pulse)
+        ledger.step(step, Agreement(0.5 + step, ()), Update(0.1, 1.0, None), pulse)
     ledger.close()
     assert lines(tmp_path / "audit/rank_00000.jsonl") == [{"step": 0, "ids": [5, 3]}, {"step": 1, "ids": [1, 2]}]
     assert [(line["step"], line["id"]) for line in lines(tmp_path / "quarantine.jsonl")] == [(0, 3)]

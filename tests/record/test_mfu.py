@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pretrain.engine.step import Update
 from pretrain.plan import peak
 from pretrain.plan.peak import listed, peak_flops, unlisted
 from pretrain.ranks.collectives import World
@@ -91,7 +92,7 @@ def lines(tmp_path, monkeypatch, capsys):
         pulse = Pulse(SimpleNamespace(), alone.device)
         metrics = Metrics(RunFolder(tmp_path), alone, LoggingSection(every=2), workload, Counters())
         for step in (1, 2):
-            metrics.step(step, 1.0, 0.1, 0.0034, skipped=False, pulse=pulse)
+            metrics.step(step, 1.0, Update(0.1, 0.0034, None), pulse)
         metrics.close()
         return json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]), capsys.readouterr().out
 

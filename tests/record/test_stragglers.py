@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pretrain.engine.step import Update
 from pretrain.ranks.collectives import World
 from pretrain.record import pulse as stragglers
 from pretrain.record.folder import RunFolder
@@ -63,8 +64,8 @@ def metrics(tmp_path):
 
 
 def test_skipped_updates_are_counted_over_resumes_and_a_step_without_numbers_is_logged(metrics, tmp_path, capsys):
-    metrics.step(5, math.nan, 0.1, math.inf, skipped=True)
-    metrics.step(6, 1.0, 0.1, 2.0, skipped=False)
+    metrics.step(5, math.nan, Update(0.1, math.inf, "the loss is nan"))
+    metrics.step(6, 1.0, Update(0.1, 2.0, None))
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (first["loss"], first["grad_norm"], first["updates_skipped"]) == (None, None, 3)
     assert (second["loss"], second["updates_skipped"]) == (1.0, 3)
@@ -76,7 +77,7 @@ def test_a_slow_rank_is_on_the_progress_line_when_it_is_much_slower(metrics, cap
     shared = {"data_wait": 0.0, "straggler/rank": 3, "straggler/host": "node-b", "straggler/part": "forward"}
     for excess, said in ((1.1, False), (1.34, True)):
         metrics._gather = lambda *_, excess=excess: {**shared, "straggler/excess": excess}
-        metrics.step(5, 1.0, 0.1, 2.0, skipped=False)
+        metrics.step(5, 1.0, Update(0.1, 2.0, None))
         assert ("rank 3 (node-b) is slow: forward ×1.34" in capsys.readouterr().out) == said
 
 
