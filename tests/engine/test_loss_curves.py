@@ -183,7 +183,7 @@ def prove(ways: list[dict], ranks, config_file: Path, plain, out: Path) -> None:
     for name, way in named.items():
         lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-        truths = plain(way["precision"], way["ranks"], way["accumulation"])
+        truths = plain() if way["precision"] == "fp32" else plain(way["precision"], way["ranks"], way["accumulation"])
         assert [line["lr"] for line in lines] == pytest.approx([truth["lr"] for truth in truths], rel=1e-12, abs=0)
         for steps, allowed in tolerances(way).items():
             seen = [apart(lines[:steps], truths[:steps], key) for key in ("loss", "grad_norm")]
@@ -216,14 +216,13 @@ def tolerances(way: dict) -> dict[int, tuple[float, float]]:
     return {10: (2e-4, 2e-2) if way["compile"] else (5e-5, 5e-3), STEPS: (3e-3, 0.15)}
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_every_zero_stage_and_accumulation_is_the_plain_loop(count, ranks, config_file, plain, tmp_path):
+def test_every_zero_stage_and_accumulation_is_the_plain_loop(ranks, config_file, plain, tmp_path):
     curve = plain()
     assert curve[-1]["loss"] < 0.95 * curve[0]["loss"], "the proof must train, or any two curves are equal"
-    ways = [
-        of(stage=stage, accumulation=n, ranks=count) for stage in AXES["stage"] for n in ((1, 2) if count > 1 else (2,))
-    ]
-    prove(ways, ranks, config_file, plain, tmp_path)
+    one = [of(stage=stage, accumulation=2) for stage in (0, 3)]
+    prove(one, ranks, config_file, plain, tmp_path)
+    two = [of(stage=stage, accumulation=n, ranks=2) for stage, n in ((0, 1), (1, 2), (2, 1), (3, 2))]
+    prove(two, ranks, config_file, plain, tmp_path)
 
 
 FEW = [
@@ -256,7 +255,7 @@ def test_every_pair_of_what_is_offered_is_the_plain_loop(count, ranks, config_fi
 AUGMENTED = ["data.mixup=0.2", "data.randaugment=[1,1]", "train.label_smoothing=0.1"]
 
 
-@pytest.mark.parametrize(("count", "micro_batch"), [(1, 16), (2, 2)])
+@pytest.mark.parametrize(("count", "micro_batch"), [pytest.param(1, 16, marks=pytest.mark.long), (2, 2)])
 def test_mixup_and_smoothing_are_the_plain_loop_with_mixed_targets(
     count, micro_batch, ranks, config_file, plain, tmp_path
 ):

@@ -3,7 +3,7 @@
 argv: the config, where to put the runs, variants {name: {"changes": [...], "losses": [steps], "gradients": [steps],
 "spikes": [steps whose loss is a thousand times what it is],
 "refuses": [steps done after which an evaluation refuses, once], "passing": whether by storage that may come back}}.
-Files are written slowly.
+Files are written slowly where an evaluation refuses.
 """
 
 import json
@@ -26,7 +26,7 @@ from pretrain.run.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = processgroup.start()
-now = {"step": -1}
+now = {"step": -1, "slow": False}
 seed_step, choose_loss = trainer.seed_step, recipe.choose_loss
 
 
@@ -67,7 +67,7 @@ class Measuring:
 
 
 def slowly(path, tensors, write=archive.write):
-    time.sleep(0.3)
+    time.sleep(0.3 if now["slow"] else 0.0)
     return write(path, tensors)
 
 
@@ -81,6 +81,7 @@ guards._ENOUGH = 5  # the runs are shorter than what a spike is told from
 get_accelerator().is_fp16_supported = lambda: True
 for name, variant in variants.items():
     recipe.choose_loss = poisoned(variant)
+    now["slow"] = "refuses" in variant
     config = read_config(RunConfig, config_file, variant["changes"])
     measuring = Measuring(variant.get("refuses", ()), StorageError if "passing" in variant else InputError)
     evaluators = [lambda measuring=measuring: measuring] if "refuses" in variant else []

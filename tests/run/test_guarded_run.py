@@ -13,6 +13,13 @@ from pretrain.stream.order import Order
 from pretrain.weights.load import load_weights
 
 STEPS, BATCH = 12, 8
+# test_poisoned.py holds the weights against every stage and precision; here is what the run makes of it.
+GRADIENTS = {
+    "gradients0": ["deepspeed.zero_optimization.stage=0"],
+    "gradients1_bf16": ["deepspeed.zero_optimization.stage=1", "deepspeed.bf16.enabled=true"],
+    "gradients2": ["deepspeed.zero_optimization.stage=2"],
+    "gradients3_bf16": ["deepspeed.zero_optimization.stage=3", "deepspeed.bf16.enabled=true"],
+}
 SPIKED = {"spiked": [], "spiked_bf16": ["deepspeed.bf16.enabled=true"]}
 
 
@@ -56,14 +63,8 @@ def runs(digits: Path, ranks, tmp_path_factory) -> Path:
     for name, half in SPIKED.items():  # under ZeRO 3 the network has copies of the weights that outlive a step
         changes = ["deepspeed.zero_optimization.stage=3", "train.guard.then=rollback", "train.guard.spike=50"]
         variants[name] = {"changes": [*changes, *half], "spikes": [7, 8]}
-    for stage in range(4):
-        changes = [f"deepspeed.zero_optimization.stage={stage}"]
-        variants[f"gradients{stage}"] = {"changes": changes, "gradients": [6]}
-        if stage:
-            variants[f"gradients{stage}_bf16"] = {
-                "changes": [*changes, "deepspeed.bf16.enabled=true"],
-                "gradients": [6],
-            }
+    for name, changes in GRADIENTS.items():
+        variants[name] = {"changes": changes, "gradients": [6]}
     ranks(2, Path(__file__).parent / "guarded.py", folder / "guarded.json", folder, json.dumps(variants))
     return folder
 
@@ -76,9 +77,7 @@ def state(run: Path, step: int = STEPS) -> dict:
     return Checkpoint.read(run / "checkpoints" / f"step_{step:08d}").state
 
 
-@pytest.mark.parametrize(
-    "name", ["once", *(f"gradients{stage}{kind}" for stage in range(4) for kind in ("", "_bf16") if stage or not kind)]
-)
+@pytest.mark.parametrize("name", ["once", *GRADIENTS])
 def test_the_update_is_skipped_and_the_run_goes_on(runs, name):
     told = lines(runs / name)
     assert [line["step"] for line in told] == list(range(1, STEPS + 1))
