@@ -25,7 +25,7 @@ quickstart: $(VENV)/.test
 	@echo "few-shot report: $(RUNS)/fewshot/report/report.md"
 
 test: lint
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --durations=10
 
 test-long: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -m long

@@ -111,7 +111,7 @@ class Forked:
         self.send(signal.SIGKILL)
         self.wait()
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def wait(self, seconds: float = 600) -> list[int | None]:
         """The ranks' exit statuses (a signal's is negative), None of one that has not ended in time."""
         deadline = time.monotonic() + seconds
         for process in self._processes:
@@ -173,7 +173,7 @@ class Command:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def wait(self, seconds: float = 600) -> list[int | None]:
         """The command's exit status, None if it has not ended in time."""
         try:
             return [self._process.wait(seconds)]

@@ -75,6 +75,6 @@ def test_a_command_that_is_killed_leaves_no_process(begun):
 def test_a_worker_process_that_is_killed_ends_the_command_with_a_word(begun):
     process, pids = begun
     os.kill(pids[0], signal.SIGKILL)
-    said = process.communicate(timeout=30)[0].decode()
+    said = process.communicate(timeout=300)[0].decode()
     assert said.startswith("one of 2 worker processes was killed"), said
     assert gone(pids)

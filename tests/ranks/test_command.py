@@ -136,7 +136,7 @@ command.run_command(main)
 def test_a_rank_that_does_not_speak_waits_for_those_that_do_and_is_ended_with_their_status(begin):
     silent, out, errors = begin(SLOW, rank=1, local_rank=1)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while not out.read_text() and time.monotonic() < until:
             time.sleep(0.02)
         assert silent.wait(1) == [None]

@@ -38,7 +38,7 @@ def hold(tmp_path):
         holder = context.Process(target=work, args=(host, held), daemon=True)
         holders.append(holder)
         holder.start()
-        assert held.wait(30)
+        assert held.wait(300)
         return holder
 
     yield hold

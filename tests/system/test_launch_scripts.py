@@ -81,7 +81,7 @@ def start(place: Path, script: str, *words: str, statuses: str) -> subprocess.Po
 )
 def test_the_slurm_job_requeues_itself_where_another_start_would_help(statuses, ends, requeued, place):
     job = start(place, "slurm.sbatch", "run", "--config", "h14.json", statuses=statuses)
-    said = job.communicate(timeout=30)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == ends, said
     assert (place / "scontrol.log").exists() == requeued
     if requeued:
@@ -97,7 +97,7 @@ def test_the_scripts_run_each_of_the_entry_points_in_any_folder(script, words, e
     hosts = ["hosts"] if script == "ssh.sh" else []
     status = "done" if hosts else "0"
     job = start(place, script, *hosts, "my run", *words, "--config", "c.json", "data.train=a b", statuses=status)
-    said = job.communicate(timeout=30)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == 0, said
     assert (place / "entry").read_text() == f"launch/{entry}.py\n"
     run = place / "my run" if hosts else "my run"
@@ -107,14 +107,14 @@ def test_the_scripts_run_each_of_the_entry_points_in_any_folder(script, words, e
 @pytest.mark.parametrize(("statuses", "ends"), [("138", 138), ("138f", 0), ("1", 1), ("1f", 0)])
 def test_the_slurm_job_of_few_shot_goes_on_as_long_as_it_writes_features(statuses, ends, place):
     job = start(place, "slurm.sbatch", "run", "fewshot", "--config", "c.json", statuses=statuses)
-    said = job.communicate(timeout=30)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == ends, said
     assert (place / "scontrol.log").exists() == (ends == 0)
 
 
 def test_few_shot_over_ssh_goes_on_until_its_report_is_written(place):
     job = start(place, "ssh.sh", "hosts", "run", "fewshot", "--config", "c.json", statuses="1f 0 1f 0 1 done")
-    said = job.communicate(timeout=30)[0].decode()
+    said = job.communicate(timeout=300)[0].decode()
     assert job.returncode == 0, said
     assert len(started(place)) == 6
 
@@ -123,7 +123,7 @@ def test_few_shot_over_ssh_is_ended_by_a_signal(place):
     job = start(place, "ssh.sh", "hosts", "run", "fewshot", "--config", "c.json", statuses="wait! done")
     wait_for(place / "starts")
     job.send_signal(signal.SIGTERM)
-    said = job.communicate(timeout=30)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == 75, said
     assert (place / "starts").read_text() == "1\n"
     assert not (place / "run" / "STOP").exists()
@@ -211,7 +211,7 @@ def test_over_ssh_a_second_start_on_the_folder_is_refused_and_ends_nothing(place
     assert (status, said.count("\n")) == (2, 1), said
     assert f"{place}/run: launch/ssh.sh is at work in it (process {first.pid} on " in said
     first.send_signal(signal.SIGTERM)
-    assert first.wait(30) == 75
+    assert first.wait(300) == 75
     assert (len(started(place)), (place / "killed").read_text()) == (1, "")
 
 
@@ -269,7 +269,7 @@ def test_over_ssh_a_signal_is_a_stop_and_the_end(number, place):
     job = start(place, "ssh.sh", "hosts", "run", "--config", "h14.json", statuses="wait done")
     wait_for(place / "starts")
     job.send_signal(number)
-    said = job.communicate(timeout=30)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == 75, said
     assert (place / "starts").read_text() == "1\n"
 
@@ -277,7 +277,7 @@ def test_over_ssh_a_signal_is_a_stop_and_the_end(number, place):
 def over_ssh(place: Path, run: str = "run", *, statuses: str) -> tuple[int, str]:
     """Status and output of `launch/ssh.sh` on the run folder `run`."""
     job = start(place, "ssh.sh", "hosts", run, "--config", "h14.json", statuses=statuses)
-    said = job.communicate(timeout=30)[0].decode()
+    said = job.communicate(timeout=300)[0].decode()
     return job.returncode, said
 
 
@@ -287,7 +287,7 @@ def started(place: Path) -> list[str]:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not path.exists():
         assert time.monotonic() < deadline, f"no {path}"
         time.sleep(0.02)
