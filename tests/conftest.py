@@ -159,7 +159,7 @@ class History:
 
 
 def history(out: Path) -> History:
-    """The history of the run folder `out`; its audits have one line a step."""
+    """The history of the run folder `out`, trained by as many ranks throughout."""
 
     def of_training(key: str) -> bool:
         return key in ("step", "loss", "grad_norm", "lr") or "eval/" in key or "fewshot/" in key

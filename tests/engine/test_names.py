@@ -26,7 +26,7 @@ FEW = ("ZeRO 1, fp32", "ZeRO 2, fp16, offload_optimizer", "ZeRO 3, bf16")
 
 
 @pytest.mark.parametrize("names", [FEW, pytest.param(tuple(ALL), marks=pytest.mark.long)], ids=["few", "all"])
-def test_wrong_names_are_refused_on_every_rank_and_right_ones_are_not(names, ranks, digits, tmp_path):
+def test_wrong_names_are_refused_on_every_rank_and_right_ones_are_not(names, ranks, tiny_config, tmp_path):
     right = {name: ALL[name] for name in names}
     assert len(ALL) == 1 + 2 * 3 * 2 + 3 * 3
     wrong = {
@@ -37,22 +37,15 @@ def test_wrong_names_are_refused_on_every_rank_and_right_ones_are_not(names, ran
         # The optimizer that DeepSpeed has for bf16 under ZeRO 1 does not know of it.
         for stage, precision in ((1, "fp32"), (2, "fp32"), (2, "bf16"))
     }
-    config = {
-        "name": "names",
-        "model": {
-            "patch_size": 4, "layers": 2, "width": 12, "mlp": 37, "heads": 2,
-            "image_size": 16, "channels": 1, "num_classes": 10,
-        },
-        "data": {"train": str(digits / "train"), "workers": 1},
-        "train": {"global_batch": 8, "steps": 2},
-        "optimizer": {"lr": 1e-3},
-        "schedule": {"warmup_steps": 0},
-        "deepspeed": {"zero_optimization": {"stage": 2}},
-        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
-    }  # fmt: skip
-    (tmp_path / "names.json").write_text(json.dumps(config))
+    config = tiny_config(
+        tmp_path / "names.json",
+        model={"layers": 2, "width": 12, "mlp": 37, "heads": 2, "image_size": 16},
+        train={"global_batch": 8, "steps": 2},
+        schedule={"warmup_steps": 0},
+        deepspeed={"zero_optimization": {"stage": 2}},
+    )
     script = Path(__file__).with_name("names.py")
-    ranks(2, script, tmp_path, json.dumps(right | wrong), tmp_path / "names.json")
+    ranks(2, script, tmp_path, json.dumps(right | wrong), config)
     told, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert told == other
     for name in right:

@@ -24,22 +24,15 @@ SPIKED = {"spiked": [], "spiked_bf16": ["deepspeed.bf16.enabled=true"]}
 
 
 @pytest.fixture(scope="module")
-def runs(digits: Path, ranks, tmp_path_factory) -> Path:
+def runs(tiny_config, ranks, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("guarded")
-    config = {
-        "name": "guarded",
-        "model": {
-            "patch_size": 4, "layers": 1, "width": 16, "mlp": 32, "heads": 2,
-            "image_size": 16, "channels": 1, "num_classes": 10,
-        },
-        "data": {"train": str(digits / "train"), "workers": 1},
-        "train": {"global_batch": BATCH, "steps": STEPS, "guard": {"skips": 2, "margin": 2}},
-        "optimizer": {"lr": 1e-3},
-        "schedule": {"warmup_steps": 0},
-        "checkpoint": {"every": 3, "keep": 10},
-        "logging": {"every": 1, "tensorboard": False, "peak_tflops": 1},
-    }  # fmt: skip
-    (folder / "guarded.json").write_text(json.dumps(config))
+    config = tiny_config(
+        folder / "guarded.json",
+        model={"width": 16, "mlp": 32, "heads": 2, "image_size": 16},
+        train={"global_batch": BATCH, "steps": STEPS, "guard": {"skips": 2, "margin": 2}},
+        schedule={"warmup_steps": 0},
+        checkpoint={"every": 3, "keep": 10},
+    )
     variants = {
         "once": {"changes": ["deepspeed.zero_optimization.stage=1"], "losses": [6]},
         "end": {"changes": [], "losses": [4, 7, 8]},
@@ -65,7 +58,7 @@ def runs(digits: Path, ranks, tmp_path_factory) -> Path:
         variants[name] = {"changes": [*changes, *half], "spikes": [7, 8]}
     for name, changes in GRADIENTS.items():
         variants[name] = {"changes": changes, "gradients": [6]}
-    ranks(2, Path(__file__).parent / "guarded.py", folder / "guarded.json", folder, json.dumps(variants))
+    ranks(2, Path(__file__).parent / "guarded.py", config, folder, json.dumps(variants))
     return folder
 
 
