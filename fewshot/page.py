@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from statistics import fmean
 from typing import Any
@@ -23,92 +23,83 @@ _ENDED = "†"  # beside an accuracy of a probe that was not trained to its end
 _BASELINE_DASHES = {"pixels": ":", "untrained": "--"}
 
 
-def leading_probe(report: Mapping[str, Any]) -> str:
-    """The first that the protocol names."""
-    return next(iter(report["protocol"]["probes"]))
-
-
 def table(report: Mapping[str, Any]) -> str:
-    """The headline for a console: accuracy by feature and shots, a line each; after it what is amiss."""
-    probe, shots = leading_probe(report), report["protocol"]["shots"]
-    rows = [(id, feature, *(_cell(report, id, probe, feature, k) for k in shots)) for id, feature in _features(report)]
-    scores = Table(("weights", "features", *(f"{k}-shot" for k in shots)), rows, names=2)
-    lines = [_caption(report, probe), *scores.text()]
-    lines += [
-        f"{printable(one['id'])}: {printable(str(one['checkpoint']))}"
-        for one in report["weights"]
-        if "checkpoint" in one
-    ]
-    return "\n".join([*lines, *_reading(report, [probe]), *_amiss(report)])
+    """The console's table: the first probe's accuracy by feature and shots; after it what limits its meaning."""
+    probe = next(iter(report["protocol"]["probes"]))
+    lines = [_caption(report, probe), *_scores(report, [probe]).text()]
+    paths = [(one["id"], str(one["checkpoint"])) for one in report["weights"] if "checkpoint" in one]
+    lines += [f"{printable(id)}: {printable(path)}" for id, path in paths]
+    return "\n".join([*lines, *_reading(report, [probe]), *_warnings(report)])
 
 
 def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     """The content of report.md."""
-    protocol, probe = report["protocol"], leading_probe(report)
-    shots, seeds = protocol["shots"], protocol["seeds"]
-    many = [f"{k}-shot" for k in shots]
-    lines = [
-        f"# Few-shot: {markdown_text(report['name'])}",
-        "",
-        *_headline(report, probe),
-        "",
-        *map(markdown_text, _amiss(report)),
-        "",
-    ]
-    lines += [f"## {_caption(report, probe)}", ""]
-    lines += _markdown_table(
-        ["weights", "features", *many],
-        [[id, f, *(_cell(report, id, probe, f, k) for k in shots)] for id, f in _features(report)],
-    )
-    lines += ["", *(f"- {line}" for line in _reading(report, [probe]))]
+    protocol = report["protocol"]
+    probe, *others = protocol["probes"]
+    lines = [f"# Few-shot: {markdown_text(report['name'])}", "", *_headline(report, probe), ""]
+    lines += [*map(markdown_text, _warnings(report)), "", f"## {_caption(report, probe)}", ""]
+    lines += [*_scores(report, [probe]).markdown(), "", *(f"- {line}" for line in _reading(report, [probe]))]
     if differences := _differences(report, probe):
         lines += ["", "Ahead of the baselines, in percentage points of the mean:", ""]
-        lines += _markdown_table(["weights", "difference", *many], differences)
+        lines += Table(["weights", "difference", *_shots(report)], differences).markdown()
     lines += [f"\n![{chart}]({chart})" for chart in charts if chart != "oracle.png"]
-
-    others = [name for name in protocol["probes"] if name != probe]
     if others:
-        lines += ["", "## Other probes", ""]
-        lines += _markdown_table(
-            ["weights", "features", "probe", *many],
-            [
-                [id, f, name, *(_cell(report, id, name, f, k) for k in shots)]
-                for id, f in _features(report)
-                for name in others
-            ],
-        )
+        lines += ["", "## Other probes", "", *_scores(report, others).markdown()]
         lines += ["", *(f"- {line}" for line in _reading(report, others))]
-    lines += ["", "## Every seed", "", "Accuracy in %.", ""]
-    found = {
-        (row["weights"], row["features"], row["probe"], row["shots"], row["seed"]): f"{100 * row['accuracy']:.2f}"
-        + ("" if row["converged"] else _ENDED)
-        for row in report["results"]
-    }
-    lines += _markdown_table(
-        ["weights", "features", "probe", "shots", *(f"seed {seed}" for seed in seeds)],
-        [
-            [id, f, name, str(k), *(found[id, f, name, k, seed] for seed in seeds)]
-            for id, f in _features(report)
-            for name in protocol["probes"]
-            for k in shots
-        ],
-    )
+    lines += ["", "## Every seed", "", "Accuracy in %.", "", *_seeds(report).markdown()]
     lines += _oracle(report, "oracle.png" in charts)
-    lines += _reproduction(report)
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_reproduction(report)]) + "\n"
+
+
+def _scores(report: Mapping[str, Any], probes: Sequence[str]) -> Table:
+    """The means, a row for each feature and probe; the first probe of the protocol is not named in its own table."""
+    named = probes[0] != next(iter(report["protocol"]["probes"]))
+    means: dict[tuple[str, str, str], list[str]] = {}
+    for row in report["summary"]:
+        spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
+        key = row["weights"], row["features"], row["probe"]
+        means.setdefault(key, []).append(f"{100 * row['mean']:.2f}{spread}{_mark(row)}")
+    names = [(*feature, probe) for feature in _features(report) for probe in probes]
+    head = ("weights", "features", *(("probe",) if named else ()))
+    return Table([*head, *_shots(report)], [[*key[: len(head)], *means[key]] for key in names], names=len(head))
+
+
+def _seeds(report: Mapping[str, Any]) -> Table:
+    """The accuracy of every draw, a column for each seed."""
+    protocol = report["protocol"]
+    found: dict[tuple[str, str, str, int], list[str]] = {}
+    for row in report["results"]:
+        key = row["weights"], row["features"], row["probe"], row["shots"]
+        found.setdefault(key, []).append(f"{100 * row['accuracy']:.2f}{_mark(row)}")
+    keys = [
+        (id, feature, probe, k)
+        for id, feature in _features(report)
+        for probe in protocol["probes"]
+        for k in protocol["shots"]
+    ]
+    rows = [[*map(str, key), *found[key]] for key in keys]
+    return Table(["weights", "features", "probe", "shots", *(f"seed {seed}" for seed in protocol["seeds"])], rows)
+
+
+def _shots(report: Mapping[str, Any]) -> list[str]:
+    return [f"{k}-shot" for k in report["protocol"]["shots"]]
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    return "" if row["converged"] else _ENDED
 
 
 def _headline(report: Mapping[str, Any], probe: str) -> list[str]:
     """One sentence for each WEIGHTS: the score at 5 shots, or at the most shots there are."""
     shots = report["protocol"]["shots"]
-    k = 5 if 5 in shots else shots[-1]
-    lines = []
-    for one in report["weights"]:
-        feature = next((f for id, f in _features(report) if id == one["id"] and f == one["headline"]), None)
-        if feature is not None:
-            score = _cell(report, one["id"], probe, feature, k)
-            lines.append(f"- **{markdown_text(one['id'])}: {score} % at {k} shots** ({probe}, features `{feature}`).")
-    return lines
+    at = shots.index(5) if 5 in shots else len(shots) - 1
+    scores = {(row[0], row[1]): row[2 + at] for row in _scores(report, [probe]).rows}
+    return [
+        f"- **{markdown_text(one['id'])}: {scores[one['id'], one['headline']]} % at {shots[at]} shots** ({probe}, "
+        f"features `{one['headline']}`)."
+        for one in report["weights"]
+        if (one["id"], one["headline"]) in scores
+    ]
 
 
 def _reading(report: Mapping[str, Any], probes: Sequence[str]) -> list[str]:
@@ -128,7 +119,8 @@ def _reading(report: Mapping[str, Any], probes: Sequence[str]) -> list[str]:
     ]
 
 
-def _amiss(report: Mapping[str, Any]) -> list[str]:
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    """What limits the meaning of the scores, a sentence each."""
     images = report["protocol"]["images"]
     lines = [
         f"{images[split]['unlabelled']:,} images of the {split} set have no label and are not {used}."
@@ -144,14 +136,14 @@ def _amiss(report: Mapping[str, Any]) -> list[str]:
     if images.get("note"):
         lines.append(f"{images['note']}.")
     # A run that recorded no content of its shards has the hash of their sequence.
-    told = {
+    trained_on = {
         images["query"].get("index_sha256"): "",
         images["query"].get("sequence_sha256"): ", by keys, labels and sizes",
     }
     lines += [
-        f"{one['id']} was trained on the images of the query set{told[one['trained_on']]}."
+        f"{one['id']} was trained on the images of the query set{trained_on[one['trained_on']]}."
         for one in report["weights"]
-        if one.get("trained_on") and one["trained_on"] in told
+        if one.get("trained_on") and one["trained_on"] in trained_on
     ]
     unconverged = [row for row in report["results"] if not row["converged"]]
     for probe in dict.fromkeys(row["probe"] for row in unconverged):
@@ -189,7 +181,7 @@ def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:
     groups: dict[tuple[str, str, int], list[Sequence[float]]] = {}
     for curve in curves:
         groups.setdefault((curve["weights"], curve["features"], curve["shots"]), []).append(curve["accuracy"])
-    lines += _markdown_table(
+    lines += Table(
         ["λ", *(f"{id} {feature} {k}-shot" for id, feature, k in groups)],
         [
             [
@@ -198,14 +190,14 @@ def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:
             ]
             for at, l2 in enumerate(curves[0]["l2"])
         ],
-    )
+    ).markdown()
     return [*lines, "\n![oracle.png](oracle.png)"] if chart else lines
 
 
 def _reproduction(report: Mapping[str, Any]) -> list[str]:
     protocol, run = report["protocol"], report["run"]
     lines = ["", "## To get this again", ""]
-    lines += _markdown_table(
+    lines += Table(
         ["weights", "path", "step", "sha256", "features: width", "type", "images"],
         [
             [
@@ -219,7 +211,7 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
             ]
             for one in report["weights"]
         ],
-    )
+    ).markdown()
     lines += [""]
     for split in ("support", "query"):
         found = protocol["images"][split]
@@ -241,10 +233,10 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
         f"sha256 of the support ids ({protocol['support_ids_hashed']}):",
         "",
     ]
-    lines += _markdown_table(
+    lines += Table(
         ["shots", "seed", "images", "sha256"],
         [[str(row[key]) for key in ("shots", "seed", "images", "sha256")] for row in protocol["support_ids"]],
-    )
+    ).markdown()
     return lines
 
 
@@ -262,20 +254,6 @@ def _caption(report: Mapping[str, Any], probe: str) -> str:
 def _features(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(weights, features) in the order of the rows."""
     return list(dict.fromkeys((row["weights"], row["features"]) for row in report["summary"]))
-
-
-def _cell(report: Mapping[str, Any], id: str, probe: str, feature: str, shots: int) -> str:
-    row = next(
-        row
-        for row in report["summary"]
-        if (row["weights"], row["probe"], row["features"], row["shots"]) == (id, probe, feature, shots)
-    )
-    spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
-    return f"{100 * row['mean']:.2f}{spread}{'' if row['converged'] else _ENDED}"
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return Table(header, rows).markdown()
 
 
 def _plain(value: object) -> str:
@@ -305,8 +283,8 @@ def draw_charts(report: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _draw_accuracy(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
     """The first probe: mean and standard deviation against shots, a line for each feature; its title."""
-    probe, shots = leading_probe(report), report["protocol"]["shots"]
-    colours = _colours()
+    probe, shots = next(iter(report["protocol"]["probes"])), report["protocol"]["shots"]
+    colours = cycle(f"C{number}" for number in range(10))
     drawn: Lines = []
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in report["summary"]:
@@ -335,7 +313,6 @@ def _draw_accuracy(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
 
 def _draw_oracle(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
     """Mean over seeds against λ, a line for each number of shots; its title."""
-    colours = _colours()
     drawn: Lines = []
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for curve in report["oracle"]["curves"]:
@@ -343,14 +320,10 @@ def _draw_oracle(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
     for (id, feature, shots), curves in groups.items():
         seeds = zip(*(curve["accuracy"] for curve in curves), strict=True)
         mean = [100 * sum(values) / len(curves) for values in seeds]
-        [line] = axes.plot(curves[0]["l2"], mean, color=next(colours))
+        [line] = axes.plot(curves[0]["l2"], mean, color=f"C{len(drawn) % 10}")
         drawn.append((line, f"{id} {feature} {shots}-shot"))
     l2 = report["protocol"]["l2"]
     drawn.append((axes.axvline(l2, color="0.45", linestyle=":"), f"λ = {l2:g}"))
     axes.set_xscale("log", base=2)
     axes.set_xlabel("λ")
     return "oracle on the query set, not a result", drawn
-
-
-def _colours() -> Iterator[str]:
-    return cycle(f"C{number}" for number in range(10))
