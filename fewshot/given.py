@@ -90,10 +90,9 @@ def _check_pair(where: str, split: str, x: NDArray[Any], y: NDArray[Any]) -> Non
 
 def _check_labels(where: str, support: NDArray[Any], query: NDArray[Any]) -> int:
     present = np.unique(support)
-    if present[0] < 0 or present[-1] != len(present) - 1:
-        expected = np.arange(len(present))
-        gap = int(expected[present != expected][0]) if present[0] >= 0 else int(present[0])
-        what = f"no label {gap}" if present[0] >= 0 else f"a label {gap}"
+    missing = np.setdiff1d(np.arange(present[-1] + 1), present)
+    if present[0] < 0 or len(missing):
+        what = f"a label {present[0]}" if present[0] < 0 else f"no label {missing[0]}"
         raise InputError(f"{where}: support_y has {what}; labels 0 … C-1 that all occur would be right")
     if len(present) < 2:
         raise InputError(f"{where}: support_y has one class; two or more would be right")
@@ -107,4 +106,5 @@ def _check_labels(where: str, support: NDArray[Any], query: NDArray[Any]) -> int
 
 
 def _native(x: NDArray[Any]) -> NDArray[Any]:
+    """The same values in the machine's byte order."""
     return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))

@@ -1,1 +1,3 @@
-"""The Vision Transformer: the network, its sizes, its position grids."""
+"""The Vision Transformer: `section` of a config → sizes (`spec`) → network (`vit`) → initial values (`initialization`).
+`positions` resizes its learned position grids.
+"""

@@ -1,1 +1,1 @@
-"""What a run costs before it is paid for."""
+"""What a run costs before it is paid for: `flops` of an image, from the network's sizes; `peak` FLOP/s of a device."""

@@ -1,1 +1,1 @@
-"""Weights in and out: one file per format."""
+"""Weights in: `load` finds a checkpoint and reads it into `Weights`; `fill` puts them into a network that trains."""
