@@ -43,7 +43,8 @@ class Layer:
         forward: the network's outputs → features [b, d]. A KeyError says that the network has no such layer; it is
             then left out.
         network: whose outputs: the checkpoint's, those of the same network freshly initialised, or nobody's.
-        taps: submodules of the network whose outputs `forward` reads too: "blocks.5" → [b, n, width].
+        taps: submodules of the network whose outputs `forward` reads too: "blocks.5" → [b, n, width];
+            "blocks.-2" is the last but one block.
     """
 
     name: str
@@ -109,8 +110,7 @@ def widths(spec: ViTSpec, names: Sequence[str]) -> dict[str, int]:
     layers, found = [LAYERS[name] for name in names], {}
     with torch.device("meta"), torch.no_grad():
         model = VisionTransformer(spec)
-        submodules = dict(model.named_modules())
-        layers = [layer for layer in layers if all(tap in submodules for tap in layer.taps)]
+        layers = [layer for layer in layers if all(_submodule(model, tap) for tap in layer.taps)]
         images = torch.empty(1, spec.channels, spec.image_size, spec.image_size)
         with _tapped(model, layers) as run:
             outputs = run(images)
@@ -120,6 +120,17 @@ def widths(spec: ViTSpec, names: Sequence[str]) -> dict[str, int]:
             except KeyError:
                 continue
     return found
+
+
+def _submodule(model: nn.Module, tap: str) -> nn.Module | None:
+    """The submodule that a tap names; None where the network has none of that name."""
+    found: Any = model
+    try:
+        for name in tap.split("."):
+            found = found[int(name)] if isinstance(found, nn.ModuleList) else getattr(found, name)
+    except (AttributeError, IndexError):
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
 @contextmanager
@@ -134,7 +145,8 @@ def _tapped(model: nn.Module | None, layers: Sequence[Layer]) -> Iterator[Callab
         return {IMAGES: images, **(model(images, features=True) if model else {}), **tapped}
 
     taps = dict.fromkeys(tap for layer in layers for tap in layer.taps)
-    hooks = [model.get_submodule(tap).register_forward_hook(keep(tap)) for tap in taps] if model else []
+    found = {tap: _submodule(model, tap) for tap in taps} if model else {}
+    hooks = [module.register_forward_hook(keep(tap)) for tap, module in found.items() if module is not None]
     try:
         yield run
     finally:

@@ -192,7 +192,10 @@ def test_a_layer_may_read_any_submodule_that_the_network_has(tiny, drawn, digit_
 
     model, index = drawn(tiny()), Index.open(digit_shards[1])
     early = Layer("early", "class token after the first block", first_block, taps=("blocks.0",))
-    found = extract(model, [early], index, np.arange(3), Extraction(model.spec, 4, 1, alone))["early"]
+    same = Layer("same", "of two blocks", lambda outputs: outputs["blocks.-2"][:, 0], taps=("blocks.-2",))
+    both = extract(model, [early, same], index, np.arange(3), Extraction(model.spec, 4, 1, alone))
+    found = both["early"]
+    assert np.array_equal(both["same"], found)
     model.blocks = model.blocks[:1]
     model.norm = torch.nn.Identity()
     last = extract(model, [LAYERS["cls"]], index, np.arange(3), Extraction(model.spec, 4, 1, alone))["cls"]
