@@ -112,3 +112,13 @@ def test_a_probe_that_has_not_converged_is_told_in_its_row_and_in_the_mean(digit
     mixed = [replace(row, converged=row.seed == 0) for row in results if row.probe == "logistic"]
     assert {row.converged for row in summarise(mixed)} == {False}
     assert {row.converged for row in summarise(mixed[:1])} == {True}
+
+
+def test_another_probe_is_one_entry_in_the_table(digits, monkeypatch):
+    def fit(support, labels, classes, l2):
+        return probes.Fitted(lambda features: torch.zeros(len(features), dtype=torch.int64))
+
+    monkeypatch.setitem(probes.PROBES, "first", probes.Probe("first", "always the first class", fit, l2=2.0))
+    results, _ = scored(digits, probes=("first",), shots=(1,), seeds=(0,))
+    expected = Result("", "first", "", 1, 0, 2.0, float((digits[3] == 0).mean()))
+    assert results == [expected]
