@@ -36,7 +36,7 @@ from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.record.folder import RunFolder
-from pretrain.run.saver import Saver
+from pretrain.training.saver import Saver
 
 WINDOW = 20
 

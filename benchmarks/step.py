@@ -38,7 +38,7 @@ from pretrain.model.spec import spec_from_arch
 from pretrain.model.vit import VisionTransformer
 from pretrain.ranks import collectives
 from pretrain.ranks.launcher import free_port
-from pretrain.run.loss import softmax_loss
+from pretrain.training.loss import softmax_loss
 
 RANKS, CLIP, LR = 2, 1.0, 1e-4
 Step = Callable[[Tensor, Tensor], None]

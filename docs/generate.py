@@ -10,7 +10,7 @@ sys.path[0] = str(ROOT)
 from fewshot.config import FewshotConfig
 from finetune.config import FinetuneConfig
 from pretrain.keys import json_schema, keys, markdown
-from pretrain.run.config import RunConfig
+from pretrain.training.config import RunConfig
 
 BEGIN = "<!-- From here on generated: python docs/generate.py -->\n"
 

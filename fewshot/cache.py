@@ -30,9 +30,9 @@ from pretrain.index.indexfile import etag_of
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
 from pretrain.ranks.collectives import World, on_main, together
-from pretrain.run.setup import check_index
 from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import is_remote, stat
+from pretrain.training.setup import check_index
 from pretrain.weights.load import Weights, read_weights
 from pretrain.workers import in_threads
 

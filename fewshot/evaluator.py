@@ -19,10 +19,10 @@ from pretrain.errors import InputError
 from pretrain.index.compare import unnamed_text
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World, broadcast_object, together
-from pretrain.run.config import RunConfig
-from pretrain.run.notes import trained_on
-from pretrain.run.setup import check_index
 from pretrain.stream.fault import Fault
+from pretrain.training.config import RunConfig
+from pretrain.training.notes import trained_on
+from pretrain.training.setup import check_index
 
 
 class FewshotEvaluator:

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from pretrain.errors import InputError
 from pretrain.model.section import ModelSection
 from pretrain.model.spec import ViTSpec
-from pretrain.run.config import RunConfig, TrainingConfig
 from pretrain.section import Section, key
 from pretrain.stream.section import DataSection
+from pretrain.training.config import RunConfig, TrainingConfig
 
 
 class TaskModel(Section):

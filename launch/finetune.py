@@ -23,8 +23,8 @@ def main() -> int:
 
     from finetune.head import load_transferred
     from pretrain.engine import processgroup
-    from pretrain.run.experiment import run
-    from pretrain.run.origin import init_option
+    from pretrain.training.experiment import run
+    from pretrain.training.origin import init_option
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / task.name
     world = processgroup.start(part_minutes=max(task.train.hang_minutes, task.train.slow_minutes))

@@ -10,7 +10,7 @@ from functools import partial
 from pretrain.configfile import read_config
 from pretrain.ranks.command import run_command, training_parser
 from pretrain.ranks.stop import listen
-from pretrain.run.config import RunConfig
+from pretrain.training.config import RunConfig
 
 
 def main() -> int:
@@ -19,8 +19,8 @@ def main() -> int:
     config = read_config(RunConfig, args.config, args.overrides)
 
     from pretrain.engine import processgroup
-    from pretrain.run.experiment import run
-    from pretrain.run.origin import init_option
+    from pretrain.training.experiment import run
+    from pretrain.training.origin import init_option
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / config.name
     train = config.train

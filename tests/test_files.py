@@ -30,10 +30,10 @@ from pretrain.ranks.collectives import World, together
 from pretrain.ranks.stop import Stop
 from pretrain.record.claim import claimed
 from pretrain.record.folder import RunFolder
-from pretrain.run.config import RunConfig
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
 from pretrain.storage.location import expand
+from pretrain.training.config import RunConfig
 from pretrain.weights.load import find_checkpoint
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))

@@ -276,7 +276,7 @@ def test_a_last_save_that_fails_is_no_success(file, train, whole, tmp_path):
 ROOM = """
 import shutil
 from collections import namedtuple
-from pretrain.run.saver import Saver
+from pretrain.training.saver import Saver
 
 asked, missing = [], Saver._missing
 shutil.disk_usage = lambda path: namedtuple("usage", "free")(1000 if len(asked) in %s else 2**40)

@@ -16,8 +16,8 @@ from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.config import RunConfig
-from pretrain.run.experiment import run
+from pretrain.training.config import RunConfig
+from pretrain.training.experiment import run
 
 out, sections = Path(sys.argv[1]), json.loads(sys.argv[2])
 world = processgroup.start()

@@ -11,8 +11,8 @@ from pretrain.configfile import read_config
 from pretrain.images.transforms import EvalImages, to_float
 from pretrain.index.index import Index
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.config import RunConfig
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
+from pretrain.training.config import RunConfig
 from pretrain.weights.load import load_weights
 
 STEPS = 4

@@ -15,7 +15,7 @@ from pretrain.images.mixup import mix_images
 from pretrain.images.transforms import to_float
 from pretrain.model.spec import ARCHITECTURES, spec_from_arch
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.loss import choose_loss
+from pretrain.training.loss import choose_loss
 
 BATCH, CLASSES = 4, 1000
 CUDA = torch.device("cuda", 0)

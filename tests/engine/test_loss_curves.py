@@ -21,9 +21,9 @@ from pretrain.images.transforms import TrainImages, to_float
 from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.config import RunConfig
 from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
+from pretrain.training.config import RunConfig
 
 # Clipped at 0.5: left out, DeepSpeed clips at 1, which the proof would not see.
 STEPS, WARMUP, LR, DECAY, CLIP = 50, 5, 1e-3, 0.1, 0.5

@@ -9,7 +9,7 @@ from finetune.config import FinetuneConfig
 from pretrain.configfile import CONFIG_FOLDER, read_config
 from pretrain.engine.section import DeepSpeedSection
 from pretrain.errors import InputError
-from pretrain.run.config import RunConfig
+from pretrain.training.config import RunConfig
 
 SMALL = {
     "name": "a", "model": {"arch": "vit_ti_16"}, "train": {"global_batch": 8, "steps": 4}, "optimizer": {"lr": 0.1},

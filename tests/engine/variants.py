@@ -13,8 +13,8 @@ from pretrain.configfile import read_config
 from pretrain.engine import processgroup
 from pretrain.engine.quiet import get_accelerator
 from pretrain.ranks import collectives
-from pretrain.run.config import RunConfig
-from pretrain.run.experiment import run
+from pretrain.training.config import RunConfig
+from pretrain.training.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = processgroup.start()

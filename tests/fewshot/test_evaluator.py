@@ -21,9 +21,9 @@ from pretrain.engine.section import OptimizerSection
 from pretrain.errors import InputError, StorageError
 from pretrain.index.index import Index
 from pretrain.model.section import ModelSection
-from pretrain.run.config import FewshotSection, RunConfig, TrainSection
 from pretrain.shards.write import write_shards
 from pretrain.stream.section import DataSection
+from pretrain.training.config import FewshotSection, RunConfig, TrainSection
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
 LABELS = np.arange(100) % 10

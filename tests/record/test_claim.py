@@ -15,7 +15,7 @@ from pretrain.errors import InputError, StorageError
 from pretrain.ranks.collectives import World
 from pretrain.ranks.command import STOPPED
 from pretrain.record import claim
-from pretrain.run import experiment
+from pretrain.training import experiment
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 HERE, ELSEWHERE = socket.gethostname(), "node-z"

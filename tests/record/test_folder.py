@@ -12,8 +12,8 @@ from pretrain.errors import InputError
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
 from pretrain.record.metrics import clock
-from pretrain.run.config import RunConfig
-from pretrain.run.experiment import begin
+from pretrain.training.config import RunConfig
+from pretrain.training.experiment import begin
 
 
 def jsonl(*entries: dict) -> str:

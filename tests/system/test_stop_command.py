@@ -152,7 +152,7 @@ def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
 ASKED = """
 import os, signal
 from pretrain.images.transforms import to_float
-from pretrain.run import evaluation
+from pretrain.training import evaluation
 import fewshot.features
 
 def asks(module, asked, seen):

@@ -15,9 +15,9 @@ from pretrain.images.transforms import to_float
 from pretrain.ranks.collectives import World
 from pretrain.record.ledger import Ledger
 from pretrain.record.pulse import Pulse
-from pretrain.run.keeper import Keeper
-from pretrain.run.recipe import Recipe
 from pretrain.stream.loader import Batch
+from pretrain.training.keeper import Keeper
+from pretrain.training.recipe import Recipe
 
 
 def train(

@@ -17,12 +17,12 @@ from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
-from pretrain.run.config import RunConfig
-from pretrain.run.evaluation import Validation
-from pretrain.run.loss import sigmoid_loss, softmax_loss
-from pretrain.run.setup import prepare
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
 from pretrain.stream.section import DataSection
+from pretrain.training.config import RunConfig
+from pretrain.training.evaluation import Validation
+from pretrain.training.loss import sigmoid_loss, softmax_loss
+from pretrain.training.setup import prepare
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.errors import InputError
-from pretrain.run.loss import choose_loss, multi_hot, sigmoid_loss, softmax_loss
+from pretrain.training.loss import choose_loss, multi_hot, sigmoid_loss, softmax_loss
 
 torch.manual_seed(0)
 LOGITS = torch.randn(6, 5)

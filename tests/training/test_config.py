@@ -12,7 +12,7 @@ from pretrain.configfile import CONFIG_FOLDER, differences, read_config
 from pretrain.errors import InputError
 from pretrain.model.spec import spec_from_arch
 from pretrain.record.folder import RunFolder
-from pretrain.run.config import RunConfig
+from pretrain.training.config import RunConfig
 
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))

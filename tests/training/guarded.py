@@ -20,9 +20,9 @@ from pretrain.engine import guards, processgroup
 from pretrain.engine.quiet import get_accelerator
 from pretrain.errors import DivergedError, InputError, StorageError
 from pretrain.ranks.command import DONE, STOPPED
-from pretrain.run import recipe, trainer
-from pretrain.run.config import RunConfig
-from pretrain.run.experiment import run
+from pretrain.training import recipe, trainer
+from pretrain.training.config import RunConfig
+from pretrain.training.experiment import run
 
 config_file, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 world = processgroup.start()

@@ -12,8 +12,8 @@ from fewshot.config import FewshotConfig
 from finetune.config import FinetuneConfig
 from pretrain import keys
 from pretrain.configfile import CONFIG_FOLDER, SCHEMA_FILE, _read_text, read_config
-from pretrain.run.config import RunConfig
 from pretrain.section import all_fields, mark
+from pretrain.training.config import RunConfig
 
 CONFIGS = sorted(path for path in CONFIG_FOLDER.rglob("*.json") if path.name != SCHEMA_FILE)
 

@@ -5,8 +5,8 @@ import torch
 
 from pretrain.engine.guards import RollBack
 from pretrain.errors import DivergedError, InputError, StorageError
-from pretrain.run.keeper import Keeper
-from pretrain.run.saver import SaveError
+from pretrain.training.keeper import Keeper
+from pretrain.training.saver import SaveError
 
 
 class Engine:

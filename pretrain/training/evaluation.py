@@ -13,10 +13,10 @@ from pretrain.errors import InputError
 from pretrain.images.transforms import EvalImages, to_float
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World, all_gather_list, all_reduce_sum
-from pretrain.run.loss import Loss
 from pretrain.stream.fault import Fault, first_fault
 from pretrain.stream.loader import LoaderOptions, evaluation_batches
 from pretrain.stream.section import DataSection
+from pretrain.training.loss import Loss
 
 
 class Evaluator(Protocol):

@@ -12,8 +12,8 @@ from pretrain.ranks.collectives import any_rank
 from pretrain.ranks.stop import Stop
 from pretrain.record.metrics import Metrics
 from pretrain.record.pulse import Pulse
-from pretrain.run.evaluation import Evaluator, due, evaluate
-from pretrain.run.saver import SaveError, Saver
+from pretrain.training.evaluation import Evaluator, due, evaluate
+from pretrain.training.saver import SaveError, Saver
 
 
 class Keeper:

@@ -9,9 +9,9 @@ import numpy as np
 from pretrain.errors import InputError
 from pretrain.index.compare import shared_shards, unnamed_text
 from pretrain.index.index import Index
-from pretrain.run.config import RunConfig
 from pretrain.section import Section
 from pretrain.stream.colour import colour_text
+from pretrain.training.config import RunConfig
 
 
 def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[str]:

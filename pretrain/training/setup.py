@@ -18,15 +18,15 @@ from pretrain.plan.peak import unlisted
 from pretrain.ranks import collectives
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
-from pretrain.run.config import RunConfig, TrainingConfig
-from pretrain.run.evaluation import Evaluator, Validation
-from pretrain.run.loss import choose_loss
-from pretrain.run.notes import check_fit, run_notes
-from pretrain.run.origin import Origin
-from pretrain.run.recipe import Recipe
-from pretrain.run.resume import resolved
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.order import Order
+from pretrain.training.config import RunConfig, TrainingConfig
+from pretrain.training.evaluation import Evaluator, Validation
+from pretrain.training.loss import choose_loss
+from pretrain.training.notes import check_fit, run_notes
+from pretrain.training.origin import Origin
+from pretrain.training.recipe import Recipe
+from pretrain.training.resume import resolved
 
 _REMOTE_CHECKED = 64  # shards, spread over the index
 

@@ -37,15 +37,15 @@ from pretrain.record.ledger import Audit, Ledger
 from pretrain.record.metrics import Metrics, Workload
 from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine
-from pretrain.run.config import TrainingConfig
-from pretrain.run.evaluation import Evaluator, due
-from pretrain.run.keeper import Keeper
-from pretrain.run.origin import Init, beginning, check_origin, describe, refuse_unreadable
-from pretrain.run.resume import check_changes
-from pretrain.run.saver import Saver
-from pretrain.run.setup import Setup, headline, prepare
-from pretrain.run.trainer import train
 from pretrain.stream.loader import LoaderOptions, TrainLoader
+from pretrain.training.config import TrainingConfig
+from pretrain.training.evaluation import Evaluator, due
+from pretrain.training.keeper import Keeper
+from pretrain.training.origin import Init, beginning, check_origin, describe, refuse_unreadable
+from pretrain.training.resume import check_changes
+from pretrain.training.saver import Saver
+from pretrain.training.setup import Setup, headline, prepare
+from pretrain.training.trainer import train
 from pretrain.weights.fill import Fill, load_same
 from pretrain.weights.load import read_weights
 

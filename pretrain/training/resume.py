@@ -12,8 +12,8 @@ from pretrain.checkpoint.step import Checkpoint
 from pretrain.configfile import differences
 from pretrain.engine.section import AsGiven
 from pretrain.errors import InputError
-from pretrain.run.config import RunConfig
 from pretrain.section import Resume, Section, all_fields, mark, section_of
+from pretrain.training.config import RunConfig
 
 _FIELDS = dict(all_fields(RunConfig))
 _AVERAGING = "optimizer.averaging"

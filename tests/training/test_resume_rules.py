@@ -11,9 +11,9 @@ import torch
 from pretrain.checkpoint.step import Checkpoint
 from pretrain.configfile import read_config
 from pretrain.errors import InputError
-from pretrain.run.config import RunConfig
-from pretrain.run.resume import check_changes, resolved
 from pretrain.section import all_fields, mark, section_of
+from pretrain.training.config import RunConfig
+from pretrain.training.resume import check_changes, resolved
 
 BASE = {
     "name": "base",

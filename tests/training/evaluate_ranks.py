@@ -12,9 +12,9 @@ from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.evaluation import Validation
-from pretrain.run.loss import softmax_loss
 from pretrain.stream.section import DataSection
+from pretrain.training.evaluation import Validation
+from pretrain.training.loss import softmax_loss
 
 shards, out, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 world = processgroup.start()

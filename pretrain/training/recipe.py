@@ -10,8 +10,8 @@ from pretrain.engine.engine import Layout, batch_layout, precision
 from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.errors import InputError
 from pretrain.index.index import Index
-from pretrain.run.config import RunConfig
-from pretrain.run.loss import Loss, choose_loss
+from pretrain.training.config import RunConfig
+from pretrain.training.loss import Loss, choose_loss
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
-from pretrain.run.config import RunConfig
-from pretrain.run.notes import check_fit, empty_classes, idle_keys, trained_on
-from pretrain.run.setup import prepare
 from pretrain.shards.write import write_shards
 from pretrain.stream.colour import count_coloured
+from pretrain.training.config import RunConfig
+from pretrain.training.notes import check_fit, empty_classes, idle_keys, trained_on
+from pretrain.training.setup import prepare
 from tests.conftest import encode
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))

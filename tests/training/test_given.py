@@ -13,7 +13,7 @@ from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.record.folder import RunFolder
-from pretrain.run.origin import Init, beginning, check_origin
+from pretrain.training.origin import Init, beginning, check_origin
 from pretrain.weights.fill import load_same
 from pretrain.weights.load import choose, load_weights, read_weights
 

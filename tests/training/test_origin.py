@@ -19,9 +19,9 @@ from pretrain.datasets.sources import open_source
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
-from pretrain.run.origin import Init, check_origin
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
+from pretrain.training.origin import Init, check_origin
 from pretrain.weights.load import find_checkpoint, load_weights
 
 PRETRAIN, FINETUNE = "launch/pretrain.py", "launch/finetune.py"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pretrain.errors import InputError
-from pretrain.run.config import RunConfig
-from pretrain.run.recipe import Recipe, run_steps
+from pretrain.training.config import RunConfig
+from pretrain.training.recipe import Recipe, run_steps
 
 TREE = {
     "name": "tiny",

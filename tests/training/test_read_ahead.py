@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pretrain.run.setup import _short_read_ahead
 from pretrain.stream.order import Order
+from pretrain.training.setup import _short_read_ahead
 
 
 @pytest.mark.parametrize(("ranks", "needed"), [(1, 14_649), (8, 1831), (16, None)])
