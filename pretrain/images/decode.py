@@ -180,18 +180,22 @@ def _decode_png(data: Encoded, channels: int, height: int, width: int) -> Tensor
         image = PngImageFile(io.BytesIO(critical_chunks(data)))
         if image.size != (width, height):  # Pillow takes the last header there is
             raise ValueError(f"a second header, of {image.width} x {image.height} pixels")
-        if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
-            pixels = (np.asarray(image) >> 8).astype(np.uint8)[:, :, None].repeat(channels, axis=2)
-        else:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-            pixels = pixels.reshape(image.height, image.width, channels)
+        return from_pillow(image, channels)
     except MemoryError:
         raise
     except struct.error:
         raise UnreadableImage(f"png: cut off, {len(data)} bytes") from None
     except Exception as error:  # of a dozen kinds, none of them documented
         raise UnreadableImage(f"png: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def from_pillow(image: Image.Image, channels: int) -> Tensor:
+    """The pixels of a PIL image, uint8 [channels, h, w], grey (1) or RGB (3), without alpha."""
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
+        pixels = (np.asarray(image) >> 8).astype(np.uint8)[:, :, None].repeat(channels, axis=2)
+    else:
+        pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(image.height, image.width, channels)).permute(2, 0, 1)
 
 
 def critical_chunks(data: Encoded) -> bytes:

@@ -56,11 +56,11 @@ class Weights:
         dropped and an EXIF orientation is not applied, as in training.
         """
         import torch
-        from torchvision.transforms.v2.functional import pil_to_tensor
 
+        from pretrain.images.decode import from_pillow
         from pretrain.images.transforms import EvalImages, to_float
 
-        pixels = pil_to_tensor(image.convert("L" if self.spec.channels == 1 else "RGB"))
+        pixels = from_pillow(image, self.spec.channels)
         return to_float(EvalImages(self.spec.image_size, self.spec.channels)(pixels, 0, 0), torch.float32)
 
 

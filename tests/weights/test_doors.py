@@ -82,6 +82,17 @@ def test_an_image_is_preprocessed_as_evaluation_does(channels, run_folder, tmp_p
     assert torch.equal(found, to_float(evaluated, torch.float32))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_16_bits_is_scaled_and_not_clipped(channels, run_folder, tmp_path):
+    weights = pretrain.load_weights(run_folder(tmp_path / "run", network(channels=channels)))
+    image, encoded = Image.fromarray(np.linspace(0, 65535, 24 * 30).astype(np.uint16).reshape(24, 30)), io.BytesIO()
+    image.save(encoded, "PNG")
+    evaluated = EvalImages(8, channels)(decode(encoded.getvalue(), channels), 0, 0)
+    assert evaluated.float().std() > 10
+    for one in (image, Image.open(encoded)):
+        assert torch.equal(weights.preprocess(one), to_float(evaluated, torch.float32))
+
+
 def test_readmes_notebook_runs(run_folder, tmp_path, monkeypatch):
     """The code under "In a notebook", on a small run and one image."""
     section = (ROOT / "README.md").read_text().partition("## In a notebook")[2]
