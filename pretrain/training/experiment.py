@@ -84,6 +84,7 @@ def run(
         setup = prepare(config, network, folder, world, evaluators)
         if check:
             start = find_start(setup, init, chosen, extend)
+            _say_passed_over(world, start.passed_over)
             if not _finished(start):
                 _say(world, headline(start.setup, start.step, start.said or f"from {describe(start.setup.origin)}"))
             return DONE
@@ -205,8 +206,7 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
         folder.rewind(start, world.rank, world.size)
 
     collectives.together(write)
-    for fault in passed_over.values():
-        _say(world, f"passed over: {fault}")
+    _say_passed_over(world, passed_over)
 
 
 def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tuple[Any, str]:
@@ -347,6 +347,11 @@ def _ledger(setup: Setup, metrics: Metrics, saver: Saver) -> Ledger:
     audit = collectives.together(lambda: Audit(folder, world.rank, data.audit))
     quarantine = Quarantine(folder, setup.index, world, data, setup.recipe.layout.global_batch)
     return Ledger(audit, quarantine, metrics, Inspection(folder, world, saver.save))
+
+
+def _say_passed_over(world: World, passed_over: dict[Path, str]) -> None:
+    for fault in passed_over.values():
+        _say(world, f"passed over: {fault}")
 
 
 def _say(world: World, text: str) -> None:

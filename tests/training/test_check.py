@@ -43,6 +43,21 @@ def test_a_resume_is_told_with_what_has_changed(home, run):
     assert files(home) == before
 
 
+def test_a_damaged_checkpoint_is_told_and_left_where_it_is(home, run):
+    words = ("launch/pretrain.py", "--config", home / "tiny.json", "--out", home / "damaged", "checkpoint.every=1")
+    assert run(*words).returncode == 0
+    damaged = home / "damaged/checkpoints/step_00000002/weights.00000.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    before = files(home)
+    done = run(*words, "--check")
+    assert done.returncode == 0, done.stderr
+    assert "step_00000002: damaged: weights.00000.safetensors has sha256" in done.stdout
+    assert "step_00000001\n" in done.stdout
+    assert files(home) == before
+
+
 def test_fine_tuning_is_told_with_the_checkpoints_network(home, digits, run):
     task = {
         "name": "task", "model": {"image_size": 16, "num_classes": 10}, "data": {"train": str(digits / "train")},
