@@ -74,6 +74,7 @@ class Keeper:
         chosen = due(self._evaluators, done, last=done == self._steps)
         if not chosen:
             return True
+        self._pulse.beat(done - 1, "evaluation")  # opening the data counts towards it
 
         def before_batch() -> bool:
             self._pulse.beat(done - 1, "evaluation")  # however large a set is, each of its batches is progress

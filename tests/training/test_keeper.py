@@ -128,6 +128,12 @@ def test_evaluators_run_at_their_steps_and_at_the_end_after_the_save():
     assert one._pulse.beats.index((7, "save")) < one._pulse.beats.index((7, "evaluation"))
 
 
+def test_an_evaluator_that_opens_its_data_is_in_the_evaluation_for_the_watchdog():
+    one = keeper(evaluators=[Batches(1, count=0)])
+    assert one.step(3, False, True, False)
+    assert one._pulse.beats == [(2, "save"), (2, "evaluation")]
+
+
 def test_a_stop_saves_at_once_and_does_not_evaluate():
     one = keeper(evaluators=[Batches(1)])
     assert not one.step(5, True, False, False)
