@@ -68,7 +68,7 @@ def _refusal(path: Path, holder: str) -> InputError:
         f"--out {path.parent}: a run is under way in it ({holder}); wait for it, stop it "
         f"(touch {path.parent / 'STOP'}), or give another --out"
     )
-    host = holder.rpartition(" on ")[2]
+    host = holder.rpartition(" on ")[2].partition(",")[0]  # earlier versions recorded the host's boot after it
     if host == socket.gethostname():
         return InputError(text)
     return StorageError(f"{text}; if {host} is lost for good, remove {path}")

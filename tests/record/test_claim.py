@@ -63,6 +63,14 @@ def test_a_second_run_is_refused_and_told_where_the_first_one_is(host, kind, hol
     assert (lost in str(refused.value)) == (host == ELSEWHERE)
 
 
+def test_a_run_of_an_earlier_version_on_this_host_is_one_of_this_host(hold, tmp_path):
+    holder = hold(HERE)
+    (tmp_path / ".claim").write_text(f"rank 0 is process {holder.pid} on {HERE}, boot 0a1b2c3d\n")
+    with pytest.raises(InputError) as refused, claim.claimed(tmp_path, ALONE):
+        pass
+    assert type(refused.value) is InputError
+
+
 def test_a_run_that_was_killed_holds_nothing(hold, tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "_PATIENCE", 10.0)
     hold(HERE).kill()  # a moment before: the second run waits for it
