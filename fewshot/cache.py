@@ -9,7 +9,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -103,13 +103,7 @@ class FeatureCache:
             InputError: the network has none of the features; a shard is not in place, or an image cannot be read
                 (StorageError: for now). The same on every rank.
         """
-        protocol = self._config.fewshot
-        present = widths(network.spec, sorted(protocol.features, key=lambda name: _SOURCES.index(LAYERS[name].network)))
-        if not present:
-            raise InputError(
-                f"fewshot.features: {' '.join(protocol.features)}: the network of {network.path} has none of these (no "
-                "representation head); cls or mean would be right"
-            )
+        present = self._widths(network)
         weights = together(lambda: read_weights(network.checkpoint, averaged=network.averaged))
         found: dict[str, Path] = {}
         for source in _SOURCES:
@@ -129,6 +123,26 @@ class FeatureCache:
                 self._say(f"{title}: {count} images, {time.monotonic() - began:.1f} s")
             found.update(dict.fromkeys(names, file))
         return NetworkFeatures(network, weights.sha256, found, present)
+
+    def check(self, networks: Sequence[Network]) -> None:
+        """Refuse, before any features are computed, a network that has none of those that the config names.
+
+        Raises:
+            InputError: as `features`, on every rank.
+        """
+        for network in networks:
+            self._widths(network)
+
+    def _widths(self, network: Network) -> dict[str, int]:
+        """The features of a network, in the order of their sources, and how many numbers each has for an image."""
+        names = self._config.fewshot.features
+        present = widths(network.spec, sorted(names, key=lambda name: _SOURCES.index(LAYERS[name].network)))
+        if not present:
+            raise InputError(
+                f"fewshot.features: {' '.join(names)}: the network of {network.path} has none of these (no "
+                "representation head); cls or mean would be right"
+            )
+        return present
 
     def _check_shards(self) -> None:
         """Once, before anything is computed. Where all features are kept, the shards may be gone."""

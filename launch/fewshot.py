@@ -10,7 +10,8 @@ Exit status: 0 done, 2 when what was given is at fault.
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where fewshot.py hides fewshot
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not launch/, where fewshot.py hides fewshot
 
 import argparse
 import os
@@ -25,7 +26,7 @@ from pretrain.ranks.command import DONE, Parser, main_rank, run_command
 from pretrain.storage.location import local_path
 
 KINDS = {"raw": (False,), "averaged": (True,), "both": (False, True)}  # --weights → whether averaged, in turn
-DEFAULT = Path("configs/fewshot/imagenet.json")  # the protocol for features that are given without a config
+DEFAULT = ROOT / "configs/fewshot/imagenet.json"  # the protocol for features that are given without a config
 
 
 def main() -> int:
@@ -61,6 +62,7 @@ def probe_weights(args: argparse.Namespace) -> int:
                 say(f"note: {note}")
     began = time.monotonic()
     kept = cache.FeatureCache(config, task, out / cache.FOLDER, world)
+    kept.check(networks)
     features = [kept.features(network) for network in networks]
     extracted = time.monotonic()
     collectives.barrier()

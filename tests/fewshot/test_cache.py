@@ -131,6 +131,8 @@ def test_nothing_left_to_probe_is_refused(setting, network):
     cache, _ = setting(("tanh", "pre_tanh"))
     with pytest.raises(InputError, match=r"fewshot\.features: tanh pre_tanh.*no representation head"):
         cache.features(network())
+    with pytest.raises(InputError, match=r"fewshot\.features: tanh pre_tanh.*no representation head"):
+        cache.check([network(representation_size=48), network()])
 
 
 def test_features_are_of_the_checkpoint_and_of_a_fresh_network(setting, network, tiny, drawn):

@@ -84,6 +84,23 @@ def test_separable_features_are_told_apart_by_every_probe(tmp_path, run):
     assert {row["features"] for row in rows} == {"given"}
 
 
+def test_given_features_are_scored_from_any_folder(digit_features, tmp_path, run):
+    done = run(COMMAND, "--features", digit_features, "--out", "out", "--shots", "1", "--seeds", "0", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(report_in(tmp_path / "out")["results"]) == 5
+
+
+def test_a_network_without_the_features_is_refused_before_those_of_another_are_computed(
+    digit_config, checkpoints, tmp_path, run
+):
+    both = ("--init", checkpoints / "first", "--init", checkpoints / "second")
+    done = run(COMMAND, "--config", digit_config, *both, "--out", tmp_path / "out", 'fewshot.features=["tanh"]')
+    assert done.returncode == 2, done.stderr
+    assert f"the network of {checkpoints / 'second'} has none of these" in done.stderr
+    assert "support and" not in done.stdout
+    assert not (tmp_path / "out" / "features").exists()
+
+
 def literal_accuracy(path, shots, seed, l2):
     """The protocol as its page has it, in numpy."""
     with np.load(path) as file:
