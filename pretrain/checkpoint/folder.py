@@ -189,7 +189,9 @@ def _first_whole(
         try:
             return read(path), passed_over
         except StorageError as error:
-            raise StorageError(f"{error}; should that last, move {path} away to go on from the one before it") from None
+            raise StorageError(
+                f"{error}; should that last, move {path} away to resume from the one before it"
+            ) from None
         except FileSystemError:
             raise
         except InputError as error:

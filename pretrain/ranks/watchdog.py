@@ -37,7 +37,7 @@ _FIRST = 1800.0  # seconds for every part up to the end of the first step: shard
 _GAP = 3  # heartbeats that must fail to come before a rank counts as silent
 _PATIENCE = 5  # intervals to wait for an answer from the store
 _VERDICT = "verdict"
-_RESUME = "the run ends; the same command goes on from the last checkpoint"
+_RESUME = "the run ends; the same command resumes from the last checkpoint"
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class Metrics:
                 if isinstance(value, (int, float)):
                     self._writer.add_scalar(name if "/" in name else f"train/{name}", value, done)
             self._writer.flush()
-        except OSError as error:  # its writer cannot go on after one; metrics.jsonl does
+        except OSError as error:  # its writer cannot continue after one; metrics.jsonl does
             self.say(f"tensorboard: {error.strerror or error}; no more is written there until the run is resumed")
             self._writer = None
 

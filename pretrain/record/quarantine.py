@@ -68,7 +68,7 @@ class Quarantine:
             self._append(found, tell=not broken)
         if broken:
             fault = first_fault(broken)
-            choice = ' (data.unreadable_chunks="quarantine" would go on without its samples)'
+            choice = ' (data.unreadable_chunks="quarantine" would continue without its samples)'
             raise fault.error(f"step {step + 1}: ", "" if fault.passing else choice)
         self._faults.clear()
         self._recent = self._recent * math.exp((self._counted - step) * self._batch / self._window) + len(found)

@@ -186,7 +186,7 @@ class Saver:
         if final:
             raise SaveError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
         if self._world.main:
-            say(f"step {done} could not be saved: {why}; training goes on from memory")
+            say(f"step {done} could not be saved: {why}; training continues from memory")
         return False
 
     def _missing(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Asked to stop, by whatever way, all ranks save the same step, end with status 75, and the same command goes on."""
+"""Asked to stop, by whatever way, all ranks save the same step, end with status 75, and the same command resumes."""
 
 import signal
 import time

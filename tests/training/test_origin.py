@@ -232,7 +232,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_as_in_a_resume(told):
     assert told.status["damaged"] == 75
     assert f"step_00000004: damaged: {OPTIMIZER} has sha256" in told.said["damaged"]
     assert f"from weights of {told.folder}/runs_a/checkpoints/step_00000002 (step 2" in told.said["damaged"]
-    assert told.status["damaged, again"] == 0, "the same command goes on"
+    assert told.status["damaged, again"] == 0, "the same command resumes"
     assert told.status["damaged, by name"] == 2
     assert f"step_00000004: damaged: {OPTIMIZER} has sha256" in told.error["damaged, by name"]
 
