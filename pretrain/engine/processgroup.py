@@ -45,6 +45,8 @@ def start(*, meet_minutes: float = 30.0, part_minutes: float = 0.0) -> World:
         accelerator.set_device(_device_number(local_rank, accelerator.device_count()))
     else:
         _compile_ops()
+    # torch lets cuDNN's convolutions, alone of all products, round fp32 numbers to TF32's eleven bits.
+    torch.backends.cudnn.allow_tf32 = False
     # Rank 0 holds two connections to every rank.
     with contextlib.suppress(ValueError, OSError):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
