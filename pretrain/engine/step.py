@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +39,26 @@ def seed_step(seed: int, step: int, world: World) -> None:
     """Make torch's draws in a step (dropout masks) a function of (seed, step, rank): no random state to save."""
     # Distinct for every step and rank of a run, and 64 bits wide as torch wants it.
     torch.manual_seed((seed * 1_000_003 + step) * 100_003 + world.rank & (2**63 - 1))
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """If `wanted`, torch takes only kernels inside that give the same bits each time.
+
+    On a GPU the backward passes of its fastest attention do not: they add up in the order in which they get there.
+    """
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch demands, and takes on new GPUs anyway
+        torch.use_deterministic_algorithms(True)
+        settings.fill_uninitialized_memory = False  # which costs time, and finds mistakes that are not made here
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.use_deterministic_algorithms(before[0])
+            settings.fill_uninitialized_memory = before[1]
 
 
 def accumulate(engine: Any, loss: Tensor) -> None:

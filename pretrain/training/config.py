@@ -40,6 +40,11 @@ class TrainSection(Section):
         resume="free",
     )
     compile: bool = key(False, about="Whether torch.compile compiles the blocks.", resume="free")
+    deterministic: bool = key(
+        False,
+        about="Whether a GPU's kernels, too, give the same bits each time; those of attention are slower then.",
+        resume="free",
+    )
     eval_every: int | None = key(None, about="Steps between validations; null: one, at the end.", resume="free", gt=0)
     time_limit_minutes: float | None = key(
         None, about="Minutes after which the run stops with a checkpoint; null: no limit.", resume="free", gt=0

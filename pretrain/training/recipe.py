@@ -24,6 +24,7 @@ class Recipe:
     layout: Layout  # of a global batch over ranks and micro-batches
     seed: int
     dtype: torch.dtype
+    deterministic: bool = False  # the same bits each time, on a GPU too
 
     @classmethod
     def of(cls, config: RunConfig, index: Index, ranks: int) -> Recipe:
@@ -39,6 +40,7 @@ class Recipe:
             batch_layout(config.train.global_batch, config.train.micro_batch, ranks),
             config.seed,
             precision(config.deepspeed),
+            config.train.deterministic,
         )
 
     @property

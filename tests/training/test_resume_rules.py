@@ -27,7 +27,7 @@ FREE = {
     "data.mismatch": "refuse", "data.workers": 9, "data.audit": True,
     "data.read_ahead_mib": 7, "data.patience_minutes": 7.0, "data.unreadable_chunks": "quarantine",
     "data.max_unreadable": 0.5, "train.micro_batch": 8,
-    "train.activation_checkpointing": "full", "train.compile": True, "train.eval_every": 5,
+    "train.activation_checkpointing": "full", "train.compile": True, "train.deterministic": True, "train.eval_every": 5,
     "train.time_limit_minutes": 5.0, "train.hang_minutes": 20.0, "train.slow_minutes": 20.0,
     "fewshot": {"every": 5, "support": "a", "query": "b"}, "checkpoint.every": 5, "checkpoint.every_minutes": 5.0,
     "checkpoint.keep": 5, "checkpoint.keep_every": 5, "checkpoint.background": False, "logging.every": 5,
