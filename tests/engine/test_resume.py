@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pretrain.weights.load import load_weights
-from tests.conftest import history
+from tests.conftest import RANKS, history
 
 STEPS = 8
 
@@ -26,13 +26,13 @@ def test_every_stage_and_bf16_goes_on_bit_for_bit_and_evaluates(tiny_config, dig
         for stage in (1, 3)
     }
     variants = {f"{name}/{kind}": changes for name, changes in stages.items() for kind in ("through", "halted")}
-    ranks(2, Path(__file__).with_name("variants.py"), config, tmp_path, json.dumps(variants))
+    ranks(RANKS, Path(__file__).with_name("variants.py"), config, tmp_path, json.dumps(variants))
     for name in stages:
         through, halted = (history(tmp_path / name / kind) for kind in ("through", "halted"))
         assert (halted.metrics, halted.audits) == (through.metrics, through.audits), name
         assert [step for step, _, _ in through.losses] == list(range(1, STEPS + 1))
         assert [line["step"] for line in through.metrics if "eval/top1" in line] == [4, 8]
-        assert [[len(ids) for ids in audit] for audit in through.audits] == [[8] * STEPS] * 2
+        assert [[len(ids) for ids in audit] for audit in through.audits] == [[16 // RANKS] * STEPS] * RANKS
         assert len({loss for _, loss, _ in through.losses}) == STEPS, "it trains"
         weights, again = (load_weights(tmp_path / name / kind) for kind in ("through", "halted"))
         assert (again.sha256, weights.step) == (weights.sha256, STEPS), name
