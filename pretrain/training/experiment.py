@@ -18,6 +18,7 @@ from pretrain.engine.fragments import values_held
 from pretrain.engine.guards import Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.restore import restore
+from pretrain.engine.step import deterministic
 from pretrain.errors import DivergedError, InputError, StorageError
 from pretrain.images.decode import HOST, DeviceDecoder
 from pretrain.model.initialization import initialize
@@ -274,6 +275,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, s
         }
 
     with ExitStack() as stack:
+        stack.enter_context(deterministic(setup.config.train.deterministic))
         loader = stack.enter_context(_loader(setup, start))
         metrics = Metrics(
             folder, world, setup.config.logging, _workload(setup), loader.counters, start=start, skipped=guard.skipped

@@ -24,7 +24,6 @@ class Recipe:
     layout: Layout  # of a global batch over ranks and micro-batches
     seed: int
     dtype: torch.dtype
-    deterministic: bool = False  # the same bits each time, on a GPU too
 
     @classmethod
     def of(cls, config: RunConfig, index: Index, ranks: int) -> Recipe:
@@ -40,7 +39,6 @@ class Recipe:
             batch_layout(config.train.global_batch, config.train.micro_batch, ranks),
             config.seed,
             precision(config.deepspeed),
-            config.train.deterministic,
         )
 
     @property

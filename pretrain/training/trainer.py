@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pretrain.engine.guards import Guard
-from pretrain.engine.step import accumulate, agree, deterministic, seed_step, update
+from pretrain.engine.step import accumulate, agree, seed_step, update
 from pretrain.images.mixup import mix_images
 from pretrain.images.transforms import to_float
 from pretrain.ranks.collectives import World
@@ -47,10 +47,9 @@ def train(
             ledger.add(batch)
             batch = batch.to(world.device)
             images = mix_images(to_float(batch.images, recipe.dtype), batch.weight)
-            with deterministic(recipe.deterministic):
-                with pulse.forward(step):
-                    loss = recipe.loss(engine(images), batch.labels, batch.valid, batch.weight)
-                accumulate(engine, loss)
+            with pulse.forward(step):
+                loss = recipe.loss(engine(images), batch.labels, batch.valid, batch.weight)
+            accumulate(engine, loss)
             step_loss += loss.detach() / recipe.accumulation
 
         pulse.beat(step, "update")
