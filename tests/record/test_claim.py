@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 from multiprocessing.context import ForkProcess
 from multiprocessing.synchronize import Event
 from types import SimpleNamespace
@@ -50,6 +51,7 @@ def hold(tmp_path):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(claim, "_PATIENCE", 0.5)
+    monkeypatch.setattr(claim, "_ELSEWHERE", 1.5)
 
 
 @pytest.mark.parametrize(("host", "kind"), [(HERE, InputError), (ELSEWHERE, StorageError)])
@@ -61,6 +63,19 @@ def test_a_second_run_is_refused_and_told_where_the_first_one_is(host, kind, hol
     assert f"a run is under way in it (rank 0 is process {holder.pid} on {host}); wait for it" in str(refused.value)
     lost = f"if {host} is lost for good, remove {tmp_path}/.claim"
     assert (lost in str(refused.value)) == (host == ELSEWHERE)
+
+
+def test_a_run_on_another_host_that_logs_steps_is_refused_for_good(hold, tmp_path):
+    """Status 2: a job script would start the same command again and again while the other run goes on for months."""
+    hold(ELSEWHERE)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("{}\n")
+    log = threading.Timer(0.9, lambda: metrics.write_text("{}\n{}\n"))
+    log.start()
+    with pytest.raises(InputError) as refused, claim.claimed(tmp_path, ALONE):
+        pass
+    log.join()
+    assert type(refused.value) is InputError
 
 
 def test_a_run_of_an_earlier_version_on_this_host_is_one_of_this_host(hold, tmp_path):
