@@ -7,9 +7,6 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -21,7 +18,6 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import functional as F
 
-from pretrain.errors import InputError
 from pretrain.storage.filekind import LOOKED_AT, file_kind, image_kind
 
 Encoded = bytes | memoryview
@@ -38,90 +34,6 @@ GREY = 128  # replaces an image that cannot be read
 
 class UnreadableImage(Exception):
     """The bytes of one image do not decode. The message says why."""
-
-
-class Decoder(Protocol):
-    """Encoded images -> uint8 [channels, h, w] each, or why it does not decode; in order, when asked for."""
-
-    def prepare_thread(self) -> None:
-        """Called once by each thread that will decode and transform."""
-
-    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]: ...
-
-
-class HostDecoder:
-    """Decodes one image at a time, when it is asked for, so that its pixels are still in the cache."""
-
-    def prepare_thread(self) -> None:
-        pass
-
-    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
-        for data in images:
-            try:
-                yield decode(data, channels)
-            except UnreadableImage as error:
-                yield error
-
-
-HOST = HostDecoder()
-
-
-@dataclass(frozen=True)
-class DeviceDecoder:
-    """JPEGs together on an accelerator (nvJPEG, on CUDA), everything else on the host and copied there.
-
-    Pixels may differ from the host's by a level or two: the two decoders round differently. A decode thread has a
-    stream of its own, whose memory the streams of training never see: rows of a batch are handed on in the host's.
-    """
-
-    device: torch.device
-
-    def prepare_thread(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.set_stream(torch.Stream(self.device))
-
-    def __call__(self, images: Iterable[Encoded], channels: int) -> Iterator[Tensor | UnreadableImage]:
-        images = list(images)
-        jpegs = [number for number, data in enumerate(images) if self._takes(data)]
-        try:
-            done = dict(zip(jpegs, self._together([images[number] for number in jpegs], channels), strict=True))
-        except RuntimeError:  # one of them is damaged, or of a kind the device lacks: the others are none the worse
-            done = {}
-            for number in jpegs:
-                with contextlib.suppress(RuntimeError):
-                    (done[number],) = self._together([images[number]], channels)
-        for number, data in enumerate(images):
-            if number in done:
-                yield done[number]
-                continue
-            (image,) = HOST([data], channels)
-            yield image if isinstance(image, UnreadableImage) else image.to(self.device)
-
-    def _together(self, images: Sequence[Encoded], channels: int) -> Sequence[Tensor]:
-        encoded = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in images]
-        if self.device.type != "cpu":
-            # nvJPEG writes from a stream that does not wait for this thread's, which may still read what that memory
-            # held before.
-            torch.accelerator.current_stream(self.device).synchronize()
-        return torchvision.io.decode_jpeg(encoded, _mode(channels), device=self.device) if encoded else []
-
-    def check(self) -> None:
-        """Raise InputError where this build of torchvision does not decode on the device."""
-        jpeg = torchvision.io.encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
-        try:
-            self._together([jpeg.numpy().tobytes()], 3)
-        except RuntimeError as error:
-            raise InputError(
-                f'data.decoder: "device": JPEGs cannot be decoded on {self.device}: {_last_clause(error)}; set "host"'
-            ) from None
-
-    @staticmethod
-    def _takes(data: Encoded) -> bool:
-        try:
-            kind, height, width = read_header(data)
-        except UnreadableImage:
-            return False
-        return kind == "jpeg" and 0 < height * width <= MAX_PIXELS
 
 
 def decode(data: Encoded, channels: int) -> Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.errors import InputError
-from pretrain.images.decode import GREY, HOST, Decoder, Encoded, UnreadableImage
+from pretrain.images.decode import GREY, Encoded, UnreadableImage, decode
 from pretrain.images.mixup import keep_whole, mix_weights
 from pretrain.images.transforms import Transform, to_float, to_unit_
 from pretrain.index.index import Index
@@ -49,7 +49,6 @@ class LoaderOptions:
             a chunk for now, nothing is read after it in any case: each of the others would be waited for as long.
         pin: page-locked images, for copies that do not wait.
         floats: images in [-1, 1], converted while a row is in the cache, for a host that trains.
-        decoder: what decodes, and where.
         timeouts: how long remote shards are waited for; by default `retry.TIMEOUTS`.
     """
 
@@ -60,7 +59,6 @@ class LoaderOptions:
     unreadable_chunks: Literal["raise", "mask", "stop"] = "raise"
     pin: bool = False
     floats: bool = False
-    decoder: Decoder = HOST
     timeouts: Timeouts | None = None
 
     def __post_init__(self) -> None:
@@ -142,7 +140,7 @@ class BatchStream:
         self._closed = False
         self._stopped_by: ChunkError | None = None  # why nothing is read any more
         self._error: BaseException | None = None
-        self._threads = _decode_threads(workers, options.decoder)
+        self._threads = _decode_threads(workers)
         self._reader = Reader(index, plans, window, options.read_ahead, self.counters, options.timeouts)
         try:
             self._fill()
@@ -206,24 +204,19 @@ class BatchStream:
         """Fill some rows of a buffer. Returns the rows that stay grey because of a fault, and the faults."""
         plan, buffer, laps = pending.plan, pending.images, Laps()
         faults: list[tuple[int, Fault]] = []
-        given: deque[tuple[int, str]] = deque()  # row and key of the images that the decoder has not returned yet
         filled: set[int] = set()
-
-        def encoded() -> Iterator[Encoded]:
-            for row, key, data in self._take(plan, rows, faults):
-                laps.lap("starved_seconds")
-                given.append((row, key))
-                yield data
-
-        for image in self._options.decoder(encoded(), self._transform.channels):
-            laps.lap("decode_seconds")
+        for row, key, data in self._take(plan, rows, faults):
+            laps.lap("starved_seconds")
             if self._closed:
                 break
-            row, key = given.popleft()
             sample_id, epoch = int(plan.ids[row]), int(plan.epochs[row])
-            if isinstance(image, UnreadableImage):
-                faults.append((row, Fault(sample_id, epoch, key, str(image))))
+            try:
+                image = decode(data, self._transform.channels)
+            except UnreadableImage as error:
+                faults.append((row, Fault(sample_id, epoch, key, str(error))))
                 continue
+            finally:
+                laps.lap("decode_seconds")
             image = self._transform(image, epoch, sample_id)
             laps.lap("augment_seconds")
             written = buffer[row].copy_(image)
@@ -330,8 +323,8 @@ def evaluation_batches(
     return BatchStream(index, plans, transform, options, rows=batch, window=batch)
 
 
-def _decode_threads(workers: int, decoder: Decoder) -> ThreadPoolExecutor:
-    """Threads for a decoder, in which torch starts no threads of its own."""
+def _decode_threads(workers: int) -> ThreadPoolExecutor:
+    """Threads that decode, in which torch starts no threads of its own."""
     # torch.set_num_threads() holds for the calling thread and for any that asks for the first time later. So each of
     # these asks before it sets its own number, and the caller then sets its own again.
     own = torch.get_num_threads()
@@ -342,7 +335,6 @@ def _decode_threads(workers: int, decoder: Decoder) -> ThreadPoolExecutor:
         try:
             torch.get_num_threads()
             torch.set_num_threads(1)
-            decoder.prepare_thread()
         except BaseException as error:
             failed.append(error)
             started.abort()

@@ -57,7 +57,6 @@ class DataSection(Section):
         about="What of an image is evaluated: the centre after a resize by the shorter side, or all of it, squashed.",
         resume="measured",
     )
-    decoder: Literal["host", "device"] = key("host", about="Where training's JPEGs are decoded, cropped and augmented.")
     randaugment: tuple[Layers, Magnitude] | None = key(
         None,
         about="RandAugment as [operations, magnitude], made for images of 224 px; null: none.",

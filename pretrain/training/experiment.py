@@ -20,7 +20,6 @@ from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.restore import restore
 from pretrain.engine.step import deterministic
 from pretrain.errors import DivergedError, InputError, StorageError
-from pretrain.images.decode import HOST, DeviceDecoder
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
 from pretrain.plan.flops import training_flops
@@ -318,7 +317,6 @@ def _loader(setup: Setup, start: int) -> TrainLoader:
         unreadable_chunks="stop" if data.unreadable_chunks == "stop" else "mask",
         pin=not on_host,
         floats=on_host,  # an accelerator is sent bytes, a quarter of them
-        decoder=DeviceDecoder(world.device) if data.decoder == "device" else HOST,
         timeouts=data.timeouts(),
     )
     return TrainLoader(

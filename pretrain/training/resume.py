@@ -16,6 +16,7 @@ from pretrain.section import Resume, Section, all_fields, mark, section_of
 from pretrain.training.config import RunConfig
 
 _FIELDS = dict(all_fields(RunConfig))
+_GONE = {"data.decoder": "host"}  # keys that are no more, and the value that all runs now have
 _AVERAGING = "optimizer.averaging"
 
 
@@ -42,6 +43,8 @@ def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, 
     before = _completed(saved.state.get("config") or saved.state["function"], RunConfig, now)
     others, ended, dropped, measured = [], [], [], []
     for key, was, will in differences(before, now):
+        if (key, was) in _GONE.items():
+            continue
         rule, stated = _rule(key), key == "train.steps" or _stated(config, key)
         text = f"{key} was {json.dumps(was)}"
         if rule in ("free", "measured"):

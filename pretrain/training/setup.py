@@ -8,7 +8,6 @@ from math import ceil, log2
 from typing import Any
 
 from pretrain.errors import InputError
-from pretrain.images.decode import DeviceDecoder
 from pretrain.images.mixup import check_pairs
 from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.index.compare import check_classes, check_names
@@ -75,12 +74,6 @@ def prepare(
         notes += run_notes(config, recipe.steps, index, evaluated)
     if data.mixup:
         check_pairs(recipe.layout.micro_batch)
-    if data.decoder == "device":
-        if world.device.type != "cuda":
-            raise InputError(
-                f'data.decoder: "device" decodes JPEGs on a CUDA device, this run is on {world.device.type}; set "host"'
-            )
-        collectives.together(DeviceDecoder(world.device).check)
     return Setup(
         as_read,
         config,

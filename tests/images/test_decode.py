@@ -11,12 +11,9 @@ import torchvision.io
 from PIL import Image
 from torchvision.io import ImageReadMode
 
-import pretrain.images.decode as decode_module
 from pretrain.images.decode import (
     MAX_PIXELS,
     MAX_SCANS,
-    DeviceDecoder,
-    HostDecoder,
     UnreadableImage,
     decode,
     read_header,
@@ -250,37 +247,3 @@ def test_what_is_no_image_is_unreadable_with_its_first_bytes():
         UnreadableImage, match=r"not JPEG, PNG or WebP but a GIF image: 9 bytes that begin '47 49 46 38"
     ):
         decode(b"GIF89a___", 3)
-
-
-# Decoders of several images
-
-
-def test_decoding_together_is_decoding_one_by_one_faults_and_all(encoded):
-    """On the CPU torchvision's batched decoder is the plain one: what is left to see is our part."""
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    jpeg, png = encoded(pixels, "JPEG"), encoded(pixels, "PNG")
-    for images in (
-        [jpeg, png, jpeg, encoded(pixels[:5], "JPEG")],
-        [jpeg, jpeg[: len(jpeg) // 2], png],  # one that is damaged sends all JPEGs to the host
-        [b"", png, b"no image"],
-        [],
-    ):
-        for channels in (1, 3):
-            one_by_one = list(HostDecoder()(images, channels))
-            together = list(DeviceDecoder(torch.device("cpu"))(images, channels))
-            assert len(together) == len(images)
-            for one, other in zip(one_by_one, together, strict=True):
-                if isinstance(one, UnreadableImage):
-                    assert isinstance(other, UnreadableImage)
-                    assert str(other) == str(one)
-                else:
-                    assert torch.equal(one, other)
-
-
-def test_the_host_decodes_no_image_before_it_is_asked_for(encoded, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(decode_module, "decode", lambda data, channels: decoded.append(data))
-    images = iter(HostDecoder()([b"a", b"b"], 3))
-    assert decoded == []
-    next(images)
-    assert decoded == [b"a"]

@@ -46,7 +46,7 @@ FIXED = {
     "model.representation_size": 5, "model.dropout": 0.1, "model.gelu": "tanh", "model.pool": "mean",
     "model.positions": "sincos2d", "model.head_bias": -1.0, "data.chunk": 16, "data.lanes": 64,
     "data.crop": "tensorflow",
-    "data.crop_area": [0.5, 1.0], "data.crop_aspect": [1.0, 1.0], "data.flip": False, "data.decoder": "device",
+    "data.crop_area": [0.5, 1.0], "data.crop_aspect": [1.0, 1.0], "data.flip": False,
     "data.randaugment": [2, 10], "data.mixup": 0.2, "train.global_batch": 128, "train.loss": "sigmoid",
     "train.label_smoothing": 0.1, "optimizer.name": "sgd", "optimizer.lr": 0.2, "optimizer.betas": [0.8, 0.9],
     "optimizer.eps": 0.1, "optimizer.momentum": 0.5, "optimizer.weight_decay": 0.1, "optimizer.decay": "all",
@@ -219,7 +219,7 @@ def test_a_run_of_before_goes_on_and_is_refused_by_the_same_rules(config):
 
 def test_a_run_begun_before_a_key_was_there_goes_on_with_the_key_left_out(config):
     before = old(config())
-    for key in ("mixup", "randaugment", "decoder", "crop"):
+    for key in ("mixup", "randaugment", "crop"):
         del before["data"][key]
     del before["train"]["label_smoothing"]
     assert resume(before, config(), key="function") == []
@@ -227,6 +227,15 @@ def test_a_run_begun_before_a_key_was_there_goes_on_with_the_key_left_out(config
         resume(before, config(("data.crop", "tensorflow")), key="function")
     with pytest.raises(InputError, match=r"data\.mixup was 0\.0, is 0\.2"):
         resume(before, config(("data.mixup", 0.2)), key="function")
+
+
+def test_a_run_begun_with_a_key_that_is_no_more_resumes_where_its_value_is_what_all_runs_have(config):
+    before = old(config())
+    before["data"]["decoder"] = "host"
+    assert resume(before, config(), key="function") == []
+    before["data"]["decoder"] = "device"
+    with pytest.raises(InputError, match=r'data\.decoder was "device", is null'):
+        resume(before, config(), key="function")
 
 
 def test_a_run_that_took_it_for_a_part_of_what_is_trained_goes_on_without_it(config):
