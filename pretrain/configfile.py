@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from pretrain import files
 from pretrain.errors import InputError, nearest
-from pretrain.section import Section, all_fields
+from pretrain.section import Section, all_fields, without_gone
 
 CONFIG_FOLDER = Path("configs")
 SCHEMA_FILE = "schema.json"  # beside the configs, for editors
@@ -64,7 +64,7 @@ def read_config(schema: type[Schema], name: str | Path, overrides: Iterable[str]
             value = {key: value}
         tree = _merge(tree, value)
     try:
-        return schema.model_validate_json(json.dumps(tree))
+        return schema.model_validate_json(json.dumps(without_gone(schema, tree)))
     except ValidationError as error:
         raise InputError("\n".join(_explain(schema, path, entry, typed) for entry in error.errors())) from None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -23,6 +23,7 @@ class Section(BaseModel):
     """A closed, immutable group of keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    gone: ClassVar[Mapping[str, Any]] = {}  # keys that only earlier versions had: accepted with the value all now have
 
 
 _NO_OTHER = object()
@@ -60,6 +61,16 @@ def all_fields(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, F
         yield prefix + name, field
         if (inner := section_of(field)) is not None:
             yield from all_fields(inner, f"{prefix}{name}.")
+
+
+def without_gone(schema: type[Section], tree: dict[str, Any]) -> dict[str, Any]:
+    """A config or a part of one without the keys that are gone (`Section.gone`), where they have the value named."""
+    kept = {name: value for name, value in tree.items() if (name, value) not in schema.gone.items()}
+    for name, field in schema.model_fields.items():
+        section = section_of(field)
+        if section is not None and isinstance(kept.get(name), dict):
+            kept[name] = without_gone(section, kept[name])
+    return kept
 
 
 def _not_empty(values: Values) -> Values:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,6 +21,8 @@ Share = Annotated[float, Field(le=1)]
 
 class DataSection(Section):
     """The shard stream and the augmentation. `train` and `eval` are an INDEX or a list that is concatenated."""
+
+    gone: ClassVar[Mapping[str, Any]] = {"decoder": "host"}
 
     # The stream's state in a checkpoint holds the hash of the index, which a resume checks.
     train: Indices | None = key(

@@ -12,11 +12,10 @@ from pretrain.checkpoint.step import Checkpoint
 from pretrain.configfile import differences
 from pretrain.engine.section import AsGiven
 from pretrain.errors import InputError
-from pretrain.section import Resume, Section, all_fields, mark, section_of
+from pretrain.section import Resume, Section, all_fields, mark, section_of, without_gone
 from pretrain.training.config import RunConfig
 
 _FIELDS = dict(all_fields(RunConfig))
-_GONE = {"data.decoder": "host"}  # keys that are no more, and the value that all runs now have
 _AVERAGING = "optimizer.averaging"
 
 
@@ -40,11 +39,10 @@ def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, 
     Raises:
         InputError: it names every key that differs or is left out, what it was and what would be right.
     """
-    before = _completed(saved.state.get("config") or saved.state["function"], RunConfig, now)
+    recorded = without_gone(RunConfig, saved.state.get("config") or saved.state["function"])
+    before = _completed(recorded, RunConfig, now)
     others, ended, dropped, measured = [], [], [], []
     for key, was, will in differences(before, now):
-        if (key, was) in _GONE.items():
-            continue
         rule, stated = _rule(key), key == "train.steps" or _stated(config, key)
         text = f"{key} was {json.dumps(was)}"
         if rule in ("free", "measured"):

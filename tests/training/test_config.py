@@ -159,6 +159,11 @@ def test_a_runs_own_config_is_a_config_again(tmp_path):
     for further in ({}, {"network": {"layers": 12}, "origin": {"seed": 0}}):  # without them by earlier versions
         RunFolder(tmp_path).write_config({**written, **further})
         assert read_config(RunConfig, tmp_path / "config.json") == config
+    earlier = {**config.model_dump(mode="json"), "data": {**config.data.model_dump(mode="json"), "decoder": "host"}}
+    assert read_config(RunConfig, write(tmp_path, earlier, "earlier.json")) == config
+    earlier["data"]["decoder"] = "device"
+    with pytest.raises(InputError, match=r"data\.decoder: unknown key"):
+        read_config(RunConfig, write(tmp_path, earlier, "earlier.json"))
 
 
 @pytest.mark.parametrize(
