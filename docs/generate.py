@@ -9,7 +9,7 @@ sys.path[0] = str(ROOT)
 
 from fewshot.config import FewshotConfig
 from finetune.config import FinetuneConfig
-from pretrain.keys import json_schema, keys, markdown
+from pretrain.keys import json_schema, keys, markdown, refused_markdown
 from pretrain.training.config import RunConfig
 
 BEGIN = "<!-- From here on generated: python docs/generate.py -->\n"
@@ -22,6 +22,7 @@ def contents() -> dict[Path, str]:
     training = list(keys(RunConfig))
     tables = {
         "Pre-training": markdown(training),
+        "DeepSpeed options that are refused": refused_markdown(training),
         "Fine-tuning: as pre-training, but for": markdown(key for key in keys(FinetuneConfig) if key not in training),
         "Few-shot": markdown(keys(FewshotConfig), resume=False),
     }

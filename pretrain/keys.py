@@ -23,6 +23,9 @@ RULES = {
 }  # fmt: skip
 
 
+NOT_OFFERED = "not offered"  # the values of a key that is always refused; its sentence says why
+
+
 @dataclass(frozen=True)
 class Key:
     """One key of a config: its dotted name, the values it takes, its default in JSON and its sentence."""
@@ -46,21 +49,32 @@ def keys(schema: type[Section]) -> Iterator[Key]:
         if default == "null" and "null" not in values:
             default = "–"  # left to DeepSpeed
         if values == "any":
-            values, default = "not offered", "–"
+            values, default = NOT_OFFERED, "–"
         yield Key(name, values, default, field.description or "", RULES[mark(field, "resume")])
 
 
 def text(schema: type[Section]) -> str:
-    """The keys for a terminal: a line with values and default, and one with the sentence."""
-    return "\n".join(f"{key.name}: {key.type}; {key.default}\n    {key.about}" for key in keys(schema))
+    """The keys for a terminal: a line with values and default, and one with the sentence. Refused keys come last."""
+    offered, refused = _parted(keys(schema))
+    lines = [f"{key.name}: {key.type}; {key.default}\n    {key.about}" for key in offered]
+    if refused:
+        lines += ["", "DeepSpeed options that are refused:"]
+        lines += [f"{key.name}\n    {key.about}" for key in refused]
+    return "\n".join(lines)
+
+
+def refused_markdown(rows: Iterable[Key]) -> str:
+    """The keys that are always refused, as a table."""
+    refused = _parted(rows)[1]
+    return "\n".join(["| option | why |", "|---|---|", *(f"| `{key.name}` | {key.about} |" for key in refused)])
 
 
 def markdown(rows: Iterable[Key], *, resume: bool = True) -> str:
-    """Keys as a table; `resume`: with a column on whether a resume may change them."""
+    """The keys that may be set, as a table; `resume`: with a column on whether a resume may change them."""
     lines = ["| key | values | default | may change on resume | meaning |", "|---|---|---|---|---|"]
     lines += [
         f"| `{key.name}` | {key.type} | `{key.default}` | {key.resume} | {key.about} |".replace("| `–` |", "| – |")
-        for key in rows
+        for key in _parted(rows)[0]
     ]
     return "\n".join(line if resume else "|".join(line.split("|")[:4] + line.split("|")[5:]) for line in lines)
 
@@ -90,6 +104,12 @@ def json_schema(schemas: Sequence[type[Section]]) -> dict[str, Any]:
         **tree,
         "anyOf": [models[schema, _MODE] for schema in schemas],
     }
+
+
+def _parted(rows: Iterable[Key]) -> tuple[list[Key], list[Key]]:
+    """The keys that may be set, and those that are always refused."""
+    rows = list(rows)
+    return [key for key in rows if key.type != NOT_OFFERED], [key for key in rows if key.type == NOT_OFFERED]
 
 
 def _at(tree: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -45,6 +45,14 @@ def test_keys_are_told_with_values_default_and_sentence():
     assert 'train.loss: "sigmoid" or "softmax"; "softmax"\n    Binary' in keys.text(RunConfig)
 
 
+def test_refused_options_stand_apart_from_the_keys():
+    rows = list(keys.keys(RunConfig))
+    assert "cpu_offload`" not in keys.markdown(rows)
+    assert "`deepspeed.zero_optimization.cpu_offload`" in keys.refused_markdown(rows)
+    set_, _, refused = keys.text(RunConfig).partition("are refused:\n")
+    assert "cpu_offload\n" in refused and "cpu_offload\n" not in set_ and "not offered" not in set_ + refused
+
+
 def test_the_page_of_keys_and_the_schema_are_as_generated():
     for path, text in runpy.run_path("docs/generate.py")["contents"]().items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: run `python docs/generate.py`"
