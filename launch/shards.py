@@ -155,8 +155,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="a folder of images (FOLDER/<class>/*.jpg, or FOLDER/<split>/<class>/*.jpg, or with a labels.json that "
         "lists labels per file; pretrain/datasets/folder.py shows all forms), a published set as its archive unpacks "
-        "(Tiny-ImageNet, Places365, Pets, Flowers, CIFAR), mnist5k, digits, fashion-mnist, cifar10, cifar100, flowers, "
-        "pets, or imagenet:FOLDER",
+        "(Tiny-ImageNet, ImageNet, Places365, SUN397, iNaturalist, Pets, Flowers, CIFAR), mnist5k, digits, "
+        "fashion-mnist, cifar10, cifar100, flowers, pets, or imagenet:FOLDER",
     )
     command.add_argument("folder", metavar="DIR", help="where the shards go; made if missing")
     command.add_argument(

@@ -159,5 +159,6 @@ def test_help_names_every_command_and_source():
     for command in ("build", "index", "verify", "stats", "order", "locate"):
         assert f"    {command}" in text
     text = " ".join(shards("build", "--help").split())
-    for source in ("mnist5k", "digits", "fashion-mnist", "cifar100", "flowers", "pets", "imagenet:FOLDER"):
+    named = ("mnist5k", "digits", "fashion-mnist", "cifar100", "flowers", "pets", "imagenet:FOLDER")
+    for source in (*named, "iNaturalist", "SUN397", "Places365"):
         assert source in text
