@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -19,11 +22,12 @@ from pretrain.console import say
 from pretrain.engine.quiet import deepspeed, get_accelerator, get_default_build_root, quiet
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World
-from pretrain.ranks.launcher import rank_variables
+from pretrain.ranks.launcher import local_rank, rank_variables
 from pretrain.ranks.rendezvous import announced
 
 # The op that DeepSpeed's communication layer builds as it starts on a CPU host; no op is needed elsewhere.
 _BUILDER, _OP = "ShareMemCommBuilder", "deepspeed_shm_comm"
+_TURN = 10.0  # seconds: the ranks of a host that find the op compiled have had their turns by then
 
 
 def start(*, meet_minutes: float = 30.0, part_minutes: float = 0.0) -> World:
@@ -110,6 +114,19 @@ def _without_shared_memory() -> Iterator[None]:
             os.environ["LOCAL_SIZE"] = before
 
 
+def _take_turn(turn: TextIO, announce: bool) -> None:
+    """Wait for the lock, and say so where that takes longer than the ranks of one host do."""
+    due = time.monotonic() + _TURN
+    while True:
+        try:
+            return fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        if announce and time.monotonic() > due:
+            say(f"waiting for another process to compile DeepSpeed's CPU ops ({turn.name} is locked) …", to=sys.stderr)
+            due = math.inf
+
+
 def _compile_ops() -> None:
     """Compile the C++ op that DeepSpeed needs on a CPU host, if that has not been done; the ranks of a host take turns.
 
@@ -125,7 +142,7 @@ def _compile_ops() -> None:
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "vit_foundry.lock", "w") as turn:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(turn, fcntl.LOCK_EX)
+            _take_turn(turn, announce=local_rank(os.environ) == 0)
         if not any(root.glob(f"**/{_OP}/{_OP}.so")):
             compiler = os.environ.get("CXX", "c++")
             if shutil.which(compiler) is None:

@@ -76,5 +76,7 @@ class Ledger:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._audit.close()
-        self._metrics.close()
+        try:
+            self._audit.close()
+        finally:
+            self._metrics.close()

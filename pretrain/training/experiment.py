@@ -98,7 +98,7 @@ def run(
     except StorageError as error:
         if not collectives.broadcast_object(world.main and _has_checkpoint(folder)):
             raise
-        _say(world, f"stopped: {error}; once the storage answers, run the same command again to resume")
+        _say(world, f"stopped: {error}; once that has passed, run the same command again to resume")
         return STOPPED
 
 
