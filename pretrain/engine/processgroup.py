@@ -60,7 +60,7 @@ def start(*, meet_minutes: float = 30.0, part_minutes: float = 0.0) -> World:
             deepspeed.init_distributed(
                 dist_backend=accelerator.communication_backend_name(),
                 auto_mpi_discovery=False,
-                timeout=timedelta(minutes=max(meet_minutes, part_minutes + 1)),
+                timeout=timedelta(minutes=max(meet_minutes, part_minutes and part_minutes + 1)),
                 verbose=False,
             )
     except (dist.DistStoreError, dist.DistNetworkError) as error:
