@@ -33,7 +33,10 @@ class GuardSection(Section):
         gt=1,
     )
     margin: int = key(
-        100, about="Steps before the skipped ones that a roll-back avoids with them.", resume="stated", ge=0
+        100,
+        about="Steps before the skipped ones that make no update either after a roll-back.",
+        resume="stated",
+        ge=0,
     )
     rollbacks: int = key(3, about="The most roll-backs of a run.", resume="stated", gt=0)
 
