@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshot import features
 from fewshot.config import FewshotConfig
 from fewshot.features import IMAGES, LAYERS, PIXEL_SIDE, Extraction, Layer, Source, count_repeated, extract, widths
 from fewshot.networks import Network
@@ -38,6 +39,7 @@ from pretrain.workers import in_threads
 
 FOLDER = "features"  # in the output folder; may be removed at any time
 _SOURCES: tuple[Source, ...] = ("trained", "untrained", "none")  # also the order of features in a report
+_CODE = files.sha256(Path(features.__file__))  # what a layer computes is what its entry in the table says
 FORMAT = 3  # also to be raised when features of the same weights and images come out differently
 _ASKED_AT_ONCE = 32
 # What numpy raises for a file that is no .npz, is cut off, damaged, encrypted, or holds pickles: zipfile's RuntimeError
@@ -71,8 +73,9 @@ class NetworkFeatures:
 class FeatureCache:
     """The feature files of a task in one folder.
 
-    A file is named by a hash of what fixes its features: weights, image size, images, arithmetic. It holds the union of
-    the support sets and the whole query set, so neither ImageNet's other million images nor a second run cost time.
+    A file is named by a hash of what fixes its features: weights, image size, images, arithmetic, and the code of the
+    layers, to which users add. It holds the union of the support sets and the whole query set, so neither ImageNet's
+    other million images nor a second run cost time.
     """
 
     def __init__(self, config: FewshotConfig, task: Task, folder: Path, world: World) -> None:
@@ -161,7 +164,7 @@ class FeatureCache:
             spec = network.spec
             size = min(spec.image_size, PIXEL_SIDE)
             identity = {"pixels": size, "image_size": spec.image_size, "channels": spec.channels}
-        arithmetic = {"batch": self._config.fewshot.batch, "device": self._world.device.type}
+        arithmetic = {"batch": self._config.fewshot.batch, "device": self._world.device.type, "code": _CODE}
         return feature_file(self._folder, {"subject": identity, "layers": names, "images": self._images, **arithmetic})
 
     def _compute(self, network: Network, source: Source, weights: Weights, layers: list[Layer], file: Path) -> None:

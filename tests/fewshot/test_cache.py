@@ -158,6 +158,16 @@ def test_a_file_is_of_its_weights_its_seed_and_its_arithmetic(setting, network):
         assert {name for name in names if changed[name] == first[name]} == same
 
 
+def test_a_layer_that_is_edited_is_computed_anew(setting, network, monkeypatch):
+    """Under the same name, features of another computation would be scored with status 0."""
+    first = setting(("cls",))[0].features(network()).files["cls"]
+    assert setting(("cls",))[0].features(network()).files["cls"] == first
+    monkeypatch.setattr("fewshot.cache._CODE", "of the edited table")
+    edited = setting(("cls",))[0].features(network()).files["cls"]
+    assert edited != first
+    assert edited.is_file()
+
+
 def test_each_network_is_read_and_hashed_once(setting, network, monkeypatch):
     read, hashed = [], []
     for name, calls in (("read_tensors", read), ("fingerprint", hashed)):
