@@ -1,7 +1,7 @@
 """The checkpoints of a run: written aside, renamed when whole, `latest` last; found, verified, kept and removed.
 
 checkpoints/
-  latest                            the name of the newest, a text file
+  latest, best                      the name of the newest, and of the best where one is kept: text files
   step_00001000/                    a whole checkpoint (`checkpoint.step`)
   partial_00002000/                 one that is being written
   damaged_00000500/                 one that was found damaged, moved out of the way
@@ -26,7 +26,7 @@ from pretrain.errors import FileSystemError, InputError, StorageError
 from pretrain.files import ABSENT, patiently
 from pretrain.ranks.collectives import on_main, rank_slice, together
 
-LATEST = "latest"
+LATEST, BEST = "latest", "best"  # files that name a checkpoint
 _PREFIX, _PARTIAL, _DAMAGED = "step_", "partial_", "damaged_"
 
 
@@ -85,6 +85,27 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def is_checkpoint_name(path: Path) -> bool:
     """Whether a folder bears the name of a checkpoint."""
     return path.name.startswith(_PREFIX) and path.name.removeprefix(_PREFIX).isdecimal()
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether `path` is a file `latest` or `best`."""
+    return path.name in (LATEST, BEST) and files.is_file(path)
+
+
+def named_by(pointer: Path) -> Path:
+    """The checkpoint that a file `latest` or `best` names.
+
+    Raises:
+        InputError: it names none.
+        StorageError, FileSystemError: it cannot be read for now, or may not be.
+    """
+    text = patiently(pointer, partial(pointer.read_text, encoding="utf-8", errors="replace"))
+    path = pointer.parent / text.strip()
+    if path.parent != pointer.parent or not is_checkpoint_name(path):
+        raise InputError(f"{pointer}: names {path.name!r}; the name of a checkpoint beside it would be right")
+    if not files.is_folder(path):
+        raise InputError(f"{pointer}: names {path.name}, which is not there any more")
+    return path
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:

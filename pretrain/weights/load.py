@@ -100,9 +100,9 @@ def choose(path: str | Path) -> Checkpoint:
         InputError: there is none; names what was looked for, on every rank.
     """
     path = Path(path)
-    is_checkpoint, folder = on_main(lambda: _classify(path))
-    if is_checkpoint:
-        return checkpoints.read_verified(path)
+    checkpoint, folder = on_main(lambda: _classify(path))
+    if checkpoint is not None:
+        return checkpoints.read_verified(checkpoint)
     saved, passed_over = checkpoints.newest_verified(folder)
     found = _found(path, folder, saved, passed_over)
     for fault in passed_over.values() if is_main() else ():
@@ -116,21 +116,23 @@ def find_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: there is none; names what was looked for.
     """
-    is_checkpoint, folder = _classify(path)
-    return Checkpoint.read(path) if is_checkpoint else _found(path, folder, *checkpoints.newest(folder))
+    checkpoint, folder = _classify(path)
+    return Checkpoint.read(checkpoint) if checkpoint is not None else _found(path, folder, *checkpoints.newest(folder))
 
 
-def _classify(path: Path) -> tuple[bool, Path]:
-    """Whether WEIGHTS names one checkpoint, and otherwise the folder whose newest checkpoint it names."""
+def _classify(path: Path) -> tuple[Path | None, Path]:
+    """The one checkpoint that WEIGHTS names, itself or by `latest` or `best`; else None. And the folder of others."""
     if not files.exists(path):
         raise InputError(f"weights {path}: no such file or folder; give a run folder or a checkpoint inside one")
+    if checkpoints.is_pointer(path):
+        path = checkpoints.named_by(path)
     if not files.is_folder(path):
         raise InputError(
             f"weights {path}: a file, and weights are read from folders only, not yet from files of any format; give a "
             "run folder or a checkpoint inside one"
         )
     is_checkpoint = checkpoints.is_checkpoint_name(path) or files.is_file(path / STATE)
-    return is_checkpoint, path if path.name == "checkpoints" else path / "checkpoints"
+    return path if is_checkpoint else None, path if path.name == "checkpoints" else path / "checkpoints"
 
 
 def _found(path: Path, folder: Path, saved: Checkpoint | None, passed_over: dict[Path, str]) -> Checkpoint:

@@ -97,6 +97,21 @@ def test_a_checkpoint_that_is_named_is_that_one_or_none(rotten, tmp_path):
                 read(path)
 
 
+@pytest.mark.parametrize("name", ["latest", "best"])
+def test_a_file_that_names_a_checkpoint_stands_for_it(name, run_folder, tmp_path):
+    for step in (3, 5, 9):
+        run_folder(tmp_path / "run", drawn(step), step=step)
+    pointer = tmp_path / "run/checkpoints" / name
+    pointer.write_text("step_00000005\n")
+    (network,) = open_networks([pointer], None)
+    assert network.checkpoint.path == choose(pointer).path == tmp_path / "run/checkpoints/step_00000005"
+    assert torch.equal(load_weights(pointer).tensors["head.weight"], drawn(5).head.weight)
+    for text, found in (("step_00000004", "not there any more"), ("../run", "the name of a checkpoint"), ("", "names")):
+        pointer.write_text(text)
+        with pytest.raises(InputError, match=f"{pointer}: .*{found}"):
+            choose(pointer)
+
+
 def test_a_run_that_does_not_record_what_it_began_from_takes_any_weights_and_says_so(run_folder, tmp_path, capsys):
     folder = RunFolder(run_folder(tmp_path / "old", drawn(0, representation_size=8)))
     saved = choose(folder.path)
