@@ -79,7 +79,8 @@ def attention_in(layer: nn.Linear, generator: Generator) -> None:
     """q, k, v: Xavier-uniform, each on its own d×d matrix (on the fused 3d×d it is √2 too narrow); bias 0."""
     for part in layer.weight.chunk(3):
         draw(part, nn.init.xavier_uniform_, generator)
-    layer.bias.zero_()
+    if layer.bias is not None:
+        layer.bias.zero_()
 
 
 def attention_out(layer: nn.Linear, generator: Generator) -> None:

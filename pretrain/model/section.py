@@ -27,7 +27,7 @@ class ModelSection(Section):
     heads: int | None = key(None, about="Attention heads of a block; they divide the width.")
     image_size: int = key(224, about="Side of the square input, in pixels.")
     channels: int = key(3, about="Colour channels: 3, or 1 for grey images.")
-    num_classes: int = key(1000, about="Outputs of the classification layer.")
+    num_classes: int = key(1000, about="Outputs of the classification layer.", gt=0)
     representation_size: int | None = key(
         None, about="Width of the linear layer and tanh before the classification layer; null: there is none."
     )
@@ -35,6 +35,8 @@ class ModelSection(Section):
     gelu: Gelu = key("exact", about='The activation; "tanh" approximates it as the official weights need.')
     pool: Pool = key("cls", about="What is classified: the class token, or the mean of the patch tokens.")
     positions: Positions = key("learned", about="Position embedding: learned, or fixed sines and cosines.")
+    norm_eps: float = key(1e-6, about="ε of the layer norms; weights from elsewhere may want another one.", gt=0, lt=1)
+    qkv_bias: bool = key(True, about="Whether query, key and value have a bias; weights from elsewhere may have none.")
     head_bias: float = key(
         0.0,
         about="Initial bias of the classification layer; −ln(classes) starts a sigmoid loss from the base rate.",

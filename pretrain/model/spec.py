@@ -31,7 +31,9 @@ class ViTSpec:
     `representation_size` puts Linear → tanh before the classification layer (pre-training); None leaves it
     out. `gelu="tanh"` is the approximation of the Flax original, needed to reproduce the official weights.
     `pool="mean"` averages the patch tokens and has no class token; with `positions="sincos2d"` (fixed) it is
-    the model of "Better plain ViT baselines for ImageNet-1k".
+    the model of "Better plain ViT baselines for ImageNet-1k". `norm_eps` and `qkv_bias` differ from the
+    paper's only in networks that come from elsewhere. `num_classes=0` is a network without a
+    classification layer: it gives features.
 
     Raises InputError naming the field.
     """
@@ -49,6 +51,8 @@ class ViTSpec:
     gelu: Gelu = "exact"
     pool: Pool = "cls"
     positions: Positions = "learned"
+    norm_eps: float = 1e-6  # of every LayerNorm
+    qkv_bias: bool = True
 
     def __post_init__(self) -> None:
         for name in (
@@ -59,9 +63,10 @@ class ViTSpec:
             "heads",
             "image_size",
             "channels",
-            "num_classes",
         ):
             _positive(name, getattr(self, name))
+        if self.num_classes != 0:
+            _positive("num_classes", self.num_classes, "a whole number from 1, or 0 for no classification layer")
         if self.representation_size is not None:
             _positive("representation_size", self.representation_size, "a whole number from 1, or null")
         if self.width % self.heads:
@@ -77,6 +82,10 @@ class ViTSpec:
         number = isinstance(self.dropout, (int, float)) and not isinstance(self.dropout, bool)
         if not number or not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout: found {self.dropout!r}; it must be a number in [0, 1)")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
+            raise InputError(f"model.norm_eps: found {self.norm_eps!r}; it must be a number in (0, 1)")
+        if not isinstance(self.qkv_bias, bool):
+            raise InputError(f"model.qkv_bias: found {self.qkv_bias!r}; it must be true or false")
         for name, kind in (("gelu", Gelu), ("pool", Pool), ("positions", Positions)):
             if getattr(self, name) not in get_args(kind):
                 choices = " or ".join(f'"{choice}"' for choice in get_args(kind))
@@ -103,7 +112,7 @@ class ViTSpec:
         return (
             f"patch {self.patch_size}, {self.layers} layers, width {self.width}, mlp {self.mlp}, "
             f"{self.image_size} px (grid {self.grid}x{self.grid}), {self.channels} channels, "
-            f"{head}{self.num_classes} classes"
+            f"{head}{self.num_classes or 'no'} classes"
         )
 
     def near(self) -> str:

@@ -66,15 +66,16 @@ class _PartitionedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows = gradient.flatten(end_dim=-2)
-        return gradient @ weight, rows.T @ x.flatten(end_dim=-2), rows.sum(dim=0)
+        return gradient @ weight, rows.T @ x.flatten(end_dim=-2), rows.sum(dim=0) if ctx.biased else None
 
 
 class Attention(nn.Module):
@@ -83,7 +84,7 @@ class Attention(nn.Module):
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
         self.heads = spec.heads
-        self.qkv = Linear(spec.width, 3 * spec.width)  # rows: all heads of q, then of k, then of v
+        self.qkv = Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)  # rows: all heads of q, then of k, then of v
         self.out = Linear(spec.width, spec.width)
         self.dropout = nn.Dropout(spec.dropout)
 
@@ -116,9 +117,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: ViTSpec, trained: "Encode | None" = None) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         self.attention = Attention(spec)
-        self.norm2 = nn.LayerNorm(spec.width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         self.mlp = MLP(spec)
         self.trained = trained or Block.encode
 
@@ -172,13 +173,14 @@ class VisionTransformer(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(1, spec.tokens, spec.width)) if learned else None
         self.dropout = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList(Block(spec, encode) for encode in _encoders(spec, checkpointing, compiled))
-        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         size = spec.representation_size
         self.representation = Linear(spec.width, size) if size else None
-        self.head = Linear(size or spec.width, spec.num_classes)
+        self.head = Linear(size or spec.width, spec.num_classes) if spec.num_classes else None
 
     def forward(self, images: Tensor, features: bool = False) -> Tensor | dict[str, Tensor]:
-        """images: float [b, c, h, w] in [-1, 1], h = w = spec.image_size. Returns logits [b, k].
+        """images: float [b, c, h, w] in [-1, 1], h = w = spec.image_size. Returns logits [b, k]; without a
+        classification layer, what would go into it.
 
         With `features`, returns instead a dict of [b, ·]: "cls" (class token after the final norm; the mean
         where there is none), "mean" (patch tokens after the final norm, averaged) and, with a representation
@@ -195,7 +197,7 @@ class VisionTransformer(nn.Module):
         x = self.norm(x[:, 0]) if self.spec.pool == "cls" else self.norm(x).mean(dim=1)
         if self.representation is not None:
             x = torch.tanh(self.representation(x))
-        return self.head(x)
+        return x if self.head is None else self.head(x)
 
     def embed(self, images: Tensor) -> Tensor:
         """[b, c, h, w] → [b, n, d]: the class token where there is one, then the patches; with positions."""

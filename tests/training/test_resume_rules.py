@@ -44,7 +44,7 @@ FIXED = {
     "seed": 1, "model.arch": "vit_s_16", "model.patch_size": 32, "model.layers": 5, "model.width": 96, "model.mlp": 96,
     "model.heads": 6, "model.image_size": 64, "model.channels": 1, "model.num_classes": 5,
     "model.representation_size": 5, "model.dropout": 0.1, "model.gelu": "tanh", "model.pool": "mean",
-    "model.positions": "sincos2d", "model.head_bias": -1.0, "data.chunk": 16, "data.lanes": 64,
+    "model.positions": "sincos2d", "model.norm_eps": 1e-5, "model.qkv_bias": False, "model.head_bias": -1.0, "data.chunk": 16, "data.lanes": 64,
     "data.crop": "tensorflow",
     "data.crop_area": [0.5, 1.0], "data.crop_aspect": [1.0, 1.0], "data.flip": False,
     "data.randaugment": [2, 10], "data.mixup": 0.2, "train.global_batch": 128, "train.loss": "sigmoid",
