@@ -107,10 +107,15 @@ def order(args: argparse.Namespace) -> int:
     and seed trains on them, on any number of ranks.
     """
     from pretrain.index.index import Index
+    from pretrain.stream.heldout import hold_out
     from pretrain.stream.order import Order
 
-    sequence = Order(Index.open(args.index).samples, args.global_batch, args.seed, chunk=args.chunk, lanes=args.lanes)
-    deliver(json.dumps({"step": step, "ids": sequence.ids(step).tolist()}) for step in args.steps)
+    index = Index.open(args.index)
+    trained = hold_out(index, args.held_out)[0] if args.held_out else None
+    samples = index.samples if trained is None else len(trained)
+    sequence = Order(samples, args.global_batch, args.seed, chunk=args.chunk, lanes=args.lanes)
+    steps = ((step, sequence.ids(step)) for step in args.steps)
+    deliver(json.dumps({"step": t, "ids": (ids if trained is None else trained[ids]).tolist()}) for t, ids in steps)
     return DONE
 
 
@@ -128,6 +133,16 @@ def step_range(text: str) -> range:
     if not (first.isdecimal() and end.isdecimal() and int(first) <= int(end)):
         raise argparse.ArgumentTypeError(f"{text!r}: steps are A:B, meaning A ≤ t < B, counted from 0; e.g. 0:10")
     return range(int(first), int(end))
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a share from 0 to below 1 would be right")
+    return value
 
 
 def positive(text: str) -> int:
@@ -225,6 +240,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=step_range, required=True, metavar="A:B", help="steps A ≤ t < B, from 0")
     add_count(command, "--chunk", "samples read together (default: 8)", default=8)
     add_count(command, "--lanes", "lanes (default: by samples and global batch)")
+    command.add_argument(
+        "--held-out", type=share, default=0.0, metavar="SHARE", help="the run's data.held_out (default: 0)"
+    )
 
     command = add(locate, "where one sample lies")
     add_index(command)

@@ -265,6 +265,7 @@ class TrainLoader(BatchStream):
 
     Rank r owns slots [r·B/world, (r+1)·B/world) of every step. The transform sees a sample's image, epoch and id
     alone, so the global batch is the same for any world, micro_batch and workers. `mixup` is its alpha; 0 for none.
+    `trained`: the canonical ids that the order is of, ascending; None: all of the index.
 
     Raises InputError where the batch does not divide, or the order is for another number of samples.
     """
@@ -280,6 +281,7 @@ class TrainLoader(BatchStream):
         start_step: int = 0,
         stop_step: int | None = None,
         mixup: float = 0.0,
+        trained: NDArray[np.int64] | None = None,
     ) -> None:
         rank, world, batch = options.rank, options.world, order.global_batch
         if micro_batch < 1 or batch % (world * micro_batch):
@@ -287,11 +289,12 @@ class TrainLoader(BatchStream):
                 f"train.global_batch is {batch}, train.micro_batch {micro_batch}; a multiple of {world} ranks × the "
                 "micro-batch would be right"
             )
-        if order.samples != index.samples:
-            raise InputError(f"the order is for {order.samples} samples, the index holds {index.samples}")
+        if order.samples != (samples := index.samples if trained is None else len(trained)):
+            what = "the index holds" if trained is None else "to be trained on are"
+            raise InputError(f"the order is for {order.samples} samples, {what} {samples}")
         super().__init__(
             index,
-            plan_training(order, micro_batch, rank, world, start_step, stop_step),
+            plan_training(order, micro_batch, rank, world, start_step, stop_step, trained),
             transform,
             options,
             rows=micro_batch,

@@ -29,14 +29,25 @@ class Plan:
 
 
 def plan_training(
-    order: Order, micro_batch: int, rank: int, world: int, start_step: int, stop_step: int | None
+    order: Order,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    start_step: int,
+    stop_step: int | None,
+    trained: NDArray[np.int64] | None = None,
 ) -> Iterator[Plan]:
-    """A rank's micro-batches in slot order, of steps start_step <= t < stop_step (None: without end)."""
+    """A rank's micro-batches in slot order, of steps start_step <= t < stop_step (None: without end).
+
+    `trained`: canonical ids [order.samples], ascending: the order is of these, and a chunk is neighbours among them.
+    None: of all samples.
+    """
     batch, g = order.global_batch, order.chunk
     share = batch // world
     slots = np.arange(rank * share, (rank + 1) * share)
     at_once = max(1, _PLANNED_AT_ONCE // share)
     stop = stop_step if stop_step is not None else (1 << 62) // batch
+    canonical = (lambda numbers: numbers) if trained is None else trained.__getitem__
     unfinished: dict[int, tuple[Chunk, int]] = {}  # number of a chunk over all epochs -> (it, uses planned so far)
 
     def open_chunks(positions: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[Chunk]:
@@ -50,7 +61,7 @@ def plan_training(
         parts = np.split(order.at(found[~whole][mine[~whole]]), np.cumsum(counts[~whole])[:-1])
         rest = iter(parts)
         return [
-            Chunk(np.arange(number * g, number * g + count) if complete else np.sort(next(rest)))
+            Chunk(canonical(np.arange(number * g, number * g + count) if complete else np.sort(next(rest))))
             for number, count, complete in zip(numbers.tolist(), counts.tolist(), whole.tolist(), strict=True)
         ]
 
@@ -72,7 +83,7 @@ def plan_training(
         for row in range(0, len(ids), micro_batch):
             rows = slice(row, row + micro_batch)
             begin, end = np.searchsorted(begins, [row, row + micro_batch])
-            yield Plan(ids[rows], epochs[rows], chunks[rows], opened[begin:end])
+            yield Plan(canonical(ids[rows]), epochs[rows], chunks[rows], opened[begin:end])
 
 
 def plan_evaluation(ids: NDArray[np.int64], batch: int, rank: int, world: int) -> Iterator[Plan]:

@@ -35,6 +35,13 @@ class DataSection(Section):
     eval: Indices | None = key(
         None, about="What is validated on, as `train`; null: nothing.", resume="measured", examples=[["DIR", "DIR2"]]
     )
+    held_out: float = key(
+        0.0,
+        about="Share of `train` that is not trained on and is validated on in place of `eval`, chosen by hashes of the "
+        "samples' keys.",
+        ge=0,
+        lt=1,
+    )
     workers: int = key(4, about="Threads per rank that decode images.", resume="free", gt=0)
     audit: bool = key(False, about="Whether each rank records the ids of the samples it trains on.", resume="free")
     chunk: int = key(8, about="Samples that are read together (g of the order function).", gt=0)

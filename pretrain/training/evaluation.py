@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pretrain.console import say
 from pretrain.engine.fragments import averaged
@@ -99,27 +101,31 @@ class Validation:
         batch: int,
         dtype: torch.dtype,
         every: int | None,
+        ids: NDArray[np.int64] | None = None,
     ) -> None:
         """
         Args:
             loss: None where it is not defined for the set's labels; then the accuracies stand alone.
             batch: images per rank and forward pass.
+            ids: the samples of the index that are held out of training, to be scored alone; None: all.
 
         Raises:
             InputError: no sample has a label.
         """
         self.every = every
         self._index, self._loss, self._world, self._data = index, loss, world, data
-        self._transform, self._batch, self._dtype = transform, batch, dtype
-        self._unlabelled = index.unlabelled
-        if self._unlabelled == index.samples:
+        self._transform, self._batch, self._dtype, self._ids = transform, batch, dtype, ids
+        self._key = "data.eval" if ids is None else "data.held_out"
+        self._samples = index.samples if ids is None else len(ids)
+        self._unlabelled = index.unlabelled if ids is None else int((index.labels(ids) < 0).all(axis=1).sum())
+        if self._unlabelled == self._samples:
             raise InputError(
-                f"data.eval: none of the {index.samples:,} images has a label, so there is nothing to score; set an "
-                "index with labels, or null"
+                f"{self._key}: none of the {self._samples:,} images has a label, so there is nothing to score; "
+                + ("set an index with labels, or null" if ids is None else "hold out a larger share")
             )
         if self._unlabelled and world.main:
             say(
-                f"data.eval: {self._unlabelled:,} of {index.samples:,} images have no label and are left out of loss "
+                f"{self._key}: {self._unlabelled:,} of {self._samples:,} images have no label and are left out of loss "
                 "and accuracy"
             )
 
@@ -142,6 +148,7 @@ class Validation:
                 timeouts=self._data.timeouts(),
             ),
             batch=self._batch,
+            ids=self._ids,
         )
         faults: list[Fault] = []
         with batches:
@@ -163,10 +170,10 @@ class Validation:
                     ]
                 )
         loss, top1, top5, images, readable = all_reduce_sum(sums).tolist()
-        if unreadable := self._index.samples - readable:
+        if unreadable := self._samples - readable:
             self._report(faults)
         # An unreadable image counts as a miss: the set's size does not depend on its faults.
-        labelled = self._index.samples - self._unlabelled
+        labelled = self._samples - self._unlabelled
         if self._loss:
             yield "eval/loss", loss / max(images, 1)
         yield "eval/top1", top1 / labelled
@@ -180,7 +187,7 @@ class Validation:
         """Refuse unreadable chunks on all ranks; name the first of the unreadable images. Collective."""
         broken = all_gather_list([fault for fault in faults if fault.of_chunk])
         if broken:
-            raise first_fault(broken).error("data.eval: ")
+            raise first_fault(broken).error(f"{self._key}: ")
         first = all_gather_list([fault.describe(self._index) for fault in faults])[0]
         if self._world.main:
-            say(f"data.eval: {first}; grey, and counted as a miss")
+            say(f"{self._key}: {first}; grey, and counted as a miss")

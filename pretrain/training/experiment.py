@@ -328,6 +328,7 @@ def _loader(setup: Setup, start: int) -> TrainLoader:
         start_step=start,
         stop_step=setup.recipe.steps,
         mixup=data.mixup,
+        trained=setup.trained,
     )
 
 
@@ -336,7 +337,7 @@ def _workload(setup: Setup) -> Workload:
     return Workload(
         steps=setup.recipe.steps,
         global_batch=setup.recipe.layout.global_batch,
-        samples=setup.index.samples,
+        samples=setup.order.samples,
         flops_per_image=training_flops(setup.config.model.spec()),
         peak_flops=peak * 1e12 if peak else peak_flops(setup.world.device, setup.recipe.dtype),
     )

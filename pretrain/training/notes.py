@@ -41,14 +41,17 @@ def check_fit(config: RunConfig, train: Index, evaluated: Index | None) -> list[
     return found + idle
 
 
-def run_notes(config: RunConfig, steps: int, train: Index, evaluated: Index | None) -> list[str]:
-    """What a user may not have meant, a sentence each: in the data, and keys of no effect in `steps` steps."""
+def run_notes(config: RunConfig, steps: int, train: Index, evaluated: Index | None, samples: int) -> list[str]:
+    """What a user may not have meant, a sentence each: in the data, and keys of no effect in `steps` steps.
+
+    `samples`: those of `train` that are trained on.
+    """
     return [
         *trained_on(train, evaluated),
         *trusted(train, evaluated),
         *unlabelled(train),
         *empty_classes(train, evaluated),
-        *idle_keys(config, steps, train.samples),
+        *idle_keys(config, steps, samples),
     ]
 
 
@@ -137,7 +140,9 @@ def idle_keys(config: RunConfig, steps: int, samples: int) -> list[str]:
             f"data.chunk, data.lanes: {lanes:,} lanes of {data.chunk:,} samples are more than the {samples:,} of "
             "data.train: their order is hardly shuffled; smaller ones would be right"
         )
-    if config.train.eval_every and data.eval is None:
+    if data.held_out and data.eval is not None:
+        found.append(f"data.eval: not validated on, as data.held_out is {data.held_out:g}")
+    if config.train.eval_every and data.eval is None and not data.held_out:
         found.append(f"train.eval_every: {config.train.eval_every:,}, but data.eval is not set: nothing is validated")
     spec = config.model.spec()
     if unseen := spec.image_size % spec.patch_size:

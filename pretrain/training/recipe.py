@@ -26,15 +26,15 @@ class Recipe:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, config: RunConfig, index: Index, ranks: int) -> Recipe:
-        """The recipe of `config` for the samples of `index` on so many ranks.
+    def of(cls, config: RunConfig, index: Index, ranks: int, samples: int | None = None) -> Recipe:
+        """The recipe of `config` for so many samples of `index` (None: all) on so many ranks.
 
         Raises:
             InputError: batch and ranks do not divide, or the loss is not defined for these labels.
         """
         return cls(
             choose_loss(config.train.loss, index.one_label, config.train.label_smoothing),
-            Schedule(config.schedule, config.optimizer.lr, run_steps(config, index.samples)),
+            Schedule(config.schedule, config.optimizer.lr, run_steps(config, samples or index.samples)),
             Averaging(config.optimizer.averaging),
             batch_layout(config.train.global_batch, config.train.micro_batch, ranks),
             config.seed,

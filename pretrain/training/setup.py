@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pretrain.errors import InputError
 from pretrain.images.mixup import check_pairs
 from pretrain.images.transforms import EvalImages, TrainImages
@@ -18,6 +21,7 @@ from pretrain.ranks import collectives
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
 from pretrain.storage.retry import Timeouts
+from pretrain.stream.heldout import hold_out
 from pretrain.stream.order import Order
 from pretrain.training.config import RunConfig, TrainingConfig
 from pretrain.training.evaluation import Evaluator, Validation
@@ -40,6 +44,7 @@ class Setup:
     world: World
     index: Index
     order: Order
+    trained: NDArray[np.int64] | None  # canonical ids that the order is of; None: all
     images: TrainImages
     recipe: Recipe
     evaluators: Sequence[Evaluator]
@@ -67,11 +72,14 @@ def prepare(
     config = as_read.of(network)
     data, spec = config.data, config.model.spec()
     index = _open_index(data.train, "data.train", spec.num_classes, world, data.timeouts())
-    recipe = Recipe.of(config, index, world.size)
-    evaluated = _open_eval(config, world, index)
+    trained, held = collectives.together(lambda: hold_out(index, data.held_out)) if data.held_out else (None, None)
+    samples = index.samples if trained is None else len(trained)
+    recipe = Recipe.of(config, index, world.size, samples)
+    evaluated = None if data.held_out else _open_eval(config, world, index)
+    scored = index if data.held_out else evaluated
     notes = collectives.together(lambda: check_fit(config, index, evaluated) if world.main else [])
     if world.main:
-        notes += run_notes(config, recipe.steps, index, evaluated)
+        notes += run_notes(config, recipe.steps, index, evaluated, samples)
     if data.mixup:
         check_pairs(recipe.layout.micro_batch)
     return Setup(
@@ -80,10 +88,11 @@ def prepare(
         folder,
         world,
         index,
-        Order(index.samples, recipe.layout.global_batch, config.seed, data.chunk, data.lanes),
+        Order(samples, recipe.layout.global_batch, config.seed, data.chunk, data.lanes),
+        trained,
         data.train_images(spec.image_size, spec.channels, config.seed),
         recipe,
-        [*_validation(config, recipe, world, evaluated), *(make() for make in evaluators)],
+        [*_validation(config, recipe, world, scored, held), *(make() for make in evaluators)],
         notes,
         resolved(config, recipe.steps, recipe.dtype),
     )
@@ -98,8 +107,10 @@ def _open_eval(config: RunConfig, world: World, trained: Index) -> Index | None:
     )
 
 
-def _validation(config: RunConfig, recipe: Recipe, world: World, index: Index | None) -> list[Evaluator]:
-    """Validation on `data.eval`, open as `index`, if there is one."""
+def _validation(
+    config: RunConfig, recipe: Recipe, world: World, index: Index | None, ids: NDArray[np.int64] | None
+) -> list[Evaluator]:
+    """Validation on `ids` of `index` (None: on all of it), if there is one."""
     if index is None:
         return []
     # Softmax has no loss for several labels an image, as ReaL's are; images without a label are left out anyway.
@@ -114,6 +125,7 @@ def _validation(config: RunConfig, recipe: Recipe, world: World, index: Index | 
             batch=recipe.layout.micro_batch,
             dtype=recipe.dtype,
             every=config.train.eval_every,
+            ids=ids,
         )
     ]
 
@@ -176,10 +188,12 @@ def headline(setup: Setup, start: int, origin: str) -> str:
     """Of a run that starts after `start` steps; `origin` tells from which weights."""
     config, index, recipe, layout = setup.config, setup.index, setup.recipe, setup.recipe.layout
     spec, device = config.model.spec(), setup.world.device
-    epochs = recipe.steps * layout.global_batch / index.samples
+    samples = setup.order.samples
+    held_out = f" ({index.samples - samples:,} held out)" if samples < index.samples else ""
+    epochs = recipe.steps * layout.global_batch / samples
     lines = [
         f"{config.name}: {'; '.join(filter(None, (spec.near(), spec.describe(), origin)))}",
-        f"data: {index.samples:,} samples in {len(index.shards):,} shards; steps {start:,} to {recipe.steps:,}, "
+        f"data: {samples:,} samples in {len(index.shards):,} shards{held_out}; steps {start:,} to {recipe.steps:,}, "
         f"{epochs:.4g} epochs",
         f"batch {layout.global_batch} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "
         f"{layout.micro_batch}; {str(recipe.dtype).removeprefix('torch.')}, ZeRO {config.deepspeed.stage}, "

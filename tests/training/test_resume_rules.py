@@ -46,6 +46,7 @@ FIXED = {
     "model.representation_size": 5, "model.dropout": 0.1, "model.gelu": "tanh", "model.pool": "mean",
     "model.positions": "sincos2d", "model.norm_eps": 1e-5, "model.qkv_bias": False,
     "model.head_bias": -1.0, "data.chunk": 16, "data.lanes": 64, "data.crop": "tensorflow",
+    "data.held_out": 0.1,
     "data.crop_area": [0.5, 1.0], "data.crop_aspect": [1.0, 1.0], "data.flip": False,
     "data.randaugment": [2, 10], "data.mixup": 0.2, "train.global_batch": 128, "train.loss": "sigmoid",
     "train.label_smoothing": 0.1, "optimizer.name": "sgd", "optimizer.lr": 0.2, "optimizer.betas": [0.8, 0.9],
