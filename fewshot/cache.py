@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from fewshot import features
 from fewshot.config import FewshotConfig
 from fewshot.features import IMAGES, LAYERS, PIXEL_SIDE, Extraction, Layer, Source, count_repeated, extract, widths
-from fewshot.networks import Network
 from fewshot.task import Task
 from pretrain import files
 from pretrain.console import say
@@ -34,7 +33,8 @@ from pretrain.ranks.collectives import World, on_main, together
 from pretrain.storage.retry import Timeouts
 from pretrain.storage.store import is_remote, stat
 from pretrain.training.setup import check_index
-from pretrain.weights.load import Weights, read_weights
+from pretrain.weights.networks import Network
+from pretrain.weights.weights import Weights
 from pretrain.workers import in_threads
 
 FOLDER = "features"  # in the output folder; may be removed at any time
@@ -107,7 +107,7 @@ class FeatureCache:
                 (StorageError: for now). The same on every rank.
         """
         present = self._widths(network)
-        weights = together(lambda: read_weights(network.checkpoint, averaged=network.averaged))
+        weights = together(lambda: network.source.read(network.averaged))
         found: dict[str, Path] = {}
         for source in _SOURCES:
             layers = [LAYERS[name] for name in present if LAYERS[name].network == source]

@@ -9,7 +9,7 @@ from torch import Tensor
 from pretrain.model.positions import resize_to
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer, check_tensors, load_tensors, tensor_shapes
-from pretrain.weights.load import Weights
+from pretrain.weights.weights import Weights
 
 # What belongs to the pre-training task and is left behind.
 DROPPED = ("representation.", "head.")

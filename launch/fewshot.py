@@ -44,10 +44,10 @@ def probe_weights(args: argparse.Namespace) -> int:
 
     from fewshot import cache, report, score
     from fewshot.config import FewshotConfig
-    from fewshot.networks import open_networks
     from fewshot.task import open_task
     from pretrain.engine import processgroup
     from pretrain.ranks import collectives
+    from pretrain.weights.networks import open_networks
 
     config = read_config(FewshotConfig, args.config, overrides(args))
     protocol, out = config.fewshot, args.out or Path("runs") / config.name

@@ -47,7 +47,7 @@ from pretrain.training.saver import Saver
 from pretrain.training.setup import Setup, headline, prepare
 from pretrain.training.trainer import train
 from pretrain.weights.fill import Fill, load_same
-from pretrain.weights.load import read_weights
+from pretrain.weights.load import Source
 
 
 def run(
@@ -113,7 +113,7 @@ class Start:
     said: str  # of a resume: from what, and what has changed
 
 
-def find_start(setup: Setup, init: Init | None, chosen: Checkpoint | None, extend: bool) -> Start:
+def find_start(setup: Setup, init: Init | None, chosen: Source | None, extend: bool) -> Start:
     """Find the checkpoint that the run resumes from, if there is one, and check that it may. Collective.
 
     Raises:
@@ -222,13 +222,13 @@ def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tupl
     return build_engine(model, optimizer, config.deepspeed, layout, config.optimizer.clip_norm), filled
 
 
-def parameters(setup: Setup, init: Init | None, chosen: Checkpoint | None, fill: Fill, model: VisionTransformer) -> str:
-    """Set those of a run that begins now: the weights of the checkpoint `chosen`, or drawn from the seed."""
+def parameters(setup: Setup, init: Init | None, chosen: Source | None, fill: Fill, model: VisionTransformer) -> str:
+    """Set those of a run that begins now: the weights `chosen`, or drawn from the seed."""
     if init is None or chosen is None:
         initialize(model, setup.config.seed, head_bias=setup.config.model.head_bias)
         details = ""
     else:
-        details = fill(model, read_weights(chosen, averaged=init.averaged))
+        details = fill(model, chosen.read(init.averaged))
     return f"from {describe(setup.origin)}" + (f"\n{details}" if details else "")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from pretrain.checkpoint.step import Checkpoint
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
-from pretrain.ranks.collectives import is_main, on_main
+from pretrain.ranks.collectives import is_main, on_main, together
 from pretrain.ranks.command import CommandLineError
 from pretrain.record.folder import RunFolder
-from pretrain.weights.load import choose, find_checkpoint
+from pretrain.weights.load import Source, choose, find
 
-# {"seed": …}, or {"source", "sha256" and "step" of a checkpoint, "weights": "raw" or "averaged", "model": its network}.
+# {"seed": …}, or {"source", "sha256" and "step" of WEIGHTS, "weights": "raw" or "averaged", "model": their network}.
 Origin = dict[str, Any]
 
 
@@ -33,14 +33,14 @@ class Init:
         """As `--weights` says it."""
         return "averaged" if self.averaged else "raw"
 
-    def origin(self, chosen: Checkpoint) -> Origin:
-        """The origin of a run that begins from the checkpoint `chosen`, told by its hash, so that it may be moved."""
+    def origin(self, chosen: Source) -> Origin:
+        """The origin of a run that begins from the weights `chosen`, told by their hash, so that they may be moved."""
         return {
             "source": os.path.abspath(chosen.path),  # as a resume from elsewhere names it
             "sha256": chosen.sha256,
             "step": chosen.step,
             "weights": self.kind,
-            "model": chosen.state["model"],
+            "model": asdict(chosen.spec),
         }
 
 
@@ -58,21 +58,22 @@ def describe(origin: Origin | None) -> str:
     if "seed" in origin:
         return f"seed {origin['seed']}"
     kind = "averaged weights" if origin["weights"] == "averaged" else "weights"
-    return f"{kind} of {origin['source']} (step {origin['step']}, checkpoint sha256 {origin['sha256'][:12]}…)"
+    step = "" if origin["step"] is None else f"step {origin['step']}, "
+    return f"{kind} of {origin['source']} ({step}sha256 {origin['sha256'][:12]}…)"
 
 
-def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Checkpoint | None, ViTSpec | None]:
-    """The checkpoint that a new run begins from, and its network. Collective.
+def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Source | None, ViTSpec | None]:
+    """The weights that a new run begins from, and their network. Collective.
 
     Args:
         needed: whether a run cannot begin without weights.
 
     Returns:
-        (None, None) for a run that draws its parameters. A run that resumes needs no checkpoint to begin from: None,
+        (None, None) for a run that draws its parameters. A run that resumes needs no weights to begin from: None,
         and the network it began from (its own, if that was not recorded).
 
     Raises:
-        InputError: `init` names no whole checkpoint, or is missing; none of the run's own can be read.
+        InputError: `init` names no weights, or is missing; none of the run's own checkpoints can be read.
     """
     begun, passed_over = on_main(lambda: checkpoints.newest(folder.checkpoints))
     if begun is not None:
@@ -80,7 +81,8 @@ def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[Ch
     refuse_unreadable(folder, passed_over)
     if init is not None:
         chosen = choose(init.path)
-        return chosen, ViTSpec(**chosen.state["model"])
+        together(lambda: chosen.check_kind(init.averaged))
+        return chosen, chosen.spec
     if needed:
         raise InputError(
             f"--init: not given, and {folder.path} holds no checkpoint to resume; give --init WEIGHTS to begin, or the "
@@ -101,7 +103,7 @@ def refuse_unreadable(folder: RunFolder, passed_over: dict[Path, str]) -> None:
 def check_origin(saved: Checkpoint, init: Init | None) -> None:
     """Refuse to resume `saved` with weights that its run did not begin from. Collective.
 
-    The checkpoints are compared by hash, so a moved or copied folder is the same. Where the weights are no longer to be
+    Weights are compared by hash, so a moved or copied folder is the same. Where the weights are no longer to be
     read, the path that is recorded will do: a job that is put back into the queue repeats its command line.
 
     Raises:
@@ -122,7 +124,7 @@ def check_origin(saved: Checkpoint, init: Init | None) -> None:
     try:
         # Sizes will do, as the hashes of gigabytes are not worth a resume's time. They tell less than what the run
         # found when it began: before a refusal the hashes are asked for too.
-        given = init.origin(on_main(lambda: find_checkpoint(init.path)))
+        given = init.origin(on_main(lambda: find(init.path)))
         if not _same(given, began):
             given = init.origin(choose(init.path))
     except InputError as error:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from pretrain.errors import InputError
 from pretrain.model.vit import VisionTransformer, load_tensors
-from pretrain.weights.load import Weights
+from pretrain.weights.weights import Weights
 
 Fill = Callable[[VisionTransformer, Weights], str]  # fills a new network with weights; returns what to print about it
 

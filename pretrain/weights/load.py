@@ -1,71 +1,149 @@
-"""Weights from wherever they lie: a run folder, or a checkpoint inside one."""
+"""WEIGHTS as commands name them: a run folder, a checkpoint inside one, or a file or folder of any format."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from typing import Any, Protocol
 
 from pretrain import files
 from pretrain.checkpoint import folder as checkpoints
-from pretrain.checkpoint.pieces import read_tensors
+from pretrain.checkpoint.pieces import read_tensors, weight_kind
 from pretrain.checkpoint.step import STATE, Checkpoint
 from pretrain.console import say
 from pretrain.errors import InputError
-from pretrain.model.positions import resize_to
 from pretrain.model.spec import ViTSpec
-from pretrain.model.vit import VisionTransformer, load_tensors, tensor_shapes
+from pretrain.model.vit import tensor_shapes
 from pretrain.ranks.collectives import is_main, on_main
+from pretrain.weights.read import find_in_file
+from pretrain.weights.tensorfile import INDEX
+from pretrain.weights.weights import Weights, fingerprint
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+
+class Source(Protocol):
+    """WEIGHTS that were found, and whose network is known; their values are not read yet."""
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint, file or folder."""
+        ...
+
+    @property
+    def spec(self) -> ViTSpec:
+        """Their network."""
+        ...
+
+    @property
+    def step(self) -> int | None:
+        """Steps of training; None where a file does not record it."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all the content of the checkpoint or file."""
+        ...
+
+    @property
+    def trained_on(self) -> str:
+        """The hash of the index that they were trained on; empty where it is not recorded."""
+        ...
+
+    def check_kind(self, averaged: bool) -> None:
+        """Raises InputError where the Polyak average is asked for and there is none."""
+        ...
+
+    def read(self, averaged: bool = False) -> Weights:
+        """Read them. Not collective.
+
+        Raises:
+            InputError: damaged, not the network's, or there is no average.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A network's parameters, whole, in fp32 on the CPU."""
+class SavedSource:
+    """WEIGHTS in a checkpoint."""
 
+    saved: Checkpoint
+
+    @property
+    def path(self) -> Path:
+        return self.saved.path
+
+    @property
+    def spec(self) -> ViTSpec:
+        return ViTSpec(**self.saved.state["model"])
+
+    @property
+    def step(self) -> int | None:
+        return self.saved.step
+
+    @property
+    def sha256(self) -> str:
+        return self.saved.sha256
+
+    @property
+    def trained_on(self) -> str:
+        return str(self.saved.state.get("stream", {}).get("index_hash", ""))
+
+    def check_kind(self, averaged: bool) -> None:
+        weight_kind(self.saved, averaged=averaged)
+
+    def read(self, averaged: bool = False) -> Weights:
+        tensors = read_tensors(self.saved, tensor_shapes(self.spec), averaged=averaged)
+        return Weights(self.spec, tensors, self.step, self.path, fingerprint(tensors), averaged, self.trained_on)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """WEIGHTS in a file, or in a folder of one network."""
+
+    path: Path
     spec: ViTSpec
-    tensors: dict[str, Tensor]
-    step: int | None
-    source: Path  # the checkpoint they were read from
-    sha256: str  # of names, shapes and values: the same however many ranks wrote them
-    averaged: bool = False  # whether they are the Polyak average
-    trained_on: str = ""  # the index's hash; empty where the checkpoint does not record it
+    sha256: str
+    described: dict[str, Any]  # what an export says of itself
 
-    def model(self, image_size: int | None = None) -> VisionTransformer:
-        """The network with these weights, on the CPU in eval mode.
+    @classmethod
+    def find(cls, path: Path) -> FileSource:
+        """Tell the network of a file, and hash it. Raises InputError: it holds no known one."""
+        found = find_in_file(path)
+        return cls(path, found.spec, content_sha256(path), found.description)
 
-        Args:
-            image_size: side of its images in pixels, to which learned positions are resized; None: as trained.
+    @property
+    def step(self) -> int | None:
+        return self.described.get("step")
 
-        Raises:
-            InputError: the image is smaller than a patch.
-        """
-        model = VisionTransformer(replace(self.spec, image_size=image_size or self.spec.image_size))
-        load_tensors(model, resize_to(model.spec, self.tensors), where=f"weights {self.source}")
-        return model.eval()
+    @property
+    def trained_on(self) -> str:
+        return str(self.described.get("trained_on", ""))
 
-    def preprocess(self, image: Image) -> Tensor:
-        """A PIL image as the network takes it: float32 [channels, image_size, image_size] in [-1, 1].
+    def check_kind(self, averaged: bool) -> None:
+        if averaged and self.described.get("weights") != "averaged":
+            raise InputError(
+                f"weights {self.path}: holds one set of weights and does not say that they are averaged; leave out "
+                "--weights averaged"
+            )
 
-        Resized and cropped as evaluation does it: the shorter side to 8/7 of the image size, then the centre. Alpha is
-        dropped and an EXIF orientation is not applied, as in training.
-        """
-        import torch
+    def read(self, averaged: bool = False) -> Weights:
+        self.check_kind(averaged)
+        tensors, is_average = find_in_file(self.path).read(), self.described.get("weights") == "averaged"
+        return Weights(self.spec, tensors, self.step, self.path, fingerprint(tensors), is_average, self.trained_on)
 
-        from pretrain.images.decode import from_pillow
-        from pretrain.images.transforms import EvalImages, to_float
 
-        pixels = from_pillow(image, self.spec.channels)
-        return to_float(EvalImages(self.spec.image_size, self.spec.channels)(pixels, 0, 0), torch.float32)
+def content_sha256(path: Path) -> str:
+    """A hash of a file, or of all files directly in a folder and their names."""
+    if not path.is_dir():
+        return files.sha256(path)
+    names = sorted(name for name in os.listdir(path) if name.endswith((".json", ".safetensors")))
+    text = "".join(f"{name} {files.sha256(path / name)}\n" for name in names)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
-    """Read WEIGHTS: a checkpoint, or the newest one of a run folder. Not collective.
+    """Read WEIGHTS: a checkpoint, the newest one of a run folder, or a file or folder of any format. Not collective.
 
     A newest checkpoint that is damaged is refused; `choose` passes over it.
 
@@ -75,23 +153,11 @@ def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
     Raises:
         InputError: nothing there, no whole checkpoint, or tensors that are not the network's.
     """
-    return read_weights(find_checkpoint(Path(path)), averaged=averaged)
+    return find(Path(path)).read(averaged)
 
 
-def read_weights(saved: Checkpoint, *, averaged: bool = False) -> Weights:
-    """The weights of a checkpoint, which must hold what it did when it was opened. Raises as `load_weights`."""
-    spec = ViTSpec(**saved.state["model"])
-    tensors = read_tensors(saved, tensor_shapes(spec), averaged=averaged)
-    return Weights(spec, tensors, saved.step, saved.path, fingerprint(tensors), averaged, index_hash(saved))
-
-
-def index_hash(saved: Checkpoint) -> str:
-    """The hash of the index that a checkpoint was trained on; empty where it does not record it."""
-    return str(saved.state.get("stream", {}).get("index_hash", ""))
-
-
-def choose(path: str | Path) -> Checkpoint:
-    """The checkpoint that WEIGHTS names, verified to the last hash: the one given, or the newest of a run folder.
+def choose(path: str | Path) -> Source:
+    """What WEIGHTS names: a file or folder; or a checkpoint, the one given or a run's newest, all its hashes checked.
 
     Collective, with the same result on every rank: while a run is under way, or where a file system lags, one rank
     would see a newer checkpoint than another. Newer checkpoints that are damaged are passed over, with a message.
@@ -100,37 +166,47 @@ def choose(path: str | Path) -> Checkpoint:
         InputError: there is none; names what was looked for, on every rank.
     """
     path = Path(path)
+    if on_main(lambda: _is_file(path)):
+        return on_main(lambda: FileSource.find(path))
     checkpoint, folder = on_main(lambda: _classify(path))
     if checkpoint is not None:
-        return checkpoints.read_verified(checkpoint)
+        return SavedSource(checkpoints.read_verified(checkpoint))
     saved, passed_over = checkpoints.newest_verified(folder)
     found = _found(path, folder, saved, passed_over)
     for fault in passed_over.values() if is_main() else ():
         say(f"weights {path}: passed over: {fault}")
-    return found
+    return SavedSource(found)
 
 
-def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint that WEIGHTS names, by the sizes of its files; `choose` verifies hashes too. Not collective.
+def find(path: Path) -> Source:
+    """What WEIGHTS names; of a checkpoint the sizes of files are checked, by `choose` hashes too. Not collective.
 
     Raises:
         InputError: there is none; names what was looked for.
     """
+    if _is_file(path):
+        return FileSource.find(path)
     checkpoint, folder = _classify(path)
-    return Checkpoint.read(checkpoint) if checkpoint is not None else _found(path, folder, *checkpoints.newest(folder))
+    if checkpoint is not None:
+        return SavedSource(Checkpoint.read(checkpoint))
+    return SavedSource(_found(path, folder, *checkpoints.newest(folder)))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether WEIGHTS names a file, or a folder that holds one network's file, rather than a run or a checkpoint."""
+    if not files.exists(path):
+        raise InputError(
+            f"weights {path}: no such file or folder; give a run folder, a checkpoint inside one, or a file of weights"
+        )
+    if files.is_folder(path):
+        return files.is_file(path / "model.safetensors") or files.is_file(path / INDEX)
+    return not checkpoints.is_pointer(path)
 
 
 def _classify(path: Path) -> tuple[Path | None, Path]:
     """The one checkpoint that WEIGHTS names, itself or by `latest` or `best`; else None. And the folder of others."""
-    if not files.exists(path):
-        raise InputError(f"weights {path}: no such file or folder; give a run folder or a checkpoint inside one")
     if checkpoints.is_pointer(path):
         path = checkpoints.named_by(path)
-    if not files.is_folder(path):
-        raise InputError(
-            f"weights {path}: a file, and weights are read from folders only, not yet from files of any format; give a "
-            "run folder or a checkpoint inside one"
-        )
     is_checkpoint = checkpoints.is_checkpoint_name(path) or files.is_file(path / STATE)
     return path if is_checkpoint else None, path if path.name == "checkpoints" else path / "checkpoints"
 
@@ -143,12 +219,3 @@ def _found(path: Path, folder: Path, saved: Checkpoint | None, passed_over: dict
             "or a checkpoint inside one"
         )
     return saved
-
-
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """sha256 over every tensor's name, shape and fp32 little-endian values, in order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].float().contiguous().numpy().astype("<f4", copy=False).data)
-    return digest.hexdigest()

@@ -11,7 +11,6 @@ import torch
 from fewshot.cache import FeatureCache, content, feature_file, is_current, read_feature, write_features, write_times
 from fewshot.config import DataSection, FewshotConfig, ProtocolSection
 from fewshot.features import LAYERS, Extraction, extract
-from fewshot.networks import open_networks
 from fewshot.task import open_task
 from pretrain.errors import InputError, StorageError
 from pretrain.index.index import Index
@@ -19,6 +18,7 @@ from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
 from pretrain.shards.scan import index_shards
 from pretrain.weights import load
+from pretrain.weights.networks import open_networks
 
 NAN = np.full((3, 4), np.nan, np.float32)
 

@@ -12,7 +12,6 @@ from fewshot.config import DataSection as FewshotData
 from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.evaluator import FewshotEvaluator
 from fewshot.features import LAYERS, Extraction, extract
-from fewshot.networks import open_networks
 from fewshot.report import report_networks
 from fewshot.score import score, score_networks, summarise
 from fewshot.task import open_task
@@ -24,6 +23,7 @@ from pretrain.model.section import ModelSection
 from pretrain.shards.write import write_shards
 from pretrain.stream.section import DataSection
 from pretrain.training.config import FewshotSection, RunConfig, TrainSection
+from pretrain.weights.networks import open_networks
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
 LABELS = np.arange(100) % 10

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from fewshot.networks import open_networks
 from pretrain.errors import InputError
-from pretrain.weights.load import read_weights
+from pretrain.weights.networks import open_networks
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_weights_and_their_average_stand_side_by_side(tmp_path, tiny, drawn, run
     raw, mean = open_networks([path], None, averaged=(False, True))
     assert (raw.id, mean.id) == ("run", "run averaged")
     for network, seed in ((raw, 0), (mean, 1)):
-        model = read_weights(network.checkpoint, averaged=network.averaged).model()
+        model = network.source.read(network.averaged).model()
         assert torch.equal(model.head.weight, drawn(tiny(), seed).head.weight)
     without = run_folder(tmp_path / "without", drawn(tiny()))
     with pytest.raises(InputError, match=r"without.*keeps no averaged weights"):

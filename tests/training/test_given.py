@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fewshot.networks import open_networks
 from finetune.head import load_transferred
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
@@ -15,7 +14,8 @@ from pretrain.model.vit import VisionTransformer
 from pretrain.record.folder import RunFolder
 from pretrain.training.origin import Init, beginning, check_origin
 from pretrain.weights.fill import load_same
-from pretrain.weights.load import choose, load_weights, read_weights
+from pretrain.weights.load import choose, load_weights
+from pretrain.weights.networks import open_networks
 
 SPEC = ViTSpec(patch_size=2, layers=1, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=10)
 
@@ -33,10 +33,10 @@ def one_of_two(rank, meeting, runs, out):
     chosen = choose(runs[rank])
     for fill in (load_same, load_transferred):
         model = drawn(9)
-        fill(model, read_weights(chosen))
+        fill(model, chosen.read())
         filled.append((chosen.sha256, model.state_dict()))
     (network,) = open_networks([runs[rank]], None)
-    torch.save([filled, str(network.checkpoint.path), network.checkpoint.sha256], f"{out}{rank}")
+    torch.save([filled, str(network.source.path), network.source.sha256], f"{out}{rank}")
     dist.destroy_process_group()
 
 
@@ -82,10 +82,10 @@ def rotten(run_folder, tmp_path):
 
 def test_a_runs_newest_checkpoint_is_passed_over_where_it_is_damaged(rotten, capsys):
     (network,) = open_networks([rotten[0]], None)
-    assert (network.checkpoint.step, network.checkpoint.path.name) == (3, "step_00000003")
+    assert (network.source.step, network.source.path.name) == (3, "step_00000003")
     assert f"weights {rotten[0]}: passed over: checkpoint {rotten[1]}: damaged: weights" in capsys.readouterr().out
     model = drawn(9)
-    load_same(model, read_weights(choose(rotten[0])))
+    load_same(model, choose(rotten[0]).read())
     assert torch.equal(model.head.weight, drawn(0).head.weight)
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_names_a_checkpoint_stands_for_it(name, run_folder, tmp_path
     pointer = tmp_path / "run/checkpoints" / name
     pointer.write_text("step_00000005\n")
     (network,) = open_networks([pointer], None)
-    assert network.checkpoint.path == choose(pointer).path == tmp_path / "run/checkpoints/step_00000005"
+    assert network.source.path == choose(pointer).path == tmp_path / "run/checkpoints/step_00000005"
     assert torch.equal(load_weights(pointer).tensors["head.weight"], drawn(5).head.weight)
     for text, found in (("step_00000004", "not there any more"), ("../run", "the name of a checkpoint"), ("", "names")):
         pointer.write_text(text)
@@ -114,7 +114,7 @@ def test_a_file_that_names_a_checkpoint_stands_for_it(name, run_folder, tmp_path
 
 def test_a_run_that_does_not_record_what_it_began_from_takes_any_weights_and_says_so(run_folder, tmp_path, capsys):
     folder = RunFolder(run_folder(tmp_path / "old", drawn(0, representation_size=8)))
-    saved = choose(folder.path)
+    saved = choose(folder.path).saved
     check_origin(saved, Init(tmp_path / "whatever"))
     assert f"{saved.path} does not record what its run began from" in capsys.readouterr().out
     chosen, network = beginning(folder, None, needed=True)

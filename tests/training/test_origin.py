@@ -22,7 +22,7 @@ from pretrain.model.vit import VisionTransformer
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import write_shards
 from pretrain.training.origin import Init, check_origin
-from pretrain.weights.load import find_checkpoint, load_weights
+from pretrain.weights.load import find, load_weights
 
 PRETRAIN, FINETUNE = "launch/pretrain.py", "launch/finetune.py"
 BEFORE = {
@@ -248,7 +248,7 @@ def test_a_start_that_is_gone_is_told_by_its_path_however_that_is_typed(tmp_path
     monkeypatch.chdir(tmp_path)
     model = VisionTransformer(ViTSpec(**BEFORE["model"]))
     path = run_folder(tmp_path / "a", model).relative_to(tmp_path)
-    origin = Init(path).origin(find_checkpoint(path))
+    origin = Init(path).origin(find(path))
     assert origin["source"] == str(tmp_path / "a/checkpoints/step_00000003")
     shutil.rmtree(path)
     typed_then = {**origin, "source": "a/checkpoints/step_00000003"}  # as an earlier version recorded it

@@ -1,4 +1,4 @@
-"""The networks whose features are probed: the WEIGHTS of a command, and what a report calls them."""
+"""The networks that are scored: the WEIGHTS of a command, and what a report calls them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint.pieces import weight_kind
-from pretrain.checkpoint.step import Checkpoint
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.ranks.collectives import together
-from pretrain.record.folder import CHECKPOINTS
-from pretrain.weights.load import choose, index_hash
+from pretrain.weights.load import SavedSource, Source, choose
 
 
 @dataclass(frozen=True)
@@ -25,13 +22,13 @@ class Network:
     Args:
         id: what a report calls it.
         path: as given.
-        checkpoint: the checkpoint that it names.
+        source: what it names.
         spec, dtype: the network as it is run here.
     """
 
     id: str
     path: Path
-    checkpoint: Checkpoint
+    source: Source
     averaged: bool
     spec: ViTSpec
     dtype: torch.dtype = torch.float32
@@ -39,12 +36,12 @@ class Network:
     @property
     def trained_size(self) -> int:
         """Image size in pixels that the weights were trained at."""
-        return int(self.checkpoint.state["model"]["image_size"])
+        return self.source.spec.image_size
 
     @property
     def trained_on(self) -> str:
         """The hash of the index that it was trained on; empty where that is not recorded."""
-        return index_hash(self.checkpoint)
+        return self.source.trained_on
 
 
 def open_networks(
@@ -68,16 +65,13 @@ def open_networks(
     found: dict[Path, Network] = {}
     networks = []
     for path in map(Path, paths):
-        checkpoint = choose(path)
-        spec = ViTSpec(**checkpoint.state["model"])
-        spec = together(partial(replace, spec, image_size=image_size or spec.image_size, dropout=0.0))
-        first = found.setdefault(checkpoint.path.resolve(), Network("", path, checkpoint, False, spec, dtype))
-        if first.checkpoint is not checkpoint:
-            raise InputError(
-                f"--init: {first.path} and {path}: the same weights twice, {checkpoint.path}; give each once"
-            )
+        source = choose(path)
+        spec = together(partial(replace, source.spec, image_size=image_size or source.spec.image_size, dropout=0.0))
+        first = found.setdefault(source.path.resolve(), Network("", path, source, False, spec, dtype))
+        if first.source is not source:
+            raise InputError(f"--init: {first.path} and {path}: the same weights twice, {source.path}; give each once")
         for kind in averaged:
-            weight_kind(checkpoint, averaged=kind)
+            together(partial(source.check_kind, kind))
             networks.append(replace(first, averaged=kind))
     return [replace(network, id=id) for network, id in zip(networks, _ids(networks), strict=True)]
 
@@ -86,22 +80,23 @@ def _ids(networks: Sequence[Network]) -> list[str]:
     """What each is called in a report: its run, by as many last parts of the path as tell the runs apart, then the step
     where a checkpoint was named or the run has several, and whether it is the average.
     """
-    runs = [_run_folder(one.checkpoint.path) for one in networks]
+    runs = [_run_folder(one.source) for one in networks]
     depth = 1
     while depth < max(len(run.parts) for run in runs) and len({run.parts[-depth:] for run in runs}) < len(set(runs)):
         depth += 1
     ids = []
     for network, run in zip(networks, runs, strict=True):
-        steps = {other.checkpoint.step for other, theirs in zip(networks, runs, strict=True) if theirs == run}
-        named = len(steps) > 1 or network.path.resolve() == network.checkpoint.path.resolve()
+        steps = {other.source.step for other, theirs in zip(networks, runs, strict=True) if theirs == run}
+        saved = isinstance(network.source, SavedSource)
+        named = saved and (len(steps) > 1 or network.path.resolve() == network.source.path.resolve())
         name = Path(*run.parts[-depth:]).as_posix().lstrip("/")
-        ids.append(
-            name + (f" step {network.checkpoint.step}" if named else "") + (" averaged" if network.averaged else "")
-        )
+        ids.append(name + (f" step {network.source.step}" if named else "") + (" averaged" if network.averaged else ""))
     return ids
 
 
-def _run_folder(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint; of one that lies elsewhere, the folder that holds it."""
-    folder = checkpoint.resolve().parent
-    return folder.parent if folder.name == CHECKPOINTS else folder
+def _run_folder(source: Source) -> Path:
+    """The run folder of a checkpoint; of one that lies elsewhere, the folder that holds it; a file itself."""
+    path = source.path.resolve()
+    if not isinstance(source, SavedSource):
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent

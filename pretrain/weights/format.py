@@ -1,0 +1,128 @@
+"""What a format of weights is: its table, how its files are told, and which networks it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pretrain.errors import InputError
+from pretrain.model.spec import ARCHITECTURES, ViTSpec
+from pretrain.weights.table import Row
+from pretrain.weights.tensorfile import TensorFile
+
+DESCRIPTION = "vit_foundry"  # the entry of a file's metadata that describes the network
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of weights.
+
+    Args:
+        name: as `--format` takes it.
+        library: whose networks read it, for people.
+        suffix: of its files; empty for a folder.
+        prepared: a file with the names of the table where it is one of this format, else None.
+        spec: the network of a prepared file, told from its shapes and notes.
+        rows: the table for a network. It may name parameters that the network does not have: they are left out.
+        lacks: what a network has and the format, or the library's network, cannot hold: "representation", "head",
+            "gelu", or a field of ViTSpec → the reason, a phrase.
+        example: Python that loads the file PATH into the library's network and sets `outputs`, a dict of tensors or
+            arrays, from `images`; it may read `card`, the export's description. Runs in `export.py --check` and stands
+            in the export's README.
+        learned_positions: whether fixed positions must be written as if they were learned.
+        companions: further JSON files of a folder, by name, for a network.
+        arguments: keywords that the example gives to the library's network, kept in the card as "arguments".
+    """
+
+    name: str
+    library: str
+    suffix: str
+    prepared: Callable[[TensorFile], TensorFile | None]
+    spec: Callable[[TensorFile], ViTSpec]
+    rows: Callable[[ViTSpec], list[Row]]
+    lacks: Callable[[ViTSpec], dict[str, str]]
+    example: str
+    learned_positions: bool = True
+    companions: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})
+    arguments: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})
+
+
+def description(file: TensorFile) -> dict[str, Any]:
+    """What an export of this project says of itself in its metadata; empty for any other file.
+
+    Raises:
+        InputError: the description is damaged.
+    """
+    text = file.notes.get(DESCRIPTION)
+    if text is None:
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(text)
+        ViTSpec(**found["model"])
+        found["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"weights {file.where}: its description is damaged: {error!r}") from None
+    return found
+
+
+def blocks(file: TensorFile, prefix: str) -> int:
+    """How many blocks there are: names are `prefix`0…, `prefix`1…, with no number left out.
+
+    Raises:
+        InputError: a number is missing.
+    """
+    numbers = set()
+    for name in file.shapes:
+        number = name.removeprefix(prefix).replace("/", ".").partition(".")[0]
+        if name.startswith(prefix) and number.isdecimal():
+            numbers.add(int(number))
+    if numbers != set(range(len(numbers))):
+        gap = min(set(range(max(numbers))) - numbers)
+        raise InputError(f"weights {file.where}: has no block {gap}: no tensor begins with {prefix}{gap}")
+    return len(numbers)
+
+
+def shape_of(file: TensorFile, name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor without which a network cannot be told.
+
+    Raises:
+        InputError: there is none of that name, or it has another number of axes.
+    """
+    if name not in file.shapes:
+        raise InputError(f"weights {file.where}: has no tensor {name}")
+    shape = file.shapes[name]
+    if len(shape) != axes:
+        raise InputError(f"weights {file.where}: {name} has shape {list(shape)}; {axes} axes were expected")
+    return shape
+
+
+def heads_of(file: TensorFile, sizes: Mapping[str, int]) -> int:
+    """The number of heads, which no shape tells, of a network whose other sizes are those of a named architecture.
+
+    Raises:
+        InputError: there is none of these sizes.
+    """
+    wanted = {name: sizes[name] for name in ("layers", "width", "mlp")}
+    for known in ARCHITECTURES.values():
+        if {name: known[name] for name in wanted} == wanted:
+            return known["heads"]
+    raise InputError(
+        f"weights {file.where}: does not say how many attention heads its network has, and one of "
+        f"{wanted['layers']} layers, width {wanted['width']} and mlp {wanted['mlp']} is none of "
+        f"{' '.join(ARCHITECTURES)}; give weights in a format that says so: safetensors, npz, big_vision or hf"
+    )
+
+
+def square_grid(file: TensorFile, name: str, positions: int, class_slot: bool) -> int:
+    """The side of a grid of learned positions, the class token's slot left out.
+
+    Raises:
+        InputError: the grid is not square.
+    """
+    side = round((positions - class_slot) ** 0.5)
+    if side < 1 or side**2 != positions - class_slot:
+        kind = "one class slot and a square grid" if class_slot else "a square grid"
+        raise InputError(f"weights {file.where}: {name} holds {positions} positions, which are not {kind}")
+    return side

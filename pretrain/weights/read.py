@@ -1,0 +1,97 @@
+"""Weights from a file or folder of any known format."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
+from pretrain.weights.format import Format, description
+from pretrain.weights.formats.native import NATIVE
+from pretrain.weights.formats.timm import TIMM
+from pretrain.weights.table import from_file
+from pretrain.weights.tensorfile import TensorFile, open_tensors
+from pretrain.weights.weights import fingerprint
+
+FORMATS: dict[str, Format] = {one.name: one for one in (NATIVE, TIMM)}
+
+# What tells a Vision Transformer of another kind: a part of a tensor's name → what it is.
+OTHER_KINDS = {
+    r"\bls[12]\.|layer_?scale|\bgamma_[12]\b|LayerScale": "LayerScale (DINOv2, CaiT)",
+    r"register_?tokens?|reg_token|storage_tokens": "register tokens (DINOv2, DINOv3)",
+    r"\brope|rotary|freqs": "rotary positions (DINOv3, EVA)",
+    r"mask_token": "a mask token (DINOv2, BEiT, SimMIM)",
+    r"dist_token|distillation_token|head_dist": "a distillation token (DeiT)",
+    r"relative_position": "relative positions (BEiT, Swin)",
+    r"norm_pre\b|ln_pre|pre_layrnorm|class_embedding": "a norm before the blocks (CLIP)",
+    r"[qk]_norm|query_norm|key_norm": "norms of queries and keys",
+    r"mlp\.w12|w12\.|gate_proj|mlp\.fc1_g": "a gated MLP (SwiGLU)",
+    r"attn_pool|MAPHead": "attention pooling (SigLIP)",
+    r"fc_norm": "pooling before the final norm (MAE, timm's global_pool='avg')",
+}
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file of weights whose network is known; its values are not read yet."""
+
+    file: TensorFile
+    format: Format
+    spec: ViTSpec
+    description: dict[str, Any]  # of an export of this project: step, source, sha256 of its tensors
+
+    def read(self) -> dict[str, Tensor]:
+        """The network's tensors in fp32, by our names.
+
+        Raises:
+            InputError: tensors are missing, left over, of another shape, or not those that were
+                exported.
+        """
+        tensors = from_file(self.file, self.format.rows(self.spec), self.spec)
+        written = self.description.get("sha256")
+        if written and fingerprint(tensors) != written:
+            raise InputError(
+                f"weights {self.file.where}: damaged or changed: the values are not those that were exported; export "
+                "them again"
+            )
+        return tensors
+
+
+def find_in_file(path: Path) -> FoundFile:
+    """Tell the format and the network of a file or folder.
+
+    Raises:
+        InputError: it cannot be read, is of no known format, or of a Vision Transformer of another kind.
+    """
+    file = open_tensors(path)
+    said = description(file)
+    if said:
+        if said["format"] not in FORMATS:
+            raise InputError(f"weights {path}: of format {said['format']!r}; this version reads {', '.join(FORMATS)}")
+        form = FORMATS[said["format"]]
+        prepared = form.prepared(file)
+        if prepared is None:
+            raise InputError(f"weights {path}: says that it is of format {form.name}, but has not its tensors")
+        return FoundFile(prepared, form, ViTSpec(**said["model"]), said)
+    refuse_other_kinds(file)
+    for form in FORMATS.values():
+        prepared = form.prepared(file)
+        if prepared is not None:
+            return FoundFile(prepared, form, form.spec(prepared), {})
+    names = ", ".join(list(file.shapes)[:4])
+    raise InputError(
+        f"weights {path}: of no known format ({', '.join(FORMATS)}); its {len(file.shapes)} tensors are {names}, …"
+    )
+
+
+def refuse_other_kinds(file: TensorFile) -> None:
+    """Raises InputError for a Vision Transformer of another kind, naming what tells it apart."""
+    found = {kind: name for pattern, kind in OTHER_KINDS.items() for name in file.shapes if re.search(pattern, name)}
+    if found:
+        told = "; ".join(f"{kind}: {name}" for kind, name in found.items())
+        raise InputError(f"weights {file.where}: of a Vision Transformer of another kind, with {told}")
