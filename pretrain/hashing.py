@@ -17,7 +17,7 @@ _SECOND = 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
 
 # The purpose of a hash, the first word of its key, so that no two purposes share a stream.
-CHUNKS, WITHIN_CHUNK, AUGMENT, SHARDS, MIXUP, HELD_OUT = 1, 2, 3, 4, 5, 6
+CHUNKS, WITHIN_CHUNK, AUGMENT, SHARDS, MIXUP, HELD_OUT, CUTMIX, PAIRS = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pretrain.errors import InputError
 from pretrain.images.decode import GREY, Encoded, UnreadableImage, decode
-from pretrain.images.mixup import keep_whole, mix_weights
+from pretrain.images.mixing import Mixing, keep_whole
 from pretrain.images.transforms import Transform, to_float, to_unit_
 from pretrain.index.index import Index
 from pretrain.storage.retry import Timeouts
@@ -75,7 +75,8 @@ class Batch:
     ids: np.int64 [m].
     valid: bool [m], False for a sample that could not be read (grey; its id and labels stand) and for a row that pads
         an evaluation (grey; id and labels -1).
-    weight: fp32 [m], each row's own share under mixup; None without mixup.
+    weight: fp32 [m], each row's own share where pairs are mixed; None where they are not.
+    boxes: int64 [m, 4], what CutMix takes from the other of the pair (`mixing.cut_boxes`); None without CutMix.
     faults: one for each sample that could not be read.
     """
 
@@ -84,6 +85,7 @@ class Batch:
     ids: NDArray[np.int64]
     valid: Tensor
     weight: Tensor | None = None
+    boxes: Tensor | None = None
     faults: tuple[Fault, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
@@ -95,9 +97,13 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        weight = None if self.weight is None else change(self.weight)
         return replace(
-            self, images=change(self.images), labels=change(self.labels), valid=change(self.valid), weight=weight
+            self,
+            images=change(self.images),
+            labels=change(self.labels),
+            valid=change(self.valid),
+            weight=None if self.weight is None else change(self.weight),
+            boxes=None if self.boxes is None else change(self.boxes),
         )
 
 
@@ -124,11 +130,11 @@ class BatchStream:
         *,
         rows: int,
         window: int,
-        weigh: Callable[[Plan], Tensor] | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
-        """`window`: samples read ahead. `weigh`: gives the mixup weights of a plan's rows."""
+        """`window`: samples read ahead. `mixing`: how the rows are mixed in pairs, if they are."""
         self.rows, self.counters = rows, Counters()
-        self._index, self._transform, self._options, self._weigh = index, transform, options, weigh
+        self._index, self._transform, self._options, self._mixing = index, transform, options, mixing
         workers, floats = options.workers, options.floats
         size = transform.image_size
         grey = torch.tensor(GREY, dtype=torch.uint8)
@@ -171,8 +177,10 @@ class BatchStream:
         ids = pending.plan.ids
         valid = torch.from_numpy(ids >= 0)
         valid[list(faults)] = False
-        weight = keep_whole(self._weigh(pending.plan), valid) if self._weigh else None
-        batch = Batch(pending.images, self._labels(ids), ids, valid, weight, tuple(faults.values()))
+        weight = boxes = None
+        if self._mixing:
+            weight, boxes = keep_whole(*self._mixing.draw(pending.plan.epochs, ids), valid)
+        batch = Batch(pending.images, self._labels(ids), ids, valid, weight, boxes, tuple(faults.values()))
         return batch.pinned() if self._options.pin else batch
 
     def __enter__(self) -> BatchStream:
@@ -264,7 +272,7 @@ class TrainLoader(BatchStream):
     """A rank's micro-batches of steps start_step <= t < stop_step (None: without end), in slot order.
 
     Rank r owns slots [r·B/world, (r+1)·B/world) of every step. The transform sees a sample's image, epoch and id
-    alone, so the global batch is the same for any world, micro_batch and workers. `mixup` is its alpha; 0 for none.
+    alone, so the global batch is the same for any world, micro_batch and workers.
     `trained`: the canonical ids that the order is of, ascending; None: all of the index.
 
     Raises InputError where the batch does not divide, or the order is for another number of samples.
@@ -280,7 +288,7 @@ class TrainLoader(BatchStream):
         micro_batch: int,
         start_step: int = 0,
         stop_step: int | None = None,
-        mixup: float = 0.0,
+        mixing: Mixing | None = None,
         trained: NDArray[np.int64] | None = None,
     ) -> None:
         rank, world, batch = options.rank, options.world, order.global_batch
@@ -300,7 +308,7 @@ class TrainLoader(BatchStream):
             rows=micro_batch,
             # One chunk a lane, and half a chunk more: the lane that changes last has its next one in time.
             window=-(-3 * order.lane_count * order.chunk // (2 * world)),
-            weigh=(lambda plan: mix_weights(mixup, order.seed, plan.epochs, plan.ids)) if mixup else None,
+            mixing=mixing,
         )
 
 

@@ -12,6 +12,7 @@ from pretrain.section import Indices, Section, key
 from pretrain.storage.retry import TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
+    from pretrain.images.mixing import Mixing
     from pretrain.images.transforms import TrainImages
 
 Layers = Annotated[int, Field(gt=0)]
@@ -73,6 +74,11 @@ class DataSection(Section):
         examples=[[2, 10]],
     )
     mixup: float = key(0.0, about="α of mixup's Beta(α, α); 0: no mixup.", ge=0)
+    cutmix: float = key(
+        0.0,
+        about="α of CutMix's Beta(α, α); 0: no CutMix. With data.mixup, a coin decides for each pair of images.",
+        ge=0,
+    )
     read_ahead_mib: int = key(
         1024, about="MiB of shards per rank that are read beyond what the next batches need.", resume="free", gt=0
     )
@@ -114,6 +120,12 @@ class DataSection(Section):
 
         augment = RandAugment(*self.randaugment) if self.randaugment else None
         return TrainImages(size, channels, seed, self.crop_area, self.crop_aspect, self.flip, augment, self.crop)
+
+    def mixing(self, size: int, seed: int) -> Mixing | None:
+        """How training images of `size` pixels a side are mixed in pairs; None: they are not."""
+        from pretrain.images.mixing import Mixing
+
+        return Mixing(self.mixup, self.cutmix, size, seed) if self.mixup or self.cutmix else None
 
     def timeouts(self) -> Timeouts:
         """How long is waited for remote shards."""

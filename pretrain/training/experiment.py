@@ -327,7 +327,7 @@ def _loader(setup: Setup, start: int) -> TrainLoader:
         micro_batch=layout.micro_batch,
         start_step=start,
         stop_step=setup.recipe.steps,
-        mixup=data.mixup,
+        mixing=data.mixing(setup.images.image_size, setup.config.seed),
         trained=setup.trained,
     )
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.errors import InputError
-from pretrain.images.mixup import partners
+from pretrain.images.mixing import partners
 
 
 class Loss(Protocol):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.errors import InputError
-from pretrain.images.mixup import check_pairs
+from pretrain.images.mixing import check_pairs
 from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.index.compare import check_classes, check_names
 from pretrain.index.index import Index
@@ -80,7 +80,7 @@ def prepare(
     notes = collectives.together(lambda: check_fit(config, index, evaluated) if world.main else [])
     if world.main:
         notes += run_notes(config, recipe.steps, index, evaluated, samples)
-    if data.mixup:
+    if data.mixup or data.cutmix:
         check_pairs(recipe.layout.micro_batch)
     return Setup(
         as_read,

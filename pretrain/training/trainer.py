@@ -10,7 +10,7 @@ import torch
 
 from pretrain.engine.guards import Guard
 from pretrain.engine.step import accumulate, agree, seed_step, update
-from pretrain.images.mixup import mix_images
+from pretrain.images.mixing import mix_images
 from pretrain.images.transforms import to_float
 from pretrain.ranks.collectives import World
 from pretrain.record.ledger import Ledger
@@ -46,7 +46,7 @@ def train(
         for batch in pulse.batches(step, islice(batches, recipe.accumulation)):
             ledger.add(batch)
             batch = batch.to(world.device)
-            images = mix_images(to_float(batch.images, recipe.dtype), batch.weight)
+            images = mix_images(to_float(batch.images, recipe.dtype), batch.weight, batch.boxes)
             with pulse.forward(step):
                 loss = recipe.loss(engine(images), batch.labels, batch.valid, batch.weight)
             accumulate(engine, loss)

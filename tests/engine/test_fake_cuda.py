@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.schedule import AveragingSection
 from pretrain.engine.section import OptimizerSection
-from pretrain.images.mixup import mix_images
+from pretrain.images.mixing import mix_images
 from pretrain.images.transforms import to_float
 from pretrain.model.spec import ARCHITECTURES, spec_from_arch
 from pretrain.model.vit import VisionTransformer
@@ -36,8 +36,8 @@ def test_images_become_a_loss_on_the_device(arch, dtype):
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         pixels = torch.empty(BATCH, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
-        weight = torch.empty(BATCH)
-        images = mix_images(to_float(pixels, dtype), weight)
+        weight, boxes = torch.empty(BATCH), torch.empty(BATCH, 4, dtype=torch.int64)
+        images = mix_images(to_float(pixels, dtype), weight, boxes)
         assert (images.shape, images.dtype, images.device) == (pixels.shape, dtype, CUDA)
         with torch.no_grad():
             logits = model(images)

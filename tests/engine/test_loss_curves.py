@@ -82,7 +82,7 @@ def plain_loop(config: RunConfig, precision="fp32", ranks=1, accumulation=1) -> 
     transform = TrainImages(
         spec.image_size, spec.channels, config.seed, data.crop_area, flip=False, randaugment=randaugment
     )
-    cut = {"micro_batch": micro_batch, "stop_step": STEPS, "mixup": data.mixup}
+    cut = {"micro_batch": micro_batch, "stop_step": STEPS, "mixing": data.mixing(spec.image_size, config.seed)}
     curve = []
     with TrainLoader(index, order, transform, LoaderOptions(workers=1), **cut) as batches:
         for step in range(STEPS):
@@ -120,7 +120,12 @@ def _loss(model, batch, dtype, smoothing):
     if batch.weight is not None:
         pairs = torch.arange(len(images), device=DEVICE) ^ 1
         share = batch.weight[:, None]
-        images = share[..., None, None] * images + (1 - share[..., None, None]) * images[pairs]
+        averaged = share[..., None, None] * images + (1 - share[..., None, None]) * images[pairs]
+        for row, (top, bottom, left, right) in enumerate(batch.boxes.tolist() if batch.boxes is not None else ()):
+            if bottom > top:
+                averaged[row] = images[row]
+                averaged[row, :, top:bottom, left:right] = images[pairs[row], :, top:bottom, left:right]
+        images = averaged
         targets = share * targets + (1 - share) * targets[pairs]
     return -(targets * model(images).float().log_softmax(dim=1)).sum(dim=1).mean()
 
@@ -260,11 +265,11 @@ def test_every_pair_of_what_is_offered_is_the_plain_loop(count, ranks, config_fi
     prove(ways, ranks, config_file, plain, tmp_path)
 
 
-AUGMENTED = ["data.mixup=0.2", "data.randaugment=[1,1]", "train.label_smoothing=0.1"]
+AUGMENTED = ["data.mixup=0.2", "data.cutmix=1.0", "data.randaugment=[1,1]", "train.label_smoothing=0.1"]
 
 
 @pytest.mark.parametrize(("count", "micro_batch"), [pytest.param(1, 16, marks=pytest.mark.long), (2, 2)][:RANKS])
-def test_mixup_and_smoothing_are_the_plain_loop_with_mixed_targets(
+def test_mixup_cutmix_and_smoothing_are_the_plain_loop_with_mixed_targets(
     count, micro_batch, ranks, config_file, plain, tmp_path
 ):
     truths = plain_loop(read_config(RunConfig, config_file, AUGMENTED))

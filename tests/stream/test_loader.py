@@ -20,7 +20,7 @@ TRAIN = TrainImages(16, 3, SEED)
 
 
 def train(index, order, *, micro_batch=4, rank=0, world=1, workers=2, transform=TRAIN, **options):
-    place = {name: options.pop(name) for name in ("start_step", "stop_step", "mixup") if name in options}
+    place = {name: options.pop(name) for name in ("start_step", "stop_step", "mixing") if name in options}
     options = LoaderOptions(rank, world, workers, **options)
     return TrainLoader(index, order, transform, options, micro_batch=micro_batch, **place)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrain.errors import InputError
-from pretrain.images.mixup import mix_weights
+from pretrain.images.mixing import Mixing
 from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.stream.loader import LoaderOptions, TrainLoader, evaluation_batches
 from pretrain.stream.order import Order
@@ -145,26 +145,34 @@ def test_a_damaged_shard_raises_at_its_batch_and_ever_after_and_never_hangs(writ
         next(batches)
 
 
-def test_mixup_gives_every_row_its_weight_whatever_the_topology_and_leaves_faulty_pairs_alone(write_shards):
+@pytest.mark.parametrize("mixing", [Mixing(0.2, 0.0, 16, SEED), Mixing(0.2, 1.0, 16, SEED)])
+def test_every_row_is_mixed_alike_whatever_the_topology_and_faulty_pairs_are_left_alone(mixing, write_shards):
     index = write_shards("mixed", [60], replace={17: b"not an image"}).index
     order = Order(60, 12, SEED)
 
-    def weights(micro_batch, world):
-        steps = []
+    def drawn(micro_batch, world):
+        """weight [12, 10] and boxes [12, 10, 4]: by slot and step."""
+        ranks = []
         for rank in range(world):
-            with train(
-                index, order, micro_batch=micro_batch, rank=rank, world=world, stop_step=10, mixup=0.2
-            ) as loader:
-                of_rank = torch.cat([batch.weight for batch in loader]).view(10, -1)
-            steps.append(of_rank)
-        return torch.cat(steps, dim=1)
+            options = {"micro_batch": micro_batch, "rank": rank, "world": world, "stop_step": 10, "mixing": mixing}
+            with train(index, order, **options) as loader:
+                batches = list(loader)
+            whole = [
+                (batch.weight, torch.zeros(micro_batch, 4) if batch.boxes is None else batch.boxes) for batch in batches
+            ]
+            ranks.append([torch.cat(parts).unflatten(0, (10, -1)) for parts in zip(*whole, strict=True)])
+        return [torch.cat(parts, dim=1) for parts in zip(*ranks, strict=True)]
 
-    whole = weights(12, 1)
-    assert torch.equal(weights(2, 3), whole)
+    weight, boxes = drawn(12, 1)
+    assert all(torch.equal(one, other) for one, other in zip(drawn(2, 3), (weight, boxes), strict=True))
     epochs = np.array([order.epochs(step) for step in range(10)])
     ids = np.array([order.ids(step) for step in range(10)])
-    expected = mix_weights(0.2, SEED, epochs.ravel(), ids.ravel()).view(10, 12)
+    expected, cut = mixing.draw(epochs.ravel(), ids.ravel())
+    expected, cut = expected.view(10, 12), torch.zeros(10, 12, 4) if cut is None else cut.view(10, 12, 4)
     for step, row in np.argwhere(ids == 17).tolist():
-        expected[step, row] = expected[step, row ^ 1] = 1
-    assert torch.equal(whole, expected)
-    assert 0.5 <= whole.min() < whole.max() <= 1
+        expected[step, [row, row ^ 1]] = 1
+        cut[step, [row, row ^ 1]] = 0
+    assert torch.equal(weight, expected)
+    assert torch.equal(boxes, cut)
+    assert boxes.any() == bool(mixing.cutmix)
+    assert weight.min() < weight.max() <= 1

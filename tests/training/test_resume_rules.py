@@ -48,8 +48,9 @@ FIXED = {
     "model.head_bias": -1.0, "data.chunk": 16, "data.lanes": 64, "data.crop": "tensorflow",
     "data.held_out": 0.1,
     "data.crop_area": [0.5, 1.0], "data.crop_aspect": [1.0, 1.0], "data.flip": False,
-    "data.randaugment": [2, 10], "data.mixup": 0.2, "train.global_batch": 128, "train.loss": "sigmoid",
-    "train.label_smoothing": 0.1, "optimizer.name": "sgd", "optimizer.lr": 0.2, "optimizer.betas": [0.8, 0.9],
+    "data.randaugment": [2, 10], "data.mixup": 0.2, "data.cutmix": 1.0, "train.global_batch": 128,
+    "train.loss": "sigmoid", "train.label_smoothing": 0.1, "optimizer.name": "sgd", "optimizer.lr": 0.2,
+    "optimizer.betas": [0.8, 0.9],
     "optimizer.eps": 0.1, "optimizer.momentum": 0.5, "optimizer.weight_decay": 0.1, "optimizer.decay": "all",
     "optimizer.clip_norm": 0.0,
 }  # fmt: skip
