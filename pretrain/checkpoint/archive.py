@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,22 +20,29 @@ from pretrain.files import ABSENT, patiently
 _BLOCK = 1 << 24  # bytes written at a time
 
 
-def write(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, int | str]:
-    """Write named fp32 tensors [n] to a new file, flushed to the disk.
+def write(
+    path: Path, tensors: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str] | None = None
+) -> dict[str, int | str]:
+    """Write named fp32 tensors to a new file, flushed to the disk.
+
+    Args:
+        tensors: of any shape, on any device.
+        metadata: texts that the file's header holds, by name.
 
     Returns:
         {"bytes": size, "sha256": hex digest of the file}. Nothing is held in memory beyond the tensors themselves.
     """
-    header, end = {}, 0
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name, tensor in tensors:
         begin, end = end, end + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [begin, end]}
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format wants the data aligned
     digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
-        # One tensor after the other: a tensor on a device is on the host only while it is written.
-        blocks = (tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data for _, tensor in tensors)
+        # One tensor after the other: one on a device, or a view to be laid out, is copied only while it is written.
+        blocks = (tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data for _, tensor in tensors)
         for block in itertools.chain([memoryview(len(text).to_bytes(8, "little") + text)], blocks):
             for start in range(0, len(block), _BLOCK):
                 part = block[start : start + _BLOCK]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.errors import InputError
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
 from pretrain.weights.table import Row
@@ -30,8 +32,9 @@ class Format:
             "gelu", or a field of ViTSpec → the reason, a phrase.
         example: Python that loads the file PATH into the library's network and sets `outputs`, a dict of tensors or
             arrays, from `images`; it may read `card`, the export's description. Runs in `export.py --check` and stands
-            in the export's README.
+            in the export's README. Its outputs are among "logits" and the features that the network gives by name.
         learned_positions: whether fixed positions must be written as if they were learned.
+        fitted: tensors as the table takes them, for values that the format holds in another way.
         companions: further JSON files of a folder, by name, for a network.
         arguments: keywords that the example gives to the library's network, kept in the card as "arguments".
     """
@@ -45,6 +48,7 @@ class Format:
     lacks: Callable[[ViTSpec], dict[str, str]]
     example: str
     learned_positions: bool = True
+    fitted: Callable[[ViTSpec, dict[str, Tensor]], dict[str, Tensor]] = field(default=lambda spec, tensors: tensors)
     companions: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})
     arguments: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})
 

@@ -1,0 +1,168 @@
+"""Exports: what a format cannot hold is refused, a file says what it is and what to expect of it, and it is checked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from launch import export as command
+from pretrain.errors import InputError
+from pretrain.model.spec import ViTSpec
+from pretrain.model.vit import VisionTransformer
+from pretrain.weights import selftest
+from pretrain.weights.export import check, export
+from pretrain.weights.load import choose, load_weights
+from pretrain.weights.read import FORMATS
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"patch_size": 4, "layers": 2, "width": 16, "mlp": 32, "heads": 2, "image_size": 12, "num_classes": 5}
+
+
+def network(seed=0, **changes):
+    """Every tensor of it is random: a zero bias or head would hide that it is lost."""
+    model = VisionTransformer(ViTSpec(**{**SIZES, **changes}))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return model.eval()
+
+
+@pytest.fixture
+def exported(run_folder, tmp_path):
+    """exported(format, drop=(), **changes): an export of a small network, and the network."""
+
+    def make(name, drop=(), **changes):
+        model = network(**changes)
+        source = choose(run_folder(tmp_path / "run", model))
+        out = tmp_path / f"vit{FORMATS[name].suffix}"
+        export(source, FORMATS[name], out, drop=drop)
+        return out, model
+
+    return make
+
+
+def test_the_command_offers_the_formats_that_there_are():
+    assert set(command.FORMATS) == set(FORMATS)
+
+
+def test_what_comes_back_is_what_went_out(exported, tmp_path):
+    out, model = exported("safetensors", representation_size=8, pool="mean", positions="sincos2d", gelu="tanh")
+    read = load_weights(out)
+    assert read.spec == model.spec
+    assert (read.step, read.averaged) == (3, False)
+    assert all(torch.equal(value, read.tensors[name]) for name, value in model.state_dict().items())
+    again = tmp_path / "again.safetensors"
+    export(choose(out), FORMATS["safetensors"], again)
+    one, other = load_file(out), load_file(again)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_average_is_another_file(run_folder, tmp_path):
+    run = run_folder(tmp_path / "run", network(0), average=network(1))
+    export(choose(run), FORMATS["safetensors"], tmp_path / "mean.safetensors", averaged=True)
+    read = load_weights(tmp_path / "mean.safetensors")
+    assert read.averaged
+    assert torch.equal(read.tensors["head.weight"], network(1).head.weight)
+    export(choose(run), FORMATS["safetensors"], tmp_path / "raw.safetensors")
+    with pytest.raises(InputError, match="does not say that they are averaged"):
+        load_weights(tmp_path / "raw.safetensors", averaged=True)
+
+
+def test_a_card_says_what_the_network_makes_of_an_image_that_a_formula_makes(exported):
+    out, model = exported("timm")
+    card = json.loads(Path(f"{out}.json").read_text())
+    pixels = np.array([(i * i % 251) / 125 - 1 for i in range(3 * 12 * 12)], np.float32).reshape(1, 3, 12, 12)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(pixels))[0]
+    np.testing.assert_allclose(card["expected"]["logits"], logits, atol=1e-6)
+    assert (card["step"], card["weights"], card["model"]["heads"]) == (3, "raw", 2)
+    assert "resized to 14 pixels" in card["preprocessing"]["words"]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_every_export_is_equal_in_its_library_and_its_readme_says_so(name, exported):
+    out, _ = exported(name, drop=("gelu",) if FORMATS[name].lacks(network().spec) else ())
+    found, not_asked = check(out)
+    assert not_asked == ""
+    assert {one.reader for one in found} == {"vit-foundry", FORMATS[name].library}
+    assert all(one.difference < 1e-5 for one in found)
+    readme = (out / "README.md" if out.is_dir() else Path(f"{out}.md")).read_text()
+    script = readme.partition("```python\n")[2].partition("```")[0]
+    folder = out if out.is_dir() else out.parent
+    answer = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert max(eval(answer.stdout).values()) < 1e-5
+
+
+def test_swapped_queries_and_keys_are_found(exported):
+    out, _ = exported("timm")
+    tensors = load_file(out)
+    query, key, value = tensors["blocks.1.attn.qkv.weight"].chunk(3)
+    tensors["blocks.1.attn.qkv.weight"] = torch.cat([key, query, value])
+    with safe_open(out, "pt") as file:
+        described = json.loads(file.metadata()["vit_foundry"])
+    del described["sha256"]  # which would tell before anything is computed
+    save_file(tensors, out, {"vit_foundry": json.dumps(described)})
+    found, _ = check(out)
+    assert {one.reader for one in found if not one.right} == {"vit-foundry", "timm"}
+
+
+def test_a_changed_value_is_found_when_it_is_read(exported):
+    out, _ = exported("safetensors")
+    data = bytearray(out.read_bytes())
+    data[-3] ^= 1
+    out.write_bytes(data)
+    with pytest.raises(InputError, match=r"vit.safetensors: damaged or changed: the values are not those"):
+        load_weights(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "drop", "found"),
+    [
+        ("timm", {"representation_size": 8}, (), "cannot hold these weights: representation: .*--drop representation"),
+        ("timm", {"representation_size": 8}, ("representation",), "--drop representation,head would be right"),
+        ("timm", {}, ("representation",), "these weights have none"),
+        ("timm", {}, ("tail",), "what may be dropped is representation, head, gelu"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_unless_it_is_dropped(name, changes, drop, found, exported, tmp_path):
+    with pytest.raises(InputError, match=found):
+        exported(name, drop, **changes)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_its_head_a_network_gives_features(exported):
+    out, model = exported("timm", ("representation", "head"), representation_size=8)
+    read = load_weights(out)
+    assert (read.spec.num_classes, read.spec.representation_size) == (0, None)
+    image = selftest.image(read.spec)
+    with torch.no_grad():
+        features = model(image, features=True)["cls"]
+        assert torch.equal(read.model()(image), features)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--format", "timm"], "--out is missing"),
+        (["--out", "vit.safetensors"], "--format is missing"),
+        (["--format", "timm", "--out", "vit.npz"], "format timm is a .safetensors file"),
+        (["--format", "timm", "--out", "run"], "exists"),
+        (["--check"], "has no card"),
+    ],
+)
+def test_bad_words_are_refused(words, found, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_folder(tmp_path / "run", network())
+    monkeypatch.setattr(sys, "argv", ["export.py", "run", *words])
+    with pytest.raises(InputError, match=found):
+        command.main()
