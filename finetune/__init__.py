@@ -1,1 +1,1 @@
-"""A checkpoint → a task: head swap, higher resolution."""
+"""A checkpoint → a task: head swap, higher resolution, looking inside."""

@@ -64,7 +64,7 @@ def attend(model: VisionTransformer, images: Tensor) -> Attended:
     query it is left out, as a key its attention is spread over the patches in proportion to theirs.
     """
     spec = model.spec
-    first = int(spec.pool == "cls")  # the first patch
+    patches = spec.grid**2  # the last tokens
     spacing = patch_distances(spec.grid, spec.patch_size).to(images.device)
     distances: list[Tensor] = []
     rollout = torch.eye(spec.tokens, device=images.device)
@@ -73,13 +73,13 @@ def attend(model: VisionTransformer, images: Tensor) -> Attended:
         nonlocal rollout
         # The softmax over the patches alone: the same as to leave the class token out of the attention and normalise
         # again, but defined where the class token gets all of it.
-        distances.append(mean_distance(scores[..., first:, first:].softmax(dim=-1), spacing))
+        distances.append(mean_distance(scores[..., -patches:, -patches:].softmax(dim=-1), spacing))
         rollout = rollout_step(rollout, scores.softmax(dim=-1))
 
     with watched(model, see):
         model(images)
-    seen = rollout[:, 0, 1:] if first else rollout.mean(dim=1)
-    return Attended(torch.stack(distances, dim=1).cpu(), seen.cpu())
+    output = rollout[:, 0] if spec.pool == "cls" else rollout.mean(dim=1)
+    return Attended(torch.stack(distances, dim=1).cpu(), output[:, -patches:].cpu())
 
 
 def patch_distances(grid: int, patch_size: int) -> Tensor:

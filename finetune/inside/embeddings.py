@@ -46,7 +46,7 @@ def position_similarity(spec: ViTSpec, tensors: Mapping[str, Tensor]) -> Tensor:
     one patch, then of the other. Fixed positions are computed; the class token's slot is left out.
     """
     if spec.positions == "learned":
-        positions = tensors["position_embedding"][0, int(spec.pool == "cls") :]
+        positions = tensors["position_embedding"][0, -(spec.grid**2) :]  # the patches' come last
     else:
         positions = sincos2d(spec.grid, spec.width, device=torch.device("cpu"), dtype=torch.float32)[0]
     directions = F.normalize(positions.double(), dim=1)

@@ -168,7 +168,7 @@ def draw_distances(figure: Figure, attention: Attention) -> None:
     for head in range(heads):
         axes.scatter(range(1, layers + 1), distances[:, head], s=16, color=colours[head], label=f"head {head + 1}")
     axes.axhline(attention.uniform, color=GREY, linestyle=":")
-    axes.set_ylim(0, 1.08 * max(attention.uniform, distances.max()))
+    axes.set_ylim(0, 1.08 * max(attention.uniform, distances.max()) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer; dotted: attention to all patches alike", fontsize=9)
     axes.set_ylabel("pixels", fontsize=9)
