@@ -11,13 +11,14 @@ from torch import nn
 
 from fewshot.cache import FeatureSet
 from fewshot.config import ProtocolSection
-from fewshot.features import IMAGES, Extraction, count_repeated, dtype_name, extract, representation
+from fewshot.features import IMAGES, Extraction, count_repeated, extract, representation
 from fewshot.score import fp64_device, score, summarise
 from fewshot.task import open_task
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.index.compare import unnamed_text
 from pretrain.index.index import Index
+from pretrain.model.arithmetic import dtype_name
 from pretrain.ranks.collectives import World, broadcast_object, together
 from pretrain.stream.fault import Fault
 from pretrain.training.config import RunConfig

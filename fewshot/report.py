@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +13,18 @@ from numpy.typing import NDArray
 
 from fewshot.cache import NetworkFeatures, repeated_images
 from fewshot.config import FewshotConfig, ProtocolSection
-from fewshot.features import LAYERS, dtype_name, headline, preprocessing
+from fewshot.features import LAYERS, headline, preprocessing
 from fewshot.given import GivenFeatures
 from fewshot.page import draw_charts, markdown
 from fewshot.probes import PROBES
 from fewshot.score import Scores, summarise
 from fewshot.task import Draw, Task
-from pretrain import files
 from pretrain.index.index import Index
+from pretrain.model.arithmetic import dtype_name
 from pretrain.record.folder import git_commit, versions
+from pretrain.record.reportfolder import REPORT, json_text, write_parts
 
-REPORT = "report"  # folder
+FOLDER = "report"
 
 _DRAW = (
     "one numpy default_rng(seed) a seed; class by class from 0 it permutes the class's ids in ascending "
@@ -206,45 +204,11 @@ def build_report(
 
 def write_report(report: Mapping[str, Any], out: Path) -> Path:
     """Write report.json, its charts and report.md to `out`/report. Returns the path of report.md."""
-    folder = out / REPORT
-    text, charts = _json(report), draw_charts(report)
-    folder.mkdir(parents=True, exist_ok=True)
+    text, charts = json_text(report), draw_charts(report)
     parts = {
-        "report.json": text.encode(errors="backslashreplace"),  # a path that is no UTF-8, as JSON has it
+        REPORT: text.encode(errors="backslashreplace"),  # a path that is no UTF-8, as JSON has it
         **charts,
         "report.md": markdown(report, list(charts)).encode(),
     }
-    for name, data in parts.items():
-        with files.atomic_write(folder / name) as file:
-            file.write(data)
-    return folder / "report.md"
-
-
-def _json(report: Mapping[str, Any]) -> str:
-    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def set_aside(report: Mapping[str, Any], out: Path) -> Path | None:
-    """Rename another report in `out`/report to report-1, report-2, …, and return where it lies now.
-
-    Returns None where there is none, or the same report from an earlier start.
-    """
-    folder = out / REPORT
-    if not os.path.lexists(folder) or _read(folder / "report.json") == _reproducible(json.loads(_json(report))):
-        return None
-    other = next(path for number in count(1) if not os.path.lexists(path := out / f"{REPORT}-{number}"))
-    os.rename(folder, other)
-    return other
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The reproducible part of the report in a file; None where it holds no report."""
-    try:
-        return _reproducible(json.loads(path.read_bytes()))
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _reproducible(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report without what another start of the same command changes."""
-    return {key: value for key, value in report.items() if key not in ("seconds", "run", "versions", "git_commit")}
+    write_parts(out / FOLDER, parts)
+    return out / FOLDER / "report.md"

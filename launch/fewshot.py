@@ -14,16 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not launch/, where fewshot.py hides fewshot
 
 import argparse
-import os
 import time
 from typing import Any
 
-from pretrain import files
 from pretrain.configfile import read_config
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.ranks.command import DONE, Parser, main_rank, run_command
-from pretrain.storage.location import local_path
+from pretrain.record import reportfolder
 
 KINDS = {"raw": (False,), "averaged": (True,), "both": (False, True)}  # --weights → whether averaged, in turn
 DEFAULT = ROOT / "configs/fewshot/imagenet.json"  # the protocol for features that are given without a config
@@ -53,7 +51,7 @@ def probe_weights(args: argparse.Namespace) -> int:
     protocol, out = config.fewshot, args.out or Path("runs") / config.name
     task = open_task(config.data.support, config.data.query, protocol)
     world = processgroup.start()
-    collectives.together(lambda: check_out(out) if world.main else None)  # one rank writes everything
+    collectives.together(lambda: reportfolder.check_out(out) if world.main else None)  # one rank writes everything
     dtype = getattr(torch, protocol.dtype)
     networks = open_networks(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
     if world.main:
@@ -90,7 +88,7 @@ def probe_file(args: argparse.Namespace) -> int:
     protocol = read_config(FewshotConfig, args.config or DEFAULT, overrides(args)).fewshot
     name = args.features.stem
     given, out = read_given(args.features), args.out or Path("runs") / name
-    check_out(out)
+    reportfolder.check_out(out)
     began = time.monotonic()
     scores, draws = score.score_given(given, protocol, name)
     scores.seconds["total"] = time.monotonic() - began
@@ -103,19 +101,11 @@ def overrides(args: argparse.Namespace) -> list[str]:
     return [*args.overrides, *(f"fewshot.{key}={value}" for key, value in short.items() if value)]
 
 
-def check_out(out: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before what would be lost with it is computed."""
-    new = not os.path.lexists(out)
-    files.make_folder(local_path(out))
-    if new:
-        out.rmdir()  # a fault found later leaves none behind
-
-
 def finish(content: dict[str, Any], out: Path) -> int:
     from fewshot import page, report
 
-    if aside := report.set_aside(content, out):
-        say(f"{out / report.REPORT}: held another report, which is kept as {aside}")
+    if aside := reportfolder.set_aside(content, out / report.FOLDER):
+        say(f"{out / report.FOLDER}: held another report, which is kept as {aside}")
     path = report.write_report(content, out)
     say(f"\n{page.table(content)}\n\nreport: {path}")
     return DONE

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from fewshot.config import ProtocolSection
 from fewshot.given import read_given
 from fewshot.page import draw_charts, markdown, table
-from fewshot.report import build_report, describe_rows, set_aside, write_report
+from fewshot.report import build_report, describe_rows, write_report
 from fewshot.score import Result, Scores, Sweep
 from fewshot.task import draw_support
+from pretrain.record.reportfolder import set_aside
 
 DRAWS = draw_support(np.arange(60) % 3, classes=3, shots=(1, 5), seeds=(0, 1, 2))
 ACCURACY = {"tanh": 0.6, "pixels": 0.4, "untrained": 0.3}
@@ -279,7 +280,7 @@ def test_words_with_underscores_stay_readable(report):
 
 def test_another_report_is_kept_and_the_same_one_written_again(report, tmp_path):
     def make(id):
-        kept = set_aside(report(id), tmp_path)
+        kept = set_aside(report(id), tmp_path / "report")
         write_report(report(id) | {"seconds": {"probes": 9.0}}, tmp_path)
         return kept and kept.name
 
@@ -293,4 +294,4 @@ def test_what_is_no_report_is_kept_too(report, tmp_path, there):
     (tmp_path / "report").mkdir()
     if there:
         (tmp_path / "report" / "report.json").write_text(there)
-    assert set_aside(report(), tmp_path) == tmp_path / "report-1"
+    assert set_aside(report(), tmp_path / "report") == tmp_path / "report-1"
