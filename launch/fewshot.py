@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     main = Parser(prog="launch/fewshot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     main.add_config("fewshot/imagenet.json", config_class, required=False)
     add = main.add_argument
-    many = "a run folder or a checkpoint inside one; may be given several times"
+    many = "a run folder, a checkpoint inside one, or a file or URL of any known format; may be given several times"
     add("--init", action="append", metavar="WEIGHTS", help=many)
     kinds = "of --init: as trained (the default), their Polyak average, or both side by side"
     add("--weights", choices=tuple(KINDS), default="raw", help=kinds)

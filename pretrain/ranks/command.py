@@ -73,7 +73,9 @@ def training_parser(command: str, description: str, example: str, schema: type[S
     parser.add_config(example, lambda: schema)
     parser.add_argument("--out", type=Path, help="run folder; default: runs/<name of the config>")
     parser.add_argument(
-        "--init", metavar="WEIGHTS", help="start from the weights of a run folder or of a checkpoint inside one"
+        "--init",
+        metavar="WEIGHTS",
+        help="start from the weights of a run folder, a checkpoint inside one, or a file or URL of any known format",
     )
     parser.add_argument(
         "--weights", choices=("raw", "averaged"), help="of --init: as trained (the default), or their Polyak average"

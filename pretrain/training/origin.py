@@ -15,6 +15,7 @@ from pretrain.model.spec import ViTSpec
 from pretrain.ranks.collectives import is_main, on_main, together
 from pretrain.ranks.command import CommandLineError
 from pretrain.record.folder import RunFolder
+from pretrain.storage.store import is_remote
 from pretrain.weights.load import Source, choose, find
 
 # {"seed": …}, or {"source", "sha256" and "step" of WEIGHTS, "weights": "raw" or "averaged", "model": their network}.
@@ -25,7 +26,7 @@ Origin = dict[str, Any]
 class Init:
     """WEIGHTS to begin from, as the command names them: `--init` and `--weights`."""
 
-    path: Path
+    path: Path | str  # a str where it is a URL
     averaged: bool = False
 
     @property
@@ -36,7 +37,7 @@ class Init:
     def origin(self, chosen: Source) -> Origin:
         """The origin of a run that begins from the weights `chosen`, told by their hash, so that they may be moved."""
         return {
-            "source": os.path.abspath(chosen.path),  # as a resume from elsewhere names it
+            "source": chosen.name,  # as a resume from elsewhere names it
             "sha256": chosen.sha256,
             "step": chosen.step,
             "weights": self.kind,
@@ -48,7 +49,7 @@ def init_option(path: str | None, weights: str | None) -> Init | None:
     """What `--init` and `--weights` say together. Raises CommandLineError where there is only the second."""
     if path is None and weights is not None:
         raise CommandLineError(f"--weights {weights}: goes with --init; leave it out, or give --init WEIGHTS too")
-    return None if path is None else Init(Path(path), weights == "averaged")
+    return None if path is None else Init(path if is_remote(path) else Path(path), weights == "averaged")
 
 
 def describe(origin: Origin | None) -> str:
@@ -121,6 +122,8 @@ def check_origin(saved: Checkpoint, init: Init | None) -> None:
     )
     if "seed" in began:
         raise InputError(f"--init {init.path}: {mend}")
+    if is_remote(init.path) and (init.path, init.kind) == (began["source"], began["weights"]):
+        return  # not to be downloaded again by each restart
     try:
         # Sizes will do, as the hashes of gigabytes are not worth a resume's time. They tell less than what the run
         # found when it began: before a refusal the hashes are asked for too.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,10 @@ from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import tensor_shapes
-from pretrain.ranks.collectives import is_main, on_main
+from pretrain.ranks.collectives import is_main, on_main, together
+from pretrain.ranks.launcher import local_rank
+from pretrain.storage.store import is_remote
+from pretrain.weights.download import Remote
 from pretrain.weights.read import find_in_file
 from pretrain.weights.tensorfile import INDEX
 from pretrain.weights.weights import Weights, fingerprint
@@ -27,7 +30,12 @@ class Source(Protocol):
 
     @property
     def path(self) -> Path:
-        """The checkpoint, file or folder."""
+        """The checkpoint, file or folder; of a URL its copy on this host."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What a run that begins from them records: a URL, or the absolute path."""
         ...
 
     @property
@@ -74,6 +82,10 @@ class SavedSource:
         return self.saved.path
 
     @property
+    def name(self) -> str:
+        return os.path.abspath(self.path)
+
+    @property
     def spec(self) -> ViTSpec:
         return ViTSpec(**self.saved.state["model"])
 
@@ -102,15 +114,16 @@ class FileSource:
     """WEIGHTS in a file, or in a folder of one network."""
 
     path: Path
+    name: str
     spec: ViTSpec
     sha256: str
     described: dict[str, Any]  # what an export says of itself
 
     @classmethod
-    def find(cls, path: Path) -> FileSource:
+    def find(cls, path: Path, name: str = "") -> FileSource:
         """Tell the network of a file, and hash it. Raises InputError: it holds no known one."""
         found = find_in_file(path)
-        return cls(path, found.spec, content_sha256(path), found.description)
+        return cls(path, name or os.path.abspath(path), found.spec, content_sha256(path), found.description)
 
     @property
     def step(self) -> int | None:
@@ -153,7 +166,7 @@ def load_weights(path: str | Path, *, averaged: bool = False) -> Weights:
     Raises:
         InputError: nothing there, no whole checkpoint, or tensors that are not the network's.
     """
-    return find(Path(path)).read(averaged)
+    return find(path).read(averaged)
 
 
 def choose(path: str | Path) -> Source:
@@ -165,6 +178,11 @@ def choose(path: str | Path) -> Source:
     Raises:
         InputError: there is none; names what was looked for, on every rank.
     """
+    if is_remote(path):
+        remote = on_main(lambda: Remote.find(str(path)))
+        # Once on each host: the first of its ranks.
+        together(lambda: remote.download() if local_rank(os.environ) == 0 else None)
+        return replace(on_main(lambda: FileSource.find(remote.local, remote.url)), path=remote.local)
     path = Path(path)
     if on_main(lambda: _is_file(path)):
         return on_main(lambda: FileSource.find(path))
@@ -178,12 +196,17 @@ def choose(path: str | Path) -> Source:
     return SavedSource(found)
 
 
-def find(path: Path) -> Source:
+def find(path: str | Path) -> Source:
     """What WEIGHTS names; of a checkpoint the sizes of files are checked, by `choose` hashes too. Not collective.
 
     Raises:
         InputError: there is none; names what was looked for.
     """
+    if is_remote(path):
+        remote = Remote.find(str(path))
+        remote.download()
+        return FileSource.find(remote.local, remote.url)
+    path = Path(path)
     if _is_file(path):
         return FileSource.find(path)
     checkpoint, folder = _classify(path)

@@ -27,7 +27,7 @@ class Network:
     """
 
     id: str
-    path: Path
+    path: str | Path
     source: Source
     averaged: bool
     spec: ViTSpec
@@ -64,7 +64,7 @@ def open_networks(
     """
     found: dict[Path, Network] = {}
     networks = []
-    for path in map(Path, paths):
+    for path in paths:
         source = choose(path)
         spec = together(partial(replace, source.spec, image_size=image_size or source.spec.image_size, dropout=0.0))
         first = found.setdefault(source.path.resolve(), Network("", path, source, False, spec, dtype))
@@ -88,7 +88,7 @@ def _ids(networks: Sequence[Network]) -> list[str]:
     for network, run in zip(networks, runs, strict=True):
         steps = {other.source.step for other, theirs in zip(networks, runs, strict=True) if theirs == run}
         saved = isinstance(network.source, SavedSource)
-        named = saved and (len(steps) > 1 or network.path.resolve() == network.source.path.resolve())
+        named = saved and (len(steps) > 1 or Path(network.path).resolve() == network.source.path.resolve())
         name = Path(*run.parts[-depth:]).as_posix().lstrip("/")
         ids.append(name + (f" step {network.source.step}" if named else "") + (" averaged" if network.averaged else ""))
     return ids
@@ -96,7 +96,7 @@ def _ids(networks: Sequence[Network]) -> list[str]:
 
 def _run_folder(source: Source) -> Path:
     """The run folder of a checkpoint; of one that lies elsewhere, the folder that holds it; a file itself."""
-    path = source.path.resolve()
     if not isinstance(source, SavedSource):
-        return path
+        return Path(source.name.partition("://")[2] or source.path.resolve())
+    path = source.path.resolve()
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent

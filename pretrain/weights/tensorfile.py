@@ -24,6 +24,7 @@ from pretrain.errors import InputError
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MOST_INFLATED = 50  # an archive that unpacks to more times its size is none of weights
 INDEX = "model.safetensors.index.json"
+ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)

@@ -13,28 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from launch import export as command
 from pretrain.errors import InputError
-from pretrain.model.spec import ViTSpec
-from pretrain.model.vit import VisionTransformer
 from pretrain.weights import selftest
 from pretrain.weights.export import check, export
 from pretrain.weights.load import choose, load_weights
 from pretrain.weights.read import FORMATS
 
 ROOT = Path(__file__).parents[2]
-SIZES = {"patch_size": 4, "layers": 2, "width": 16, "mlp": 32, "heads": 2, "image_size": 12, "num_classes": 5}
-
-
-def network(seed=0, **changes):
-    """Every tensor of it is random: a zero bias or head would hide that it is lost."""
-    model = VisionTransformer(ViTSpec(**{**SIZES, **changes}))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return model.eval()
 
 
 @pytest.fixture
-def exported(run_folder, tmp_path):
+def exported(run_folder, tmp_path, network):
     """exported(format, drop=(), **changes): an export of a small network, and the network."""
 
     def make(name, drop=(), **changes):
@@ -64,7 +52,7 @@ def test_what_comes_back_is_what_went_out(exported, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_average_is_another_file(run_folder, tmp_path):
+def test_the_average_is_another_file(run_folder, tmp_path, network):
     run = run_folder(tmp_path / "run", network(0), average=network(1))
     export(choose(run), FORMATS["safetensors"], tmp_path / "mean.safetensors", averaged=True)
     read = load_weights(tmp_path / "mean.safetensors")
@@ -87,7 +75,7 @@ def test_a_card_says_what_the_network_makes_of_an_image_that_a_formula_makes(exp
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_every_export_is_equal_in_its_library_and_its_readme_says_so(name, exported):
+def test_every_export_is_equal_in_its_library_and_its_readme_says_so(name, exported, network):
     out, _ = exported(name, drop=("gelu",) if FORMATS[name].lacks(network().spec) else ())
     found, not_asked = check(out)
     assert not_asked == ""
@@ -160,7 +148,7 @@ def test_without_its_head_a_network_gives_features(exported):
         (["--check"], "has no card"),
     ],
 )
-def test_bad_words_are_refused(words, found, run_folder, tmp_path, monkeypatch):
+def test_bad_words_are_refused(words, found, run_folder, tmp_path, monkeypatch, network):
     monkeypatch.chdir(tmp_path)
     run_folder(tmp_path / "run", network())
     monkeypatch.setattr(sys, "argv", ["export.py", "run", *words])
