@@ -15,6 +15,7 @@ from fewshot.features import IMAGES, Extraction, count_repeated, extract, repres
 from fewshot.score import fp64_device, score, summarise
 from fewshot.task import open_task
 from pretrain.console import say
+from pretrain.engine.engine import precision
 from pretrain.errors import InputError
 from pretrain.index.compare import unnamed_text
 from pretrain.index.index import Index
@@ -39,6 +40,8 @@ class FewshotEvaluator:
         if section is None:
             raise InputError(f"config {config.name}: no fewshot section; set fewshot.every, .support, .query")
         self.every: int | None = section.every
+        dtype = precision(config.deepspeed)
+        self.scores = tuple(_name(shots, dtype) for shots in section.shots)
         self._spec, self._world, self._timeouts = config.model.spec(), world, config.data.timeouts()
         # In all else as launch/fewshot.py: another batch may change the last digits of features.
         self._protocol = ProtocolSection(shots=section.shots, seeds=section.seeds, l2=section.l2, probes=("ridge",))
@@ -94,8 +97,7 @@ class FewshotEvaluator:
         if support is None or query is None:
             return {}
         dtype = next(model.parameters()).dtype
-        arithmetic = "" if dtype is torch.float32 else f"_{dtype_name(dtype)}"
-        names = {draw.shots: f"fewshot/{draw.shots}shot_ridge{arithmetic}" for draw in task.draws}
+        names = {draw.shots: _name(draw.shots, dtype) for draw in task.draws}
         counts = {
             "fewshot/unreadable": grey,
             "fewshot/unlabelled": task.query.samples - len(task.query_ids),
@@ -108,3 +110,8 @@ class FewshotEvaluator:
         device = fp64_device(self._world.device)
         results, _ = score(features, task.draws, task.query_labels, task.classes, self._protocol, device)
         return {names[row.shots]: row.mean for row in summarise(results)} | besides
+
+
+def _name(shots: int, dtype: torch.dtype) -> str:
+    """Of the score at so many shots, computed in `dtype`."""
+    return f"fewshot/{shots}shot_ridge" + ("" if dtype is torch.float32 else f"_{dtype_name(dtype)}")

@@ -184,22 +184,28 @@ def remove_after(folder: Path, step: int) -> None:
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints and the first of every `keep_every` steps. For one rank.
+    """Remove all but the newest `keep` checkpoints, the first of every `keep_every` steps, and the best. For one rank.
 
     The first within these steps, not the one at a multiple of them: a run that saves by the clock seldom has that one.
     """
     found = [(_step(path), path) for path in list_checkpoints(folder)]
     firsts = {step // keep_every: step for step, _ in found} if keep_every else {}  # newest first: the last one stays
     firsts.pop(0, None)
+    best = (folder / BEST).read_text(encoding="utf-8").strip() if files.exists(folder / BEST) else None
     for step, path in found[keep:]:
-        if step not in firsts.values():
+        if step not in firsts.values() and path.name != best:
             _remove(path)
 
 
 def update_latest(folder: Path) -> None:
     """Write the name of the newest checkpoint under `folder` into `latest`, if there is one. For one rank."""
     for path in list_checkpoints(folder)[:1]:
-        files.write_text(folder / LATEST, path.name)
+        point_to(folder, LATEST, _step(path))
+
+
+def point_to(folder: Path, name: str, step: int) -> None:
+    """Have the file `name`, `latest` or `best`, name the checkpoint of `step` steps. For one rank."""
+    files.write_text(folder / name, step_path(folder, step).name)
 
 
 def _first_whole(

@@ -17,6 +17,13 @@ class CheckpointSection(Section):
         resume="free",
         gt=0,
     )
+    best: str | None = key(
+        None,
+        about="The score of the evaluations whose best checkpoint is never removed and named by the file "
+        "`checkpoints/best`; null: none.",
+        resume="free",
+        examples=["eval/top1", "averaged/eval/top1", "eval/loss", "fewshot/5shot_ridge"],
+    )
     background: bool = key(
         True, about="Whether a copy in the host's memory is written while training continues.", resume="free"
     )

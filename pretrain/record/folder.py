@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ class RunFolder:
             # The last line may be torn; only those of the step are parsed.
             lines = (line for line in file if line.startswith(f'{{"step": {step},') and line.endswith("\n"))
             return any("loss" not in json.loads(line) for line in lines)
+
+    def scores(self, name: str) -> Iterator[tuple[int, float]]:
+        """Steps and values of a score in the evaluations of `metrics.jsonl`, in their order; NaN is left out."""
+        if not files.exists(self.metrics):
+            return
+        with self.metrics.open(encoding="utf-8") as file:
+            for line in file:
+                if f'"{name}": ' in line and line.endswith("\n"):  # the last line may be torn
+                    found = json.loads(line)
+                    if found[name] is not None:
+                        yield found["step"], found[name]
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ class Evaluator(Protocol):
     """Something that measures the network while it trains. `launch` hands them to the trainer."""
 
     every: int | None  # steps between runs; None: after the last step only
+    scores: tuple[str, ...]  # names of the values that every run yields
 
     def run(self, model: torch.nn.Module, step: int) -> Iterator[tuple[str, float]]:
         """The named values after `step` steps. All ranks call it; what rank 0 yields is logged.
@@ -83,6 +84,19 @@ def due(evaluators: Sequence[Evaluator], done: int, *, last: bool) -> list[Evalu
     return [evaluator for evaluator in evaluators if last or (evaluator.every and done % evaluator.every == 0)]
 
 
+def check_best(name: str, evaluators: Sequence[Evaluator], *, averages: bool) -> None:
+    """Refuse a `checkpoint.best` that is no score of the evaluators. `averages`: whether they run on an average too.
+
+    Raises:
+        InputError: it names those that there are.
+    """
+    scores = [score for evaluator in evaluators for score in evaluator.scores]
+    scores += [f"averaged/{score}" for score in scores if averages]
+    if name not in scores:
+        offered = f"one of {', '.join(scores)}" if scores else "data.eval or fewshot, so that there is one, or null"
+        raise InputError(f"checkpoint.best: {name!r} is no score of this run's evaluations; set {offered}")
+
+
 class Validation:
     """Loss, top-1 and top-5 accuracy over a labelled set, every sample once, on however many ranks.
 
@@ -113,6 +127,7 @@ class Validation:
             InputError: no sample has a label.
         """
         self.every = every
+        self.scores = (*(("eval/loss",) if loss else ()), "eval/top1", "eval/top5")
         self._index, self._loss, self._world, self._data = index, loss, world, data
         self._transform, self._batch, self._dtype, self._ids = transform, batch, dtype, ids
         self._key = "data.eval" if ids is None else "data.held_out"

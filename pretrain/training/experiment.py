@@ -30,6 +30,7 @@ from pretrain.ranks.collectives import World
 from pretrain.ranks.command import DONE, STOPPED
 from pretrain.ranks.stop import Stop
 from pretrain.ranks.watchdog import Watchdog
+from pretrain.record.best import Best
 from pretrain.record.claim import claimed
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
@@ -282,7 +283,18 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, s
         saver = Saver(engine, folder, world, state, setup.config.checkpoint, start=start)
         ledger = _ledger(setup, metrics, saver)
         stack.callback(ledger.close)
-        keeper = Keeper(engine, saver, setup.evaluators, stop, pulse=pulse, metrics=metrics, start=start, steps=steps)
+        metric = setup.config.checkpoint.best
+        keeper = Keeper(
+            engine,
+            saver,
+            setup.evaluators,
+            stop,
+            pulse=pulse,
+            metrics=metrics,
+            start=start,
+            steps=steps,
+            best=Best(folder, metric) if metric else None,
+        )
         stack.enter_context(keeper)
         # What is there by now stays. A full collection would walk all that torch and DeepSpeed are made of: 0.2 s in
         # which no thread of this process decodes or trains.

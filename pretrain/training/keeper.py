@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from pretrain.engine.guards import RollBack
 from pretrain.errors import DivergedError, InputError
-from pretrain.ranks.collectives import any_rank
+from pretrain.ranks.collectives import any_rank, is_main
 from pretrain.ranks.stop import Stop
+from pretrain.record.best import Best
 from pretrain.record.metrics import Metrics
 from pretrain.record.pulse import Pulse
 from pretrain.training.evaluation import Evaluator, due, evaluate
@@ -34,10 +35,12 @@ class Keeper:
         metrics: Metrics,
         start: int,
         steps: int,
+        best: Best | None = None,
     ) -> None:
         """`start`, `steps`: completed when the run starts (a checkpoint of them exists), and when it ends."""
         self._engine, self._saver, self._evaluators, self._stop = engine, saver, evaluators, stop
         self._pulse, self._metrics, self._done, self._steps = pulse, metrics, start, steps
+        self._best = best
 
     def requests(self, done: int) -> tuple[bool, bool, bool]:
         """This rank's requests after `done` steps, for the ranks to agree on: stop, save; and whether it writes yet."""
@@ -81,9 +84,27 @@ class Keeper:
             return not any(any_rank(self._engine.device, self._stop.asked()))
 
         values = evaluate(chosen, self._engine, done, before_batch)
-        if values is not None:
-            self._metrics.evaluated(done, values)
-        return values is not None
+        if values is None:
+            return False
+        self._metrics.evaluated(done, values)
+        if self._best is not None:
+            self._keep_best(self._best, done, values)
+        return True
+
+    def _keep_best(self, best: Best, done: int, values: Mapping[str, float]) -> None:
+        """Have the checkpoint of `done` steps, and name it as the best, if these values say so. Collective."""
+        if best.beaten_by(values):
+            self._pulse.beat(done - 1, "save")
+            try:
+                self._saver.ensure(done)
+            except SaveError as error:  # there was no room; training continues
+                self._metrics.say(f"{error}; the best of them stays the best")
+                return
+            if is_main():
+                best.name(done, values)
+                self._saver.prune()
+        elif done == self._steps and best.score is None:
+            self._metrics.say(f"note: checkpoint.best: no {best.metric} was a number, so no checkpoint is the best")
 
     def __enter__(self) -> Keeper:
         return self

@@ -154,7 +154,7 @@ class Saver:
                 shutil.rmtree(checkpoints.partial_path(into, done), ignore_errors=True)
             else:
                 if into == self._folder:
-                    self._prune()
+                    self.prune()
                 took = time.monotonic() - began
                 aside = "" if final or not self._background else f", training waited {waited:.1f} s"
                 say(f"saved {path} in {took:.1f} s{aside}")
@@ -176,7 +176,8 @@ class Saver:
                     say(f"training waits for saves from here on: {lacking[0]}")
         return self._background
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Remove the checkpoints that are not to be kept. For rank 0."""
         try:
             checkpoints.prune(self._folder, self._section.keep, self._section.keep_every)
         except OSError as error:  # the new one is committed all the same

@@ -24,7 +24,7 @@ from pretrain.storage.retry import Timeouts
 from pretrain.stream.heldout import hold_out
 from pretrain.stream.order import Order
 from pretrain.training.config import RunConfig, TrainingConfig
-from pretrain.training.evaluation import Evaluator, Validation
+from pretrain.training.evaluation import Evaluator, Validation, check_best
 from pretrain.training.loss import choose_loss
 from pretrain.training.notes import check_fit, run_notes
 from pretrain.training.origin import Origin
@@ -82,6 +82,9 @@ def prepare(
         notes += run_notes(config, recipe.steps, index, evaluated, samples)
     if data.mixup or data.cutmix:
         check_pairs(recipe.layout.micro_batch)
+    evaluating = [*_validation(config, recipe, world, scored, held), *(make() for make in evaluators)]
+    if config.checkpoint.best is not None:
+        check_best(config.checkpoint.best, evaluating, averages=config.optimizer.averaging is not None)
     return Setup(
         as_read,
         config,
@@ -92,7 +95,7 @@ def prepare(
         trained,
         data.train_images(spec.image_size, spec.channels, config.seed),
         recipe,
-        [*_validation(config, recipe, world, scored, held), *(make() for make in evaluators)],
+        evaluating,
         notes,
         resolved(config, recipe.steps, recipe.dtype),
     )

@@ -66,6 +66,7 @@ def test_the_score_is_the_protocols_on_the_representation(config, drawn, digit_s
         expected = np.mean([row.accuracy for row in results if row.shots == shots])
         assert found.pop(f"fewshot/{shots}shot_ridge") == pytest.approx(expected, abs=1e-12)
     assert found == {}
+    assert FewshotEvaluator(run, alone).scores == ("fewshot/1shot_ridge", "fewshot/5shot_ridge")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -53,7 +53,7 @@ def poisoned(variant):
 class Measuring:
     """An evaluation that refuses the first time it is asked to be made after a step of `refuses`."""
 
-    every = 3
+    every, scores = 3, ("eval/step",)
 
     def __init__(self, refuses, error):
         self.refuses, self.error, self.made = set(refuses), error, []

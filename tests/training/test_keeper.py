@@ -43,6 +43,9 @@ class Saver:
     def finish(self):
         self.calls.append(("finish",))
 
+    def prune(self):
+        self.calls.append(("prune",))
+
 
 class Stop:
     """Asks for a stop once `after` questions were answered with no."""
@@ -68,8 +71,25 @@ class Pulse:
         return torch.no_grad()  # any context
 
 
+class Best:
+    """Notes what it names; every step from 3 on is better than those before."""
+
+    metric, score = "eval/step", None
+
+    def beaten_by(self, values):
+        return values["eval/step"] >= 3
+
+    def name(self, step, values):
+        self.score = step
+
+
 class Metrics(dict):
     """Notes evaluations."""
+
+    told = ""
+
+    def say(self, line):
+        self.told += line
 
     def evaluated(self, done, values):
         self[done] = values
@@ -77,6 +97,8 @@ class Metrics(dict):
 
 class Batches:
     """An evaluator of so many batches."""
+
+    scores = ("eval/step",)
 
     def __init__(self, every, count=2):
         self.every, self.count = every, count
@@ -87,10 +109,9 @@ class Batches:
         yield "eval/step", float(step)
 
 
-def keeper(*, evaluators=(), stop=None, start=0, steps=10):
-    return Keeper(
-        Engine(), Saver(), evaluators, stop or Stop(), pulse=Pulse(), metrics=Metrics(), start=start, steps=steps
-    )
+def keeper(*, evaluators=(), stop=None, steps=10, **options):
+    options = {"pulse": Pulse(), "metrics": Metrics(), "start": 0, "steps": steps, **options}
+    return Keeper(Engine(), Saver(), evaluators, stop or Stop(), **options)
 
 
 def leave(keeper, error, writing=False):
@@ -132,6 +153,34 @@ def test_an_evaluator_that_opens_its_data_is_in_the_evaluation_for_the_watchdog(
     one = keeper(evaluators=[Batches(1, count=0)])
     assert one.step(3, False, True, False)
     assert one._pulse.beats == [(2, "save"), (2, "evaluation")]
+
+
+def test_a_better_evaluation_has_its_checkpoint_saved_before_it_is_named():
+    one = keeper(evaluators=[Batches(1)], best=Best())
+    assert one.step(2, False, False, False)
+    assert one.step(3, False, False, False)
+    assert one.step(4, False, True, False)
+    assert calls(one) == [("ensure", 3), ("prune",), ("save", 4, False), ("prune",)]
+    assert one._best.score == 4
+
+
+def test_the_best_stays_the_best_where_a_better_one_cannot_be_saved(monkeypatch):
+    one = keeper(evaluators=[Batches(1)], best=Best())
+
+    def fails(done):
+        raise SaveError("step 3 could not be saved")
+
+    monkeypatch.setattr(one._saver, "ensure", fails)
+    assert one.step(3, False, False, False)
+    assert (calls(one), one._best.score) == ([], None)
+    assert "step 3 could not be saved; the best of them stays the best" in one._metrics.told
+
+
+def test_a_run_whose_scores_were_no_numbers_says_at_its_end_that_none_is_the_best():
+    one = keeper(evaluators=[Batches(1)], best=Best(), steps=2)
+    for done in (1, 2):
+        assert (one.step(done, False, False, False), "note:" in one._metrics.told) == (True, done == 2)
+    assert "checkpoint.best: no eval/step was a number" in one._metrics.told
 
 
 def test_a_stop_saves_at_once_and_does_not_evaluate():

@@ -30,7 +30,8 @@ FREE = {
     "train.activation_checkpointing": "full", "train.compile": True, "train.deterministic": True, "train.eval_every": 5,
     "train.time_limit_minutes": 5.0, "train.hang_minutes": 20.0, "train.slow_minutes": 20.0,
     "fewshot": {"every": 5, "support": "a", "query": "b"}, "checkpoint.every": 5, "checkpoint.every_minutes": 5.0,
-    "checkpoint.keep": 5, "checkpoint.keep_every": 5, "checkpoint.background": False, "logging.every": 5,
+    "checkpoint.keep": 5, "checkpoint.keep_every": 5, "checkpoint.best": "eval/top1",
+    "checkpoint.background": False, "logging.every": 5,
     "logging.tensorboard": False, "logging.peak_tflops": 5.0, "deepspeed": {"zero_optimization": {"stage": 2}},
 }  # fmt: skip
 BY_WORD = {
