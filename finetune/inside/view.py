@@ -16,6 +16,7 @@ from finetune.inside.attention import Attended, attend, patch_distances
 from finetune.inside.embeddings import Components, position_similarity, principal_components
 from finetune.inside.examples import Example, Examples
 from pretrain.errors import InputError
+from pretrain.model.arithmetic import exact_float32
 from pretrain.progress import Progress
 from pretrain.record.folder import versions
 from pretrain.shards.survey import spread_ids
@@ -140,7 +141,8 @@ def look_at(weights: Weights, examples: Examples) -> Attention:
                 # Back from the network's scale, whatever it is, to that of a picture.
                 pixels = (inputs[-1] - black) / (white - black) if len(seen) in shown else None
                 seen.append(Seen(example.name, example.caption, hashlib.sha256(data).hexdigest(), pixels))
-            parts.append(attend(model, torch.stack(inputs).to(device)))
+            with exact_float32():
+                parts.append(attend(model, torch.stack(inputs).to(device)))
             progress.advance(len(some))
     attended = Attended(torch.cat([part.distances for part in parts]), torch.cat([part.rollout for part in parts]))
     uniform = float(patch_distances(spec.grid, spec.patch_size).mean())
@@ -148,8 +150,7 @@ def look_at(weights: Weights, examples: Examples) -> Attention:
 
 
 def _device() -> torch.device:
-    """The accelerator where there is one. fp32 is fp32 there too: torch would let convolutions round to TF32."""
-    torch.backends.cudnn.allow_tf32 = False
+    """The accelerator where there is one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 
