@@ -46,8 +46,9 @@ def transfer(
 
 def describe_transfer(old: ViTSpec, new: ViTSpec) -> str:
     """One line that says what `transfer` dropped, attached and resized."""
-    representation = f"representation layer ({old.representation_size}) and " if old.representation_size else ""
-    head = f"dropped: {representation}head of {old.num_classes} classes; new: head of {new.num_classes}, zeros"
+    representation = [f"representation layer ({old.representation_size})"] if old.representation_size else []
+    dropped = [*representation, *([f"head of {old.num_classes} classes"] if old.num_classes else [])]
+    head = f"dropped: {' and '.join(dropped) or 'nothing'}; new: head of {new.num_classes}, zeros"
     kind = "positions" if old.positions == "learned" else "fixed positions"
     grid = f"{old.grid}x{old.grid} → {new.grid}x{new.grid} ({old.image_size} → {new.image_size} px)"
     ignored = new.image_size % new.patch_size

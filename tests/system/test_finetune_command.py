@@ -8,7 +8,10 @@ import torch
 
 from finetune.head import transfer
 from pretrain.model.vit import VisionTransformer, load_tensors
-from pretrain.weights.load import load_weights
+from pretrain.weights.export import export
+from pretrain.weights.load import choose, load_weights
+from pretrain.weights.read import FORMATS
+from tests.conftest import history
 
 PRETRAIN = {
     "name": "before",
@@ -98,6 +101,53 @@ def test_what_does_not_fit_is_refused(changes, words, home, pretrained, run, tmp
     assert done.stderr.startswith("error: ")
     for word in words:
         assert word in done.stderr
+
+
+@pytest.fixture(scope="module")
+def exports(pretrained) -> dict[str, Path]:
+    """The pre-trained network in files: whole, and its body alone."""
+    whole, body = pretrained / "whole.safetensors", pretrained / "body.safetensors"
+    export(choose(pretrained), FORMATS["safetensors"], whole)
+    export(choose(pretrained), FORMATS["timm"], body, drop=["representation", "head"])
+    return {"whole": whole, "body": body}
+
+
+def test_a_file_of_weights_fine_tunes_to_the_losses_of_the_run_that_it_came_from(home, pretrained, exports, run):
+    for name, init in (("run", pretrained), ("file", exports["body"])):
+        out = home / f"from_{name}"
+        done = run("launch/finetune.py", "--config", home / "after.json", "--init", init, "--out", out, "train.steps=3")
+        assert done.returncode == 0, done.stderr
+    assert "dropped: nothing; new: head of 10, zeros" in done.stdout
+    assert history(home / "from_run").losses == history(home / "from_file").losses
+    again = run("launch/finetune.py", "--config", home / "after.json", "--init", exports["whole"], "--out", out)
+    assert again.returncode == 2
+    assert f"began from weights of {exports['body']} (step 20, sha256" in again.stderr
+
+
+def test_pre_training_starts_from_a_file_of_the_same_network_alone(home, exports, run):
+    words = ("launch/pretrain.py", "--config", home / "before.json", "--out", home / "again")
+    refused = run(*words, "--init", exports["body"], "train.steps=2")
+    assert refused.returncode == 2
+    assert "representation_size is None, the config's 32" in refused.stderr
+    done = run(*words, "--init", exports["whole"], "train.steps=2")
+    assert done.returncode == 0, done.stderr
+    assert f"from weights of {exports['whole']} (step 20" in done.stdout
+
+
+def test_few_shot_scores_of_a_file_are_those_of_the_run(home, digits, pretrained, exports, run):
+    protocol = {
+        "name": "probe",
+        "data": {"support": str(digits / "train"), "query": str(digits / "test"), "workers": 1},
+    }
+    protocol["fewshot"] = {"shots": [5], "seeds": [0], "probes": ["ridge"], "features": ["cls"], "oracle": False}
+    (home / "probe.json").write_text(json.dumps(protocol))
+    init = ("--init", pretrained, "--init", exports["body"])
+    done = run("launch/fewshot.py", "--config", home / "probe.json", *init, "--out", home / "probe")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((home / "probe/report/report.json").read_text())
+    assert [one["id"] for one in report["weights"]] == ["before", "body.safetensors"]
+    first, second = (row["accuracy"] for row in report["results"])
+    assert first == second
 
 
 def test_weights_that_are_not_there_are_named(home, run, tmp_path):

@@ -151,7 +151,7 @@ def test_the_start_is_kept_from_checkpoint_to_checkpoint_and_in_the_config(told)
 @pytest.mark.parametrize(
     ("which", "found"),
     [
-        ("another run", r"names weights of \S*runs_b/checkpoints/step_00000004 \(step 4, checkpoint sha256 \w{12}…\)"),
+        ("another run", r"names weights of \S*runs_b/checkpoints/step_00000004 \(step 4, sha256 \w{12}…\)"),
         ("another step", r"names weights of \S*runs_a/checkpoints/step_00000002 \(step 2, "),
         ("the average", r"names averaged weights of \S*runs_a/checkpoints/step_00000004 \(step 4, "),
         ("nowhere", r"runs_nowhere: no such file or folder"),
