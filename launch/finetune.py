@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/, where finetune.py hides finetune
 
+from functools import partial
+
 from finetune.config import FinetuneConfig
 from pretrain.configfile import read_config
 from pretrain.ranks.command import run_command, training_parser
@@ -28,7 +30,21 @@ def main() -> int:
 
     init, out = init_option(args.init, args.weights), args.out or Path("runs") / task.name
     world = processgroup.start(part_minutes=max(task.train.hang_minutes, task.train.slow_minutes))
-    return run(task, out, world, init=init, fill=load_transferred, extend=args.extend, check=args.check)
+    evaluators = []
+    if task.fewshot:
+        from fewshot.evaluator import FewshotEvaluator
+
+        evaluators.append(partial(FewshotEvaluator, world=world))
+    return run(
+        task,
+        out,
+        world,
+        init=init,
+        fill=load_transferred,
+        evaluators=evaluators,
+        extend=args.extend,
+        check=args.check,
+    )
 
 
 if __name__ == "__main__":

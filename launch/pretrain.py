@@ -29,7 +29,7 @@ def main() -> int:
     if config.fewshot:
         from fewshot.evaluator import FewshotEvaluator
 
-        evaluators.append(partial(FewshotEvaluator, config, world))
+        evaluators.append(partial(FewshotEvaluator, world=world))
     return run(config, out, world, init=init, evaluators=evaluators, extend=args.extend, check=args.check)
 
 

@@ -98,6 +98,12 @@ class TrainingConfig(Section, ABC):
         about="What DeepSpeed is told beyond the other keys.",
         examples=[{"zero_optimization": {"stage": 1}}],
     )
+    fewshot: FewshotSection | None = key(
+        None,
+        about="Few-shot evaluation while training; null: none.",
+        resume="measured",
+        examples=[{"every": 1000, "support": "DIR", "query": "DIR2"}],
+    )
 
     @model_validator(mode="after")
     def _patience_ends_first(self) -> TrainingConfig:
@@ -119,12 +125,6 @@ class RunConfig(TrainingConfig):
     """The config of a run with its network: a pre-training config, or a fine-tuning config and its checkpoint."""
 
     model: ModelSection = key(about="The network.")
-    fewshot: FewshotSection | None = key(
-        None,
-        about="Few-shot evaluation while training; null: none.",
-        resume="measured",
-        examples=[{"every": 1000, "support": "DIR", "query": "DIR2"}],
-    )
 
     def of(self, network: ViTSpec | None) -> RunConfig:
         return self

@@ -39,7 +39,7 @@ from pretrain.record.metrics import Metrics, Workload
 from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine
 from pretrain.stream.loader import LoaderOptions, TrainLoader
-from pretrain.training.config import TrainingConfig
+from pretrain.training.config import RunConfig, TrainingConfig
 from pretrain.training.evaluation import Evaluator, due
 from pretrain.training.keeper import Keeper
 from pretrain.training.origin import Init, beginning, check_origin, describe, refuse_unreadable
@@ -58,7 +58,7 @@ def run(
     *,
     init: Init | None = None,
     fill: Fill = load_same,
-    evaluators: Sequence[Callable[[], Evaluator]] = (),
+    evaluators: Sequence[Callable[[RunConfig], Evaluator]] = (),
     extend: bool = False,
     check: bool = False,
 ) -> int:
@@ -68,7 +68,8 @@ def run(
         init: the weights that a run which starts anew begins from; None: drawn from the seed. A run that is resumed
             must have begun from the same.
         fill: puts them into the network.
-        evaluators: make those that run beside validation; called on all ranks together, once the data are opened.
+        evaluators: make those that run beside validation, given the run's config; called on all ranks together, once
+            the data are opened.
         extend: allow a resumed run another length and schedule.
         check: only say what the run would be; nothing is built, nothing written.
 

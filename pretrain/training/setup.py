@@ -58,13 +58,13 @@ def prepare(
     network: ViTSpec | None,
     folder: RunFolder,
     world: World,
-    evaluators: Sequence[Callable[[], Evaluator]],
+    evaluators: Sequence[Callable[[RunConfig], Evaluator]],
 ) -> Setup:
     """Open the data and check that they, the config and the ranks go together. Collective.
 
     Args:
         network: of the weights that the run begins or began from, where it does from any.
-        evaluators: make those that run beside validation.
+        evaluators: make those that run beside validation, given the run's config.
 
     Raises:
         InputError: they do not.
@@ -82,7 +82,7 @@ def prepare(
         notes += run_notes(config, recipe.steps, index, evaluated, samples)
     if data.mixup or data.cutmix:
         check_pairs(recipe.layout.micro_batch)
-    evaluating = [*_validation(config, recipe, world, scored, held), *(make() for make in evaluators)]
+    evaluating = [*_validation(config, recipe, world, scored, held), *(make(config) for make in evaluators)]
     if config.checkpoint.best is not None:
         check_best(config.checkpoint.best, evaluating, averages=config.optimizer.averaging is not None)
     return Setup(

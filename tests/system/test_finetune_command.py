@@ -39,7 +39,9 @@ def home(digits, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finetune")
     data = {"train": str(digits / "train"), "eval": str(digits / "test"), "workers": 1, "flip": False}
     (folder / "before.json").write_text(json.dumps({**PRETRAIN, "data": data}))
-    (folder / "after.json").write_text(json.dumps({**FINETUNE, "data": {**data, "crop_area": [0.7, 1.0]}}))
+    fewshot = {"every": 30, "support": data["train"], "query": data["eval"]}
+    after = {**FINETUNE, "data": {**data, "crop_area": [0.7, 1.0]}, "fewshot": fewshot}
+    (folder / "after.json").write_text(json.dumps(after))
     return folder
 
 
@@ -79,6 +81,7 @@ def test_it_fine_tunes_at_a_higher_resolution_and_goes_on_where_it_was(home, pre
     lines = [json.loads(line) for line in (home / "after" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(2.302585, abs=1e-5), "a zero head gives every class the same chance"
     assert lines[-1]["eval/top1"] > 0.3, "chance is 0.1"
+    assert [line["step"] for line in lines if line.get("fewshot/5shot_ridge", 0) > 0.3] == [30, 60]
     weights = load_weights(home / "after")
     assert (weights.spec.image_size, weights.spec.representation_size) == (24, None)
 

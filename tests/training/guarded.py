@@ -84,7 +84,7 @@ for name, variant in variants.items():
     now["slow"] = "refuses" in variant
     config = read_config(RunConfig, config_file, variant["changes"])
     measuring = Measuring(variant.get("refuses", ()), StorageError if "passing" in variant else InputError)
-    evaluators = [lambda measuring=measuring: measuring] if "refuses" in variant else []
+    evaluators = [lambda config, measuring=measuring: measuring] if "refuses" in variant else []
     for attempt in range(1 + len(measuring.refuses)):
         try:
             status = run(config, out / name, world, evaluators=evaluators)
