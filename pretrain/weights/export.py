@@ -17,7 +17,7 @@ from pretrain.checkpoint import archive
 from pretrain.errors import InputError
 from pretrain.model.positions import sincos2d
 from pretrain.model.spec import Gelu, ViTSpec
-from pretrain.weights import selftest
+from pretrain.weights import npzfile, selftest
 from pretrain.weights.format import DESCRIPTION, Format
 from pretrain.weights.load import Source, find
 from pretrain.weights.read import FORMATS
@@ -54,12 +54,11 @@ def export(source: Source, form: Format, out: Path, *, averaged: bool = False, d
     weights = source.read(averaged)
     held = held_by(form, weights, drop)
     card = make_card(form, held, source)
-    tensors = form.fitted(held.spec, held.tensors)
-    entries = [(row.name, to_file(row, tensors, held.spec)) for row in form.rows(held.spec)]
+    entries = [(row.name, to_file(row, held.tensors, held.spec)) for row in form.rows(held.spec)]
     described = {name: card[name] for name in ("format", "model", "sha256", "step", "weights", "trained_on", "source")}
     metadata = {"format": "pt", DESCRIPTION: json.dumps(described)}
     card_path, readme_path = companions(out, folder=not form.suffix)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    aside = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix}")
     try:
         with files.naming(out):
             if form.suffix:
@@ -117,7 +116,7 @@ def held_by(form: Format, weights: Weights, drop: Sequence[str] = ()) -> Weights
         if spec.pool == "cls":  # the class token has no position then
             table = torch.cat([torch.zeros(1, 1, spec.width), table], dim=1)
         spec, tensors["position_embedding"] = replace(spec, positions="learned"), table
-    return replace(weights, spec=spec, tensors=tensors)
+    return replace(weights, spec=spec, tensors=form.fitted(spec, tensors))
 
 
 def _without(spec: ViTSpec, tensors: dict[str, Any], drop: Sequence[str]) -> tuple[ViTSpec, dict[str, Any]]:
@@ -195,7 +194,8 @@ def readme(form: Format, card: dict[str, Any], out: Path) -> str:
 
 def write_tensors(path: Path, entries: Sequence[tuple[str, torch.Tensor]], metadata: dict[str, str]) -> dict[str, Any]:
     """Write named tensors into a container that the ending of `path` names; its size and sha256."""
-    return archive.write(path, entries, metadata)
+    container = npzfile if path.suffix == ".npz" else archive
+    return container.write(path, entries, metadata)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,7 @@ class Format:
             arrays, from `images`; it may read `card`, the export's description. Runs in `export.py --check` and stands
             in the export's README. Its outputs are among "logits" and the features that the network gives by name.
         learned_positions: whether fixed positions must be written as if they were learned.
-        fitted: tensors as the table takes them, for values that the format holds in another way.
+        fitted: the tensors of the same network as the format holds them, where two of them become one, say.
         companions: further JSON files of a folder, by name, for a network.
         arguments: keywords that the example gives to the library's network, kept in the card as "arguments".
     """
@@ -80,10 +81,10 @@ def blocks(file: TensorFile, prefix: str) -> int:
     numbers = set()
     for name in file.shapes:
         number = name.removeprefix(prefix).replace("/", ".").partition(".")[0]
-        if name.startswith(prefix) and number.isdecimal():
+        if name.startswith(prefix) and re.fullmatch("[0-9]{1,9}", number):
             numbers.add(int(number))
     if numbers != set(range(len(numbers))):
-        gap = min(set(range(max(numbers))) - numbers)
+        gap = next(number for number in range(len(numbers)) if number not in numbers)
         raise InputError(f"weights {file.where}: has no block {gap}: no tensor begins with {prefix}{gap}")
     return len(numbers)
 

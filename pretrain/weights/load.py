@@ -123,6 +123,8 @@ class FileSource:
     def find(cls, path: Path, name: str = "") -> FileSource:
         """Tell the network of a file, and hash it. Raises InputError: it holds no known one."""
         found = find_in_file(path)
+        for remark in found.file.notes.get("remarks", ()):
+            say(f"weights {name or path}: {remark}")
         return cls(path, name or os.path.abspath(path), found.spec, content_sha256(path), found.description)
 
     @property

@@ -12,13 +12,15 @@ from torch import Tensor
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.weights.format import Format, description
+from pretrain.weights.formats.big_vision import BIG_VISION
 from pretrain.weights.formats.native import NATIVE
+from pretrain.weights.formats.npz import NPZ
 from pretrain.weights.formats.timm import TIMM
 from pretrain.weights.table import from_file
 from pretrain.weights.tensorfile import TensorFile, open_tensors
 from pretrain.weights.weights import fingerprint
 
-FORMATS: dict[str, Format] = {one.name: one for one in (NATIVE, TIMM)}
+FORMATS: dict[str, Format] = {one.name: one for one in (NATIVE, NPZ, BIG_VISION, TIMM)}
 
 # What tells a Vision Transformer of another kind: a part of a tensor's name → what it is.
 OTHER_KINDS = {
@@ -32,6 +34,7 @@ OTHER_KINDS = {
     r"[qk]_norm|query_norm|key_norm": "norms of queries and keys",
     r"mlp\.w12|w12\.|gate_proj|mlp\.fc1_g": "a gated MLP (SwiGLU)",
     r"attn_pool|MAPHead": "attention pooling (SigLIP)",
+    r"conv_root|gn_root": "a ResNet before it (hybrid R50+ViT)",
     r"fc_norm": "pooling before the final norm (MAE, timm's global_pool='avg')",
 }
 

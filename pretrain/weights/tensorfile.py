@@ -6,23 +6,20 @@ Nothing in a file is executed: torch's files are read with `weights_only`, NumPy
 from __future__ import annotations
 
 import json
-import math
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.errors import InputError
+from pretrain.weights import npzfile
 
 # Types that weights have; all are exact in fp32.
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_MOST_INFLATED = 50  # an archive that unpacks to more times its size is none of weights
 INDEX = "model.safetensors.index.json"
 ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 
@@ -81,7 +78,7 @@ def open_tensors(path: Path) -> TensorFile:
     if path.is_dir():
         return _open_folder(path)
     if path.suffix == ".npz":
-        return _open_npz(path)
+        return TensorFile(str(path), *npzfile.read(path))
     if path.suffix in (".pt", ".pth", ".bin"):
         return _open_torch(path)
     if path.suffix == ".safetensors":
@@ -168,41 +165,3 @@ def _open_torch(path: Path) -> TensorFile:
         raise InputError(f"weights {path}: a state dict holds tensors alone; found also {', '.join(odd[:8])}")
     tensors: dict[str, Tensor] = found
     return TensorFile(str(path), {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__)
-
-
-def _open_npz(path: Path) -> TensorFile:
-    try:
-        archive = zipfile.ZipFile(path)
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        inflated = sum(info.file_size for info in members.values())
-        if inflated > _MOST_INFLATED * max(path.stat().st_size, 1):
-            raise InputError(f"weights {path}: unpacks to {inflated:,} bytes, no archive of weights does that")
-        shapes = {name: _npy_header(archive, info, path) for name, info in members.items()}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"weights {path}: cannot be read as .npz: {error}") from None
-
-    def values(name: str) -> Tensor:
-        try:
-            with archive.open(members[name]) as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-        except (zipfile.BadZipFile, zipfile.zlib.error, ValueError, EOFError) as error:  # type: ignore[attr-defined]
-            raise InputError(f"weights {path}: {name} cannot be read: {error}") from None
-        if array.dtype == np.dtype("V2"):  # how NumPy stores JAX's bfloat16
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
-
-    return TensorFile(str(path), shapes, values)
-
-
-def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> tuple[int, ...]:
-    """The shape of an array in an archive, whose bytes must be those that its header announces."""
-    with archive.open(info) as file:
-        major = np.lib.format.read_magic(file)[0]
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        announced = file.tell() + math.prod(shape) * dtype.itemsize
-    if dtype.hasobject:
-        raise InputError(f"weights {path}: {info.filename} is a pickle, which is never read")
-    if announced != info.file_size:
-        raise InputError(f"weights {path}: {info.filename} has {info.file_size} bytes, its header says {announced}")
-    return tuple(shape)
