@@ -33,7 +33,8 @@ class Format:
             "gelu", or a field of ViTSpec → the reason, a phrase.
         example: Python that loads the file PATH into the library's network and sets `outputs`, a dict of tensors or
             arrays, from `images`; it may read `card`, the export's description. Runs in `export.py --check` and stands
-            in the export's README. Its outputs are among "logits" and the features that the network gives by name.
+            in the export's README; a format without one is only read. Its outputs are among "logits" and the features
+            that the network gives by name.
         learned_positions: whether fixed positions must be written as if they were learned.
         fitted: the tensors of the same network as the format holds them, where two of them become one, say.
         companions: further JSON files of a folder, by name, for a network.
@@ -46,8 +47,8 @@ class Format:
     prepared: Callable[[TensorFile], TensorFile | None]
     spec: Callable[[TensorFile], ViTSpec]
     rows: Callable[[ViTSpec], list[Row]]
-    lacks: Callable[[ViTSpec], dict[str, str]]
-    example: str
+    lacks: Callable[[ViTSpec], dict[str, str]] = field(default=lambda spec: {})
+    example: str = ""
     learned_positions: bool = True
     fitted: Callable[[ViTSpec, dict[str, Tensor]], dict[str, Tensor]] = field(default=lambda spec, tensors: tensors)
     companions: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})

@@ -35,8 +35,8 @@ def exported(run_folder, tmp_path, network):
     return make
 
 
-def test_the_command_offers_the_formats_that_there_are():
-    assert set(command.FORMATS) == set(FORMATS)
+def test_the_command_offers_the_formats_that_are_written():
+    assert set(command.FORMATS) == {name for name, form in FORMATS.items() if form.example}
 
 
 def test_what_comes_back_is_what_went_out(exported, tmp_path):
@@ -74,7 +74,7 @@ def test_a_card_says_what_the_network_makes_of_an_image_that_a_formula_makes(exp
     assert "resized to 14 pixels" in card["preprocessing"]["words"]
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", command.FORMATS)
 def test_every_export_is_equal_in_its_library_and_its_readme_says_so(name, exported, network):
     out, _ = exported(name, drop=("gelu",) if FORMATS[name].lacks(network().spec) else ())
     found, not_asked = check(out)
