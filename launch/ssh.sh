@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # A run over plain ssh until it is finished, on whichever of the nodes are there:
 #
-#   launch/ssh.sh HOSTFILE RUN_FOLDER [pretrain|finetune|fewshot] --config h14.json [key.path=value …]
+#   launch/ssh.sh HOSTFILE RUN_FOLDER [COMMAND] --config h14.json [key.path=value …]
 #
 # from the repository's root, on a machine that reaches every node without a password; the nodes and this machine share
-# the file system. HOSTFILE has a line `host slots=GPUS` for each node. A node that does not answer is left out, and
-# taken in again at the next start once it does. Ctrl-C or SIGTERM here: the ranks save (those of few-shot, which have
-# nothing to save but whole files of features, are ended), and this ends with status 75.
+# the file system. COMMAND is that of launch/COMMAND.py: pretrain (the default), finetune (also with --sweep), fewshot,
+# evaluate or another that runs on many ranks. HOSTFILE has a line `host slots=GPUS` for each node. A node that does not
+# answer is left out, and taken in again at the next start once it does. Ctrl-C or SIGTERM here: the ranks that train
+# save, those of other commands are ended, and this ends with status 75.
 
 set -u
 hostfile=${1:?the hostfile}
 run=${2:?the run folder}
 shift 2
 entry=pretrain
-case ${1:-} in pretrain | finetune | fewshot) entry=$1; shift ;; esac
+if [ -f "launch/${1:-}.py" ]; then entry=$1; shift; fi
+case $entry in pretrain | finetune) trains=1 ;; *) trains= ;; esac
 mkdir -p -- "$run" || exit 2
 run=$(cd -- "$run" && pwd) || exit 2 # by its whole path a process on a node is this run's, no other checkout's
 case $PWD in *[[:space:]]*) echo "$PWD: DeepSpeed cannot start in a folder with a space in its path" >&2; exit 2 ;; esac
@@ -51,8 +53,8 @@ esac
 ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
 export PDSH_SSH_ARGS_APPEND="${ssh[*]}"
 
-# What the next start need not do again: training has checkpoints, few-shot its files of features.
-progress() { cat "$run/checkpoints/latest" || ls "$run/features"; } 2>/dev/null
+# What the next start need not do again: training has checkpoints, a sweep those of its runs, few-shot files of features.
+progress() { grep -hs . "$run"/{,sweep/*/,full/*/}checkpoints/latest; ls "$run/features"; } 2>/dev/null
 
 # What a process of this run has in its command line. [l]: not the shell that carries the pattern itself.
 # shellcheck disable=SC2001
@@ -87,12 +89,13 @@ gather() {
 stopping=
 halt() {
   stopping=1
-  if [ "$entry" = fewshot ]; then gather 0 'pkill -KILL'; else touch "$run/STOP"; fi
+  if [ -n "$trains" ]; then touch "$run/STOP"; else gather 0 'pkill -KILL'; fi
 }
 trap halt INT TERM
 
-# `deepspeed` also ends with 0 where what it has started is killed by a signal. So only the run's own word counts, which
-# the same command gives once there is nothing left to do; 0 without it becomes 100.
+# `deepspeed` also ends with 0 where what it has started is killed by a signal. So only the command's own word counts:
+# of training, which it gives where there is nothing left to do; of the others, its last line, which names the result.
+# 0 without it becomes 100.
 # shellcheck disable=SC2016
 watched='
   deepspeed "$@" | {
@@ -100,7 +103,9 @@ watched='
     said=100
     while IFS= read -r line; do
       printf "%s\n" "$line" 2>/dev/null
-      case $line in *": finished at step "*"; nothing to do"* | *"report: "*/report/report.md) said=0 ;; esac
+      case $line in
+        *"$run: finished at step "*"; nothing to do"* | *"report: $run/"* | *"$run/sweep.json"*) said=0 ;;
+      esac
     done
     exit "$said"
   }
@@ -111,14 +116,14 @@ tries=0 most=${#nodes[@]} search=pgrep
 while :; do
   gather "$most" "$search"
   now=$(wc -l <"$alive")
-  if [ -n "$stopping" ] && [ "$entry" = fewshot ]; then exit 75; fi
+  if [ -n "$stopping" ] && [ -z "$trains" ]; then exit 75; fi
   if [ "$now" = 0 ]; then echo "no node answers" >&2; exit 1; fi
   echo "starting on $now of ${#nodes[@]} nodes" >&2
   before=$(progress)
 
   # In a session of its own, so that Ctrl-C reaches it as STOP only: the launcher would kill where ranks should save.
   # --force_multi: a single node that is left is not this machine.
-  setsid bash -c "$watched" deepspeed --hostfile "$alive" --launcher pdsh --force_multi \
+  run=$run setsid bash -c "$watched" deepspeed --hostfile "$alive" --launcher pdsh --force_multi \
     "launch/$entry.py" --out "$run" "$@" 9>&- &
   while kill -0 $! 2>/dev/null; do wait $!; done # a trapped signal ends `wait`, not the run
   wait $!
@@ -142,7 +147,7 @@ while :; do
       ;;
   esac
   if [ -n "$stopping" ]; then
-    if [ "$entry" = fewshot ]; then exit 75; else exit "$status"; fi
+    if [ -n "$trains" ]; then exit "$status"; else exit 75; fi
   fi
   most=${#nodes[@]}
   if [ "$status" = 75 ] || [ "$(progress)" != "$before" ]; then tries=0; else tries=$((tries + 1)); fi

@@ -15,23 +15,33 @@ import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # Ends as `statuses` says, one word a start: a status, "+" where the start writes a checkpoint, "!" where it leaves a
-# rank on the nodes, "f" where few-shot writes a file of features; "done" is 0 with the word that the run is finished.
+# rank on the nodes, "f" where few-shot writes a file of features, "s" where a run of a sweep writes a checkpoint;
+# "done" is 0 with the word that the run is finished, "part" 0 with that of one run of a sweep.
 ENDS = """#!/bin/bash
 [[ $* =~ --hostfile\\ ([^ ]*) ]] && paste -sd' ' "${BASH_REMATCH[1]}" >>nodes
 n=$(cat starts 2>/dev/null || echo 0)
-words=($(cat statuses)); word=${words[$n]}
-all="$*" entry=$(grep -oE 'launch/[a-z]+[.]py' <<<"$*")
-echo "${all#*"$entry" }" >words; echo "$entry" >entry
+statuses=($(cat statuses)); word=${statuses[$n]}
+all="$*" entry=$(grep -oE 'launch/[a-z]+[.]py' <<<"$*") words=${all#*"$entry" }
+echo "$words" >words; echo "$entry" >entry
 if [[ $word == *! ]]; then echo "python -u $entry --local_rank=0 ${all#*"$entry" }" >>processes; fi
 echo $((n + 1)) >begun; mv begun starts # whole, and last: a test that waits for it changes `statuses` next
 if [[ $word == wait* ]]; then
   for _ in {1..1000}; do [ -e run/STOP ] && exit 75; [ -s killed ] && exit 137; /bin/sleep 0.05; done
 fi
-if [[ $word == done && $entry == *fewshot* ]]; then echo "node-a: report: /there/run/report/report.md"; exit 0; fi
-if [ "$word" = done ]; then echo "node-a: run: finished at step 5 of 5; nothing to do (set …)"; exit 0; fi
+out=${words#--out }; out=${out%% --*}
+if [ "$word" = done ]; then
+  case "$entry $words" in
+    *--sweep*) echo "node-a: table: $out/sweep.json" ;;
+    *pretrain* | *finetune*) echo "node-a: $out: finished at step 5 of 5; nothing to do (set …)" ;;
+    *) echo "node-a: report: $out/report/report.md" ;;
+  esac
+  exit 0
+fi
+if [ "$word" = part ]; then echo "node-a: $out/sweep/lr_0.1: finished at step 5 of 5; nothing to do (set …)"; exit 0; fi
 if [[ $word == *f ]]; then mkdir -p run/features; touch "run/features/$n.npz"; fi
-if [[ $word == *+ ]]; then mkdir -p run/checkpoints; echo "step_$n" >run/checkpoints/latest; fi
-exit "${word%[+!f]}"
+if [[ $word == *s ]]; then mkdir -p "run/sweep/lr_$n/checkpoints"; echo step_5 >"run/sweep/lr_$n/checkpoints/latest"; fi
+if [[ $word == *+ ]]; then mkdir -p run/checkpoints; printf "step_$n" >run/checkpoints/latest; fi
+exit "${word%[+!fs]}"
 """
 STAND_INS = {
     "srun": ENDS,
@@ -47,6 +57,9 @@ STAND_INS = {
 @pytest.fixture
 def place(tmp_path):
     (tmp_path / "bin").mkdir()
+    (tmp_path / "launch").mkdir()
+    for entry in ("pretrain", "finetune", "fewshot", "evaluate", "rehearse"):
+        (tmp_path / "launch" / f"{entry}.py").touch()
     for name, text in STAND_INS.items():
         stand_in(tmp_path, name, text)
     for empty in ("dead", "processes", "killed"):
@@ -88,7 +101,7 @@ def test_the_slurm_job_requeues_itself_where_another_start_would_help(statuses, 
         assert (place / "scontrol.log").read_text() == "requeue 7\n"
 
 
-ENTRIES = [((), "pretrain"), (("pretrain",), "pretrain"), (("finetune",), "finetune"), (("fewshot",), "fewshot")]
+ENTRIES = [((), "pretrain"), *(((name,), name) for name in ("pretrain", "finetune", "fewshot", "evaluate", "rehearse"))]
 
 
 @pytest.mark.parametrize(("words", "entry"), ENTRIES)
@@ -104,12 +117,26 @@ def test_the_scripts_run_each_of_the_entry_points_in_any_folder(script, words, e
     assert (place / "words").read_text() == f"--out {run} --config c.json data.train=a b\n"
 
 
-@pytest.mark.parametrize(("statuses", "ends"), [("138", 138), ("138f", 0), ("1", 1), ("1f", 0)])
-def test_the_slurm_job_of_few_shot_goes_on_as_long_as_it_writes_features(statuses, ends, place):
-    job = start(place, "slurm.sbatch", "run", "fewshot", "--config", "c.json", statuses=statuses)
+@pytest.mark.parametrize(
+    ("entry", "statuses", "ends"),
+    [
+        ("fewshot", "138", 138), ("fewshot", "138f", 0), ("fewshot", "1", 1), ("fewshot", "1f", 0),
+        ("evaluate", "138", 138), ("evaluate", "1", 1),
+        ("finetune --sweep", "138", 0), ("finetune --sweep", "1", 1), ("finetune --sweep", "1s", 0),
+    ],
+)  # fmt: skip
+def test_the_slurm_job_of_other_commands_goes_on_as_long_as_it_writes_something(entry, statuses, ends, place):
+    job = start(place, "slurm.sbatch", "run", *entry.split(), "--config", "c.json", statuses=statuses)
     said = job.communicate(timeout=300)[0]
     assert job.returncode == ends, said
     assert (place / "scontrol.log").exists() == (ends == 0)
+
+
+def test_features_count_beside_checkpoints(place):
+    (place / "run" / "checkpoints").mkdir(parents=True)
+    (place / "run" / "checkpoints" / "latest").write_text("step_00000010")
+    job = start(place, "slurm.sbatch", "run", "fewshot", "--config", "c.json", statuses="1f")
+    assert (job.wait(300), (place / "scontrol.log").exists()) == (0, True)
 
 
 def test_few_shot_over_ssh_goes_on_until_its_report_is_written(place):
@@ -119,8 +146,18 @@ def test_few_shot_over_ssh_goes_on_until_its_report_is_written(place):
     assert len(started(place)) == 6
 
 
-def test_few_shot_over_ssh_is_ended_by_a_signal(place):
-    job = start(place, "ssh.sh", "hosts", "run", "fewshot", "--config", "c.json", statuses="wait! done")
+def test_a_sweep_over_ssh_goes_on_until_all_of_it_is_done(place):
+    words = ("hosts", "run", "finetune", "--sweep", "--config", "c.json")
+    job = start(place, "ssh.sh", *words, statuses="1s part 1s part 1 done")
+    said = job.communicate(timeout=300)[0].decode()
+    assert job.returncode == 0, said
+    assert len(started(place)) == 6
+    assert "last written: step_5" in said
+
+
+@pytest.mark.parametrize("entry", ["fewshot", "evaluate"])
+def test_a_command_that_does_not_train_is_ended_over_ssh_by_a_signal(entry, place):
+    job = start(place, "ssh.sh", "hosts", "run", entry, "--config", "c.json", statuses="wait! done")
     wait_for(place / "starts")
     job.send_signal(signal.SIGTERM)
     said = job.communicate(timeout=300)[0]

@@ -169,7 +169,7 @@ def test_a_killed_launcher_is_not_taken_for_the_end_nor_a_running_script_for_a_l
         assert job.end(process, 400) == 0, job.said()
         assert [job.processes(node) for node in nodes.values()] == ["", ""]
     said = job.said()
-    assert said.count("status 0, not yet confirmed by the run, checkpoint step_0") == 2, said
+    assert said.count("status 0, not yet confirmed by the run, last written: step_0") == 2, said
     assert "resumed from" in said, said
     assert f"finished at step {steps} of {steps}; nothing to do" in said, said
     assert [line["step"] for line in lines(job.out / "metrics.jsonl")][-1] == steps
