@@ -20,6 +20,13 @@ class TaskModel(Section):
     image_size: int | None = key(None, about="Side of the square input, in pixels; null: the checkpoint's.", gt=0)
     num_classes: int = key(about="Classes of the task.", gt=0)
     dropout: float = key(0.0, about="Share of activations dropped while training.", ge=0, lt=1)
+    drop_path: float = key(
+        0.0,
+        about="Stochastic depth: share of a sample's residual branches dropped at the last block, rising linearly from "
+        "0 at the first.",
+        ge=0,
+        lt=1,
+    )
 
 
 class TaskData(DataSection):
@@ -54,6 +61,7 @@ class FinetuneConfig(TrainingConfig):
             "num_classes": task.num_classes,
             "image_size": task.image_size or network.image_size,
             "dropout": task.dropout,
+            "drop_path": task.drop_path,
             "representation_size": None,
         }
         try:

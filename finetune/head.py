@@ -22,6 +22,7 @@ def transfer(
     num_classes: int,
     image_size: int,
     dropout: float = 0.0,
+    drop_path: float = 0.0,
     where: str = "weights",
 ) -> tuple[ViTSpec, dict[str, Tensor]]:
     """The spec and tensors to fine-tune from: paper, section 3.2.
@@ -36,7 +37,8 @@ def transfer(
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(DROPPED)}
     check_tensors(kept, shapes, spec.describe(), where=where)
 
-    new = replace(spec, num_classes=num_classes, image_size=image_size, dropout=dropout, representation_size=None)
+    task = replace(spec, num_classes=num_classes, image_size=image_size, dropout=dropout, drop_path=drop_path)
+    new = replace(task, representation_size=None)
     kept = resize_to(new, kept)
     dtype = kept["patch_embedding.weight"].dtype
     kept["head.weight"] = torch.zeros(num_classes, spec.width, dtype=dtype)
@@ -64,6 +66,7 @@ def load_transferred(model: VisionTransformer, weights: Weights) -> str:
         num_classes=task.num_classes,
         image_size=task.image_size,
         dropout=task.dropout,
+        drop_path=task.drop_path,
         where=str(weights.source),
     )
     load_tensors(model, tensors, where=str(weights.source))

@@ -34,7 +34,10 @@ class Fragment:
     offset: int
 
     def view(self, optimizer: Any, kind: str) -> Tensor:
-        """These values [numel] of the fp32 weights or of a state of the optimizer: the memory itself, no copy."""
+        """These values [numel] of the fp32 weights or of a state of the optimizer: the memory itself, no copy.
+
+        All are fp32, but for a momentum that is stored in bfloat16. Checkpoints hold fp32, so the same values.
+        """
         whole = self.flat.detach() if kind == WEIGHT else optimizer.state[self.flat][kind]
         return whole.view(-1).narrow(0, self.offset, self.numel)
 

@@ -42,7 +42,7 @@ def restore(engine: Any, checkpoint: Checkpoint, loaded: Callable[[int], None] =
                 # An average that begins now begins as the weights.
                 source = kind if kind in state["fingerprints"] else WEIGHT
                 view = fragment.view(optimizer, kind)
-                if view.device.type == "cpu":
+                if view.device.type == "cpu" and view.dtype is torch.float32:
                     pieces.read(source, fragment.name, view, fragment.begin)
                 else:
                     host = torch.empty(fragment.numel)
@@ -67,7 +67,7 @@ def restore(engine: Any, checkpoint: Checkpoint, loaded: Callable[[int], None] =
 def fingerprint_of(engine: Any, kind: str) -> str:
     """The fingerprint of all values of `kind` that the ranks hold; where copies differ, a differing one. Collective."""
     optimizer, begins = engine.basic_optimizer, parameter_begins(engine)
-    mine = sum(fingerprint(part.view(optimizer, kind), begins[part.name] + part.begin) for part in held(engine))
+    mine = sum(fingerprint(part.view(optimizer, kind).float(), begins[part.name] + part.begin) for part in held(engine))
     prints = [value % 2**64 for value in all_gather_list([mine])]
     if engine.zero_optimization_stage() == 0:  # every rank has all values
         odd = [value for value in prints if value != prints[0]]

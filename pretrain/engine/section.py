@@ -23,10 +23,20 @@ class OptimizerSection(Section):
     betas: tuple[Beta, Beta] = key((0.9, 0.999), about="AdamW's decay of its two moments.")
     eps: float = key(1e-8, about="AdamW's addend to the denominator.", gt=0)
     momentum: float = key(0.9, about="SGD's momentum.", ge=0, lt=1)
+    momentum_dtype: Literal["float32", "bfloat16"] = key(
+        "float32", about="What SGD's momentum is stored in between updates; bfloat16 takes half the memory."
+    )
     weight_decay: float = key(0.0, about="Decoupled weight decay with AdamW, L2 regularisation with SGD.", ge=0)
     decay: Literal["matrices", "all"] = key(
         "matrices",
         about="What is decayed: the kernels (no bias, norm, class token or position embedding), or all parameters.",
+    )
+    layer_decay: float | None = key(
+        None,
+        about="Layer-wise learning rates: a block's is this share of the next one's, the last one's of the head's; "
+        "null: one for all.",
+        gt=0,
+        le=1,
     )
     clip_norm: float = key(1.0, about="Global norm that gradients are clipped to; 0: no clipping.", ge=0)
     averaging: AveragingSection | None = key(
@@ -35,6 +45,15 @@ class OptimizerSection(Section):
         resume="stated",
         examples=[{"decay": 0.9999}],
     )
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> OptimizerSection:
+        if self.momentum_dtype != "float32" and not (self.name == "sgd" and self.momentum):
+            raise ValueError(
+                f'momentum_dtype is "{self.momentum_dtype}", but there is no momentum of SGD to store: set name to '
+                '"sgd" and momentum above 0, or leave momentum_dtype out'
+            )
+        return self
 
 
 class AsGiven(Section):

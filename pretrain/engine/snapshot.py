@@ -53,13 +53,12 @@ class Snapshot:
 
     def values(self) -> dict[str, Sequence[Tensor]]:
         """By kind, the fp32 values [n] of each of `pieces`: the engine's own memory, which the next step changes."""
-        optimizer = self._engine.basic_optimizer
-        return {kind: [part.view(optimizer, kind) for part in self._fragments] for kind in kinds(self._engine)}
+        return {kind: [view.float() for view in views] for kind, views in self._views().items()}  # fp32: no copy
 
     @torch.no_grad()
     def take(self) -> dict[str, Sequence[Tensor]]:
         """A copy of `values` as they are now, valid until the next one is taken."""
-        views = self.values()
+        views = self._views()
         sizes = [part.numel for part in self._fragments]
         for kind in views if not self._buffers else ():
             buffer = torch.empty(sum(sizes))
@@ -71,6 +70,10 @@ class Snapshot:
                 copy.copy_(view, non_blocking=True)
         get_accelerator().synchronize()
         return dict(self._buffers)
+
+    def _views(self) -> dict[str, list[Tensor]]:
+        optimizer = self._engine.basic_optimizer
+        return {kind: [part.view(optimizer, kind) for part in self._fragments] for kind in kinds(self._engine)}
 
 
 def available_memory() -> int:

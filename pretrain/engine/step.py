@@ -88,7 +88,7 @@ def update(engine: Any, *, lr: float, decay: float | None = None, refused: str |
     """Clip the accumulated gradients and update the weights, unless the gradients are not finite or it is refused.
 
     Args:
-        lr: the learning rate.
+        lr: the schedule's learning rate; a group's `lr_scale` times it is the group's.
         decay: of the averaged weights; None where there are none.
         refused: why weights and optimizer must stay as they are; None: the update is wanted.
 
@@ -103,7 +103,7 @@ def update(engine: Any, *, lr: float, decay: float | None = None, refused: str |
         if refused is None and not math.isfinite(norm):
             refused = _not_finite(norm)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     optimizer.hold, optimizer.decay = refused is not None, decay
     searching = _searches_scale(engine)
     engine.step()

@@ -32,6 +32,11 @@ class ModelSection(Section):
         None, about="Width of the linear layer and tanh before the classification layer; null: there is none."
     )
     dropout: float = key(0.0, about="Share of activations dropped while training.")
+    drop_path: float = key(
+        0.0,
+        about="Stochastic depth: share of a sample's residual branches dropped at the last block, rising linearly from "
+        "0 at the first.",
+    )
     gelu: Gelu = key("exact", about='The activation; "tanh" approximates it as the official weights need.')
     pool: Pool = key("cls", about="What is classified: the class token, or the mean of the patch tokens.")
     positions: Positions = key("learned", about="Position embedding: learned, or fixed sines and cosines.")

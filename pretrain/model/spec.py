@@ -29,7 +29,8 @@ class ViTSpec:
     `image_size` is the side of the square input in pixels. It need not be a multiple of `patch_size`: the
     patch convolution is VALID, so the last `image_size % patch_size` rows and columns are ignored.
     `representation_size` puts Linear → tanh before the classification layer (pre-training); None leaves it
-    out. `gelu="tanh"` is the approximation of the Flax original, needed to reproduce the official weights.
+    out. `drop_path` is stochastic depth (arXiv:1603.09382) at the last block. `gelu="tanh"` is the
+    approximation of the Flax original, needed to reproduce the official weights.
     `pool="mean"` averages the patch tokens and has no class token; with `positions="sincos2d"` (fixed) it is
     the model of "Better plain ViT baselines for ImageNet-1k". `norm_eps` and `qkv_bias` differ from the
     paper's only in networks that come from elsewhere. `num_classes=0` is a network without a
@@ -48,6 +49,7 @@ class ViTSpec:
     num_classes: int = 1000
     representation_size: int | None = None
     dropout: float = 0.0
+    drop_path: float = 0.0
     gelu: Gelu = "exact"
     pool: Pool = "cls"
     positions: Positions = "learned"
@@ -79,9 +81,15 @@ class ViTSpec:
                 f"model.image_size: {self.image_size} px holds no patch of model.patch_size "
                 f"{self.patch_size} px; it must be at least {self.patch_size}"
             )
-        number = isinstance(self.dropout, (int, float)) and not isinstance(self.dropout, bool)
-        if not number or not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout: found {self.dropout!r}; it must be a number in [0, 1)")
+        for name in ("dropout", "drop_path"):
+            share = getattr(self, name)
+            if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+                raise InputError(f"model.{name}: found {share!r}; it must be a number in [0, 1)")
+        if self.drop_path and self.layers == 1:
+            raise InputError(
+                f"model.drop_path: found {self.drop_path}, but it rises from 0 at the first block, and model.layers is "
+                "1; leave it out"
+            )
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise InputError(f"model.norm_eps: found {self.norm_eps!r}; it must be a number in (0, 1)")
         if not isinstance(self.qkv_bias, bool):
@@ -105,6 +113,11 @@ class ViTSpec:
     def tokens(self) -> int:
         """Length of the sequence: the patches and, unless they are averaged, the class token."""
         return self.grid**2 + (self.pool == "cls")
+
+    @property
+    def drop_paths(self) -> list[float]:
+        """Each block's share of dropped branches, rising linearly from 0 at the first to `drop_path` at the last."""
+        return [self.drop_path * number / max(self.layers - 1, 1) for number in range(self.layers)]
 
     def describe(self) -> str:
         """One line for messages: the sizes that decide the shapes of the parameters."""

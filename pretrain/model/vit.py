@@ -115,23 +115,34 @@ class Block(nn.Module):
     What is checkpointed or compiled lies within `forward`, so that hooks on a block see neither.
     """
 
-    def __init__(self, spec: ViTSpec, trained: "Encode | None" = None) -> None:
+    def __init__(self, spec: ViTSpec, trained: "Encode | None" = None, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         self.attention = Attention(spec)
         self.norm2 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         self.mlp = MLP(spec)
         self.trained = trained or Block.encode
+        self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.trained(self, x) if torch.is_grad_enabled() else self.encode(x)
+        # Drawn out here: what is computed again takes the same masks, and blocks of every rate share a compiled graph.
+        kept = self._draw_kept(x) if self.training and self.drop_path else None
+        return self.trained(self, x, kept) if torch.is_grad_enabled() else self.encode(x, kept)
 
-    def encode(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def encode(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        if kept is None:
+            x = x + self.attention(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = x + kept[0] * self.attention(self.norm1(x))
+        return x + kept[1] * self.mlp(self.norm2(x))
+
+    def _draw_kept(self, x: Tensor) -> Tensor:
+        """[2, b, 1, 1], for either branch and each sample: 0 where it is dropped, else 1 / (1 - drop_path)."""
+        share = 1 - self.drop_path
+        return torch.empty(2, len(x), 1, 1, device=x.device).bernoulli_(share).div_(share).to(x.dtype)
 
 
-Encode = Callable[[Block, Tensor], Tensor]
+Encode = Callable[[Block, Tensor, Tensor | None], Tensor]
 
 
 def _encoders(spec: ViTSpec, checkpointing: Checkpointing, compiled: bool) -> list[Encode]:
@@ -159,20 +170,25 @@ class VisionTransformer(nn.Module):
     Args:
         checkpointing: what of each block is computed again in the backward pass rather than kept; k: every k-th block.
         compiled: torch.compile the blocks for training: one graph, which all of them share.
+        frozen: the depth (`model.depth`) below which nothing is trained: there the network is a fixed function, without
+            dropout or drop path, whose activations are not kept.
 
     Raises:
         InputError: checkpointing every k-th block of fewer than k.
     """
 
-    def __init__(self, spec: ViTSpec, checkpointing: Checkpointing = "none", compiled: bool = False) -> None:
+    def __init__(
+        self, spec: ViTSpec, checkpointing: Checkpointing = "none", compiled: bool = False, frozen: int = 0
+    ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.frozen = spec, frozen
         learned, class_token = spec.positions == "learned", spec.pool == "cls"
         self.patch_embedding = nn.Conv2d(spec.channels, spec.width, kernel_size=spec.patch_size, stride=spec.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, spec.width)) if class_token else None
         self.position_embedding = nn.Parameter(torch.empty(1, spec.tokens, spec.width)) if learned else None
         self.dropout = nn.Dropout(spec.dropout)
-        self.blocks = nn.ModuleList(Block(spec, encode) for encode in _encoders(spec, checkpointing, compiled))
+        encoders = _encoders(spec, checkpointing, compiled)
+        self.blocks = nn.ModuleList(Block(spec, *way) for way in zip(encoders, spec.drop_paths, strict=True))
         self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         size = spec.representation_size
         self.representation = Linear(spec.width, size) if size else None
@@ -188,16 +204,35 @@ class VisionTransformer(nn.Module):
 
         Raises InputError where the images are not of the model's size.
         """
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
+        x = images
+        for depth, part in enumerate([self.embed, *self.blocks]):
+            x = self._run(depth, part, x)
         if features:
             return self.features(self.norm(x))
-        # The norm works on each token by itself, so the class token's needs no other token's.
-        x = self.norm(x[:, 0]) if self.spec.pool == "cls" else self.norm(x).mean(dim=1)
+        x = self._run(len(self.blocks) + 1, self._pool, x)
         if self.representation is not None:
             x = torch.tanh(self.representation(x))
         return x if self.head is None else self.head(x)
+
+    def train(self, mode: bool = True) -> "VisionTransformer":
+        """As of any module; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            for part in (self.dropout, *self.blocks[: self.frozen - 1]):
+                part.eval()
+        return self
+
+    def _run(self, depth: int, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if depth >= self.frozen:
+            return part(x)
+        with torch.no_grad():
+            x = part(x)
+        # Of a block whose input needs no gradient, DeepSpeed (ZeRO 3) would take the gradients before they are there.
+        return x.requires_grad_(torch.is_grad_enabled() and depth == self.frozen - 1)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        # The norm works on each token by itself, so the class token's needs no other token's.
+        return self.norm(x[:, 0]) if self.spec.pool == "cls" else self.norm(x).mean(dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
         """[b, c, h, w] → [b, n, d]: the class token where there is one, then the patches; with positions."""

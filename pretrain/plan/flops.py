@@ -23,10 +23,16 @@ def forward_macs(spec: ViTSpec) -> int:
     return sum(macs_by_part(spec).values())
 
 
-def training_flops(spec: ViTSpec) -> int:
+def training_flops(spec: ViTSpec, frozen: int = 0) -> int:
     """Floating-point operations of one image's forward and backward pass.
 
-    Two per multiply-add, and the backward pass takes two products for each of the forward's. Blocks computed
-    again for activation checkpointing are not counted: this is the work the model needs, MFU's numerator.
+    Two per multiply-add, and the backward pass takes two products for each of the forward's, but none for what lies
+    below the depth `frozen` (`model.depth`). Blocks computed again for activation checkpointing are not counted: this
+    is the work the model needs, MFU's numerator.
     """
-    return 6 * forward_macs(spec)
+    parts = macs_by_part(spec)
+    blocks = sum(macs for name, macs in parts.items() if name not in ("patch_embedding", "head"))
+    fixed = blocks * min(max(frozen - 1, 0), spec.layers) // spec.layers
+    if frozen:
+        fixed += parts["patch_embedding"]
+    return 6 * forward_macs(spec) - 4 * fixed

@@ -11,6 +11,7 @@ from pretrain.checkpoint.section import CheckpointSection
 from pretrain.engine.guards import GuardSection
 from pretrain.engine.schedule import ScheduleSection
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection
+from pretrain.model.depth import Freeze
 from pretrain.model.section import ModelSection
 from pretrain.model.spec import ViTSpec
 from pretrain.record.section import LoggingSection
@@ -33,6 +34,10 @@ class TrainSection(Section):
         "softmax", about="Binary cross-entropy summed over classes, or cross-entropy over them."
     )
     label_smoothing: float = key(0.0, about="Share of the target spread evenly over all classes.", ge=0, lt=1)
+    freeze: Freeze | None = key(
+        None,
+        about='What is not trained: "body", all but the head; k, the embedding and the first k blocks; null: all is.',
+    )
     activation_checkpointing: Literal["none", "full", "selective"] | Layers = key(
         "none",
         about="What the backward pass computes again: nothing, all of a block, all but its matrix products and "

@@ -216,8 +216,9 @@ def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tupl
 
     fill: None where a checkpoint will set them.
     """
-    config = setup.config
-    model = VisionTransformer(config.model.spec(), config.train.activation_checkpointing, config.train.compile)
+    config, train = setup.config, setup.config.train
+    spec, frozen = config.model.spec(), setup.recipe.frozen
+    model = VisionTransformer(spec, train.activation_checkpointing, train.compile, frozen)
     filled = collectives.together(lambda: fill(model)) if fill else ""
     optimizer = build_optimizer(model, config.optimizer)
     layout = setup.recipe.layout
@@ -351,7 +352,7 @@ def _workload(setup: Setup) -> Workload:
         steps=setup.recipe.steps,
         global_batch=setup.recipe.layout.global_batch,
         samples=setup.order.samples,
-        flops_per_image=training_flops(setup.config.model.spec()),
+        flops_per_image=training_flops(setup.config.model.spec(), setup.recipe.frozen),
         peak_flops=peak * 1e12 if peak else peak_flops(setup.world.device, setup.recipe.dtype),
     )
 

@@ -10,6 +10,7 @@ from pretrain.engine.engine import Layout, batch_layout, precision
 from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.errors import InputError
 from pretrain.index.index import Index
+from pretrain.model.depth import frozen_depth
 from pretrain.training.config import RunConfig
 from pretrain.training.loss import Loss, choose_loss
 
@@ -24,13 +25,15 @@ class Recipe:
     layout: Layout  # of a global batch over ranks and micro-batches
     seed: int
     dtype: torch.dtype
+    frozen: int  # the depth below which the network is not trained
 
     @classmethod
     def of(cls, config: RunConfig, index: Index, ranks: int, samples: int | None = None) -> Recipe:
         """The recipe of `config` for so many samples of `index` (None: all) on so many ranks.
 
         Raises:
-            InputError: batch and ranks do not divide, or the loss is not defined for these labels.
+            InputError: batch and ranks do not divide, the loss is not defined for these labels, or more blocks are
+                to be frozen than there are.
         """
         return cls(
             choose_loss(config.train.loss, index.one_label, config.train.label_smoothing),
@@ -39,6 +42,7 @@ class Recipe:
             batch_layout(config.train.global_batch, config.train.micro_batch, ranks),
             config.seed,
             precision(config.deepspeed),
+            frozen_depth(config.train.freeze, config.model.spec().layers),
         )
 
     @property

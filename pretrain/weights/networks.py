@@ -66,7 +66,8 @@ def open_networks(
     networks = []
     for path in paths:
         source = choose(path)
-        spec = together(partial(replace, source.spec, image_size=image_size or source.spec.image_size, dropout=0.0))
+        sizes = {"image_size": image_size or source.spec.image_size, "dropout": 0.0, "drop_path": 0.0}
+        spec = together(partial(replace, source.spec, **sizes))
         first = found.setdefault(source.path.resolve(), Network("", path, source, False, spec, dtype))
         if first.source is not source:
             raise InputError(f"--init: {first.path} and {path}: the same weights twice, {source.path}; give each once")

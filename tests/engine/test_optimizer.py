@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pretrain.engine.engine import batch_layout, deepspeed_config, precision
 from pretrain.engine.optimizer import build_optimizer, parameter_groups
@@ -35,6 +36,32 @@ def test_matrices_decay_and_nothing_else():
 def test_all_decay_where_asked():
     (only,) = parameter_groups(VisionTransformer(SPEC), 0.3, "all")
     assert len(only["params"]) == len(list(VisionTransformer(SPEC).parameters()))
+
+
+def test_layers_have_rates_of_their_own_as_in_beit():
+    model = VisionTransformer(SPEC)
+    scales = {}
+    for group in parameter_groups(model, 0.3, "matrices", 0.5):
+        scales |= dict.fromkeys(names(model, group), group["lr_scale"])
+    assert scales.keys() == dict(model.named_parameters()).keys()
+    wanted = {"blocks.0": 0.25, "blocks.1": 0.5, "norm": 1.0, "representation": 1.0, "head": 1.0}
+    for name, scale in scales.items():
+        part = name[:8] if name.startswith("blocks.") else name.split(".")[0]
+        assert scale == wanted.get(part, 0.125), name
+
+
+def test_groups_are_few_where_rates_are_the_same_and_the_frozen_one_is_not_decayed():
+    model = VisionTransformer(SPEC, frozen=2)
+    groups = parameter_groups(model, 0.3, "matrices")
+    assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.3, 1.0), (0.0, 1.0), (0.0, 0.0)]
+    frozen = {name for name, _ in model.named_parameters() if name.startswith(("patch", "class", "pos", "blocks.0"))}
+    assert names(model, groups[2]) == frozen
+
+
+@pytest.mark.parametrize("section", [{"name": "adamw"}, {"name": "sgd", "momentum": 0.0}])
+def test_a_type_of_momentum_where_there_is_none_is_refused(section):
+    with pytest.raises(ValidationError, match='momentum_dtype is "bfloat16", but there is no momentum of SGD'):
+        OptimizerSection(lr=0.1, momentum_dtype="bfloat16", **section)
 
 
 def test_fine_tuning_gets_sgd_with_momentum():

@@ -24,8 +24,9 @@ def test_another_size_is_the_one_that_it_runs_at(network):
     assert (opened.spec.image_size, opened.trained_size) == (16, 8)
 
 
-def test_dropout_is_off(network):
-    assert network(dropout=0.5).spec.dropout == 0
+def test_dropout_and_drop_path_are_off(network):
+    spec = network(dropout=0.5, drop_path=0.5).spec
+    assert (spec.dropout, spec.drop_path) == (0, 0)
 
 
 def ids(*paths, **choice):

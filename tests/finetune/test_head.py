@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from finetune.config import FinetuneConfig
 from finetune.head import describe_transfer, transfer
 from pretrain.errors import InputError
 from pretrain.model.initialization import initialize
@@ -19,6 +20,7 @@ SPEC = ViTSpec(
     num_classes=7,
     representation_size=12,
     dropout=0.1,
+    drop_path=0.1,
     gelu="tanh",
 )
 
@@ -40,11 +42,12 @@ def images(size):
     return torch.empty(2, 1, size, size).normal_(generator=torch.Generator().manual_seed(1))
 
 
-def test_the_spec_changes_in_head_size_and_dropout_only(tensors):
+def test_the_spec_changes_in_head_size_dropout_and_drop_path_only(tensors):
     spec, _ = transfer(SPEC, tensors, num_classes=3, image_size=26)
-    changes = {"num_classes": 3, "image_size": 26, "representation_size": None, "dropout": 0.0}
+    changes = {"num_classes": 3, "image_size": 26, "representation_size": None, "dropout": 0.0, "drop_path": 0.0}
     assert vars(spec) == {**vars(SPEC), **changes}
-    assert transfer(SPEC, tensors, num_classes=3, image_size=26, dropout=0.2)[0].dropout == 0.2
+    again, _ = transfer(SPEC, tensors, num_classes=3, image_size=26, dropout=0.2, drop_path=0.3)
+    assert (again.dropout, again.drop_path) == (0.2, 0.3)
 
 
 def test_the_new_head_is_one_layer_of_zeros(tensors):
@@ -112,3 +115,15 @@ def test_the_transfer_is_described_in_one_line(tensors):
         "dropped: representation layer (12) and head of 7 classes; new: head of 3, zeros; "
         "positions 4x4 → 6x6 (16 → 26 px), 2 px ignored"
     )
+
+
+def test_a_tasks_run_takes_dropout_drop_path_and_what_is_frozen_from_the_task():
+    task = FinetuneConfig(
+        name="task",
+        model={"num_classes": 3, "drop_path": 0.2},
+        train={"global_batch": 8, "steps": 2, "freeze": "body"},
+        optimizer={"lr": 0.1, "layer_decay": 0.7},
+    )
+    run = task.of(SPEC)
+    assert (run.model.spec().dropout, run.model.spec().drop_path) == (0.0, 0.2)
+    assert (run.train.freeze, run.optimizer.layer_decay) == ("body", 0.7)

@@ -53,6 +53,8 @@ def test_grid_is_floored_and_tokens_count_the_class_token(arch, size, grid):
         ("dropout", -0.1),
         ("dropout", float("nan")),
         ("dropout", None),
+        ("drop_path", 1.0),
+        ("drop_path", "0.1"),
         ("gelu", "relu"),
         ("pool", "max"),
         ("positions", None),
@@ -61,6 +63,11 @@ def test_grid_is_floored_and_tokens_count_the_class_token(arch, size, grid):
 def test_a_wrong_value_is_refused_by_the_name_of_its_field(field, value):
     with pytest.raises(InputError, match=rf"^model\.{field}:"):
         spec_from_arch("vit_ti_16", **{field: value})
+
+
+def test_drop_path_has_no_meaning_for_one_block():
+    with pytest.raises(InputError, match=r"^model\.drop_path: found 0\.1, but it rises from 0"):
+        spec_from_arch("vit_ti_16", layers=1, drop_path=0.1)
 
 
 def test_sincos_positions_refuse_a_width_they_cannot_fill():

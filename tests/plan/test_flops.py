@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.model.depth import frozen_depth
 from pretrain.model.spec import spec_from_arch
 from pretrain.model.vit import VisionTransformer
 from pretrain.plan.flops import forward_macs, macs_by_part, training_flops
@@ -46,3 +47,14 @@ def test_a_training_step_is_six_operations_per_multiply_add():
     parts = macs_by_part(spec)
     assert training_flops(spec) == 6 * sum(parts.values())
     assert parts["head"] == 768 * 768 + 768 * 1000
+
+
+@pytest.mark.parametrize("freeze", [0, 1, 3, "body"])
+def test_the_backward_pass_of_what_is_frozen_is_not_counted(freeze):
+    spec = spec_from_arch("vit_ti_16", layers=3, representation_size=96)
+    frozen = frozen_depth(freeze, spec.layers)
+    with torch.device("meta"):
+        model, batch = VisionTransformer(spec, frozen=frozen), torch.empty(2, 3, 224, 224)
+    with FlopCounterMode(display=False) as counter:
+        model(batch).sum().backward()
+    assert counter.get_total_flops() == 2 * training_flops(spec, frozen)

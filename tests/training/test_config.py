@@ -355,7 +355,7 @@ def test_a_list_that_is_missing_in_a_file_is_shown_as_json(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        ("train.drop_path", "known here: global_batch, micro_batch"),
+        ("train.drop_path", "did you mean model.drop_path?"),
         ("train.batch_size", "known here: global_batch, micro_batch"),
         ("train.lr", "did you mean optimizer.lr?"),
         ("lr", "did you mean optimizer.lr?"),

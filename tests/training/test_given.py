@@ -63,9 +63,9 @@ def test_weights_that_fit_but_are_of_another_network_are_refused(change, found, 
         load_same(drawn(1), load_weights(path))
 
 
-def test_dropout_and_a_size_of_as_many_patches_are_the_same_network(run_folder, tmp_path):
-    path = run_folder(tmp_path / "run", drawn(0, dropout=0.1, image_size=9))
-    model = drawn(1)
+def test_dropout_drop_path_and_a_size_of_as_many_patches_are_the_same_network(run_folder, tmp_path):
+    path = run_folder(tmp_path / "run", drawn(0, layers=2, dropout=0.1, drop_path=0.1, image_size=9))
+    model = drawn(1, layers=2)
     load_same(model, load_weights(path))
     assert torch.equal(model.patch_embedding.weight, drawn(0).patch_embedding.weight)
 
