@@ -13,14 +13,16 @@ from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.weights.format import Format, description
 from pretrain.weights.formats.big_vision import BIG_VISION
+from pretrain.weights.formats.hf import HF
 from pretrain.weights.formats.native import NATIVE
 from pretrain.weights.formats.npz import NPZ
 from pretrain.weights.formats.timm import TIMM
+from pretrain.weights.formats.torchvision import TORCHVISION
 from pretrain.weights.table import from_file
 from pretrain.weights.tensorfile import TensorFile, open_tensors
 from pretrain.weights.weights import fingerprint
 
-FORMATS: dict[str, Format] = {one.name: one for one in (NATIVE, NPZ, BIG_VISION, TIMM)}
+FORMATS: dict[str, Format] = {one.name: one for one in (NATIVE, NPZ, BIG_VISION, TORCHVISION, TIMM, HF)}
 
 # What tells a Vision Transformer of another kind: a part of a tensor's name → what it is.
 OTHER_KINDS = {
