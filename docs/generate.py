@@ -9,6 +9,7 @@ sys.path[0] = str(ROOT)
 
 from fewshot.config import FewshotConfig
 from finetune.config import FinetuneConfig
+from finetune.evaluation.config import EvaluateConfig
 from pretrain.keys import json_schema, keys, markdown, refused_markdown
 from pretrain.training.config import RunConfig
 
@@ -25,9 +26,12 @@ def contents() -> dict[Path, str]:
         "DeepSpeed options that are refused": refused_markdown(training),
         "Fine-tuning: as pre-training, but for": markdown(key for key in keys(FinetuneConfig) if key not in training),
         "Few-shot": markdown(keys(FewshotConfig), resume=False),
+        "Evaluation": markdown(keys(EvaluateConfig), resume=False),
     }
     generated = "".join(f"\n## {title}\n\n{table}\n" for title, table in tables.items())
-    schema = json.dumps(json_schema([RunConfig, FinetuneConfig, FewshotConfig]), indent=1, ensure_ascii=False)
+    schema = json.dumps(
+        json_schema([RunConfig, FinetuneConfig, FewshotConfig, EvaluateConfig]), indent=1, ensure_ascii=False
+    )
     return {page: f"{written}{BEGIN}{generated}", ROOT / "configs" / "schema.json": f"{schema}\n"}
 
 

@@ -306,10 +306,10 @@ def serve(monkeypatch):
 def run_folder():
     """run_folder(path, model, step=3, average=None): `path` as a run folder with a checkpoint of the model's weights.
 
-    average: a model whose weights are kept as their average.
+    average: a model whose weights are kept as their average. Further keywords go into the checkpoint's state.
     """
 
-    def write(path, model, step=3, average=None):
+    def write(path, model, step=3, average=None, **state):
         named = [(name, parameter.detach().flatten()) for name, parameter in model.named_parameters()]
         pieces = [(name, 0, len(values)) for name, values in named]
         places = {name: 0 for name, _ in named}  # of no weight here: nothing resumes
@@ -318,7 +318,7 @@ def run_folder():
         if average is not None:
             values["average"] = [parameter.detach().flatten() for parameter in average.parameters()]
         share = write_share(checkpoints.partial_path(folder, step), 0, pieces, values, places)
-        checkpoints.commit(folder, step, [share], {"zero_stage": 0, "model": asdict(model.spec)})
+        checkpoints.commit(folder, step, [share], {"zero_stage": 0, "model": asdict(model.spec), **state})
         return path
 
     return write

@@ -78,6 +78,7 @@ class Batch:
     weight: fp32 [m], each row's own share where pairs are mixed; None where they are not.
     boxes: int64 [m, 4], what CutMix takes from the other of the pair (`mixing.cut_boxes`); None without CutMix.
     faults: one for each sample that could not be read.
+    keys: [m], as the shards have them; None for a row that pads, and where a chunk could not be read.
     """
 
     images: Tensor
@@ -87,6 +88,7 @@ class Batch:
     weight: Tensor | None = None
     boxes: Tensor | None = None
     faults: tuple[Fault, ...] = ()
+    keys: tuple[str | None, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Its tensors on a device; from page-locked memory without waiting for what that is busy with."""
@@ -112,6 +114,7 @@ class _Pending:
     plan: Plan
     images: Tensor
     stripes: list[Future[list[tuple[int, Fault]]]]
+    keys: list[str | None]
 
 
 class BatchStream:
@@ -180,7 +183,9 @@ class BatchStream:
         weight = boxes = None
         if self._mixing:
             weight, boxes = keep_whole(*self._mixing.draw(pending.plan.epochs, ids), valid)
-        batch = Batch(pending.images, self._labels(ids), ids, valid, weight, boxes, tuple(faults.values()))
+        batch = Batch(
+            pending.images, self._labels(ids), ids, valid, weight, boxes, tuple(faults.values()), tuple(pending.keys)
+        )
         return batch.pinned() if self._options.pin else batch
 
     def __enter__(self) -> BatchStream:
@@ -202,7 +207,7 @@ class BatchStream:
     def _fill(self) -> None:
         """Hand micro-batches to the decode threads until enough are under way, each in a buffer of its own."""
         while len(self._pending) < self._ahead and (plan := next(self._reader, None)) is not None:
-            pending = _Pending(plan, self._buffers.take(), [])
+            pending = _Pending(plan, self._buffers.take(), [], [None] * self.rows)
             for first in range(0, self.rows, self._stripe):
                 rows = range(first, min(first + self._stripe, self.rows))
                 pending.stripes.append(self._threads.submit(self._decode, pending, rows))
@@ -218,6 +223,7 @@ class BatchStream:
             if self._closed:
                 break
             sample_id, epoch = int(plan.ids[row]), int(plan.epochs[row])
+            pending.keys[row] = key
             try:
                 image = decode(data, self._transform.channels)
             except UnreadableImage as error:

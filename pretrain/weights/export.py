@@ -27,6 +27,9 @@ from pretrain.weights.weights import Weights, fingerprint
 DROPPABLE = ("representation", "head", "gelu")
 MODEL = "model.safetensors"  # the file of tensors in a folder
 CARD, README = "vit_foundry.json", "README.md"  # beside it
+# What of a card the tensors' file says too, and what of the run's config it has: an evaluation goes by it.
+_DESCRIBED = ("format", "model", "sha256", "step", "weights", "trained_on", "config", "source")
+_EVALUATED = {"train": ("loss",), "data": ("eval_crop",)}
 
 PREPROCESSING = """\
 RGB pixels in [0, 255]; the shorter side is resized to {resize} pixels (8/7 of the image size; bilinear, antialiased),
@@ -55,7 +58,7 @@ def export(source: Source, form: Format, out: Path, *, averaged: bool = False, d
     held = held_by(form, weights, drop)
     card = make_card(form, held, source)
     entries = [(row.name, to_file(row, held.tensors, held.spec)) for row in form.rows(held.spec)]
-    described = {name: card[name] for name in ("format", "model", "sha256", "step", "weights", "trained_on", "source")}
+    described = {name: card[name] for name in _DESCRIBED}
     metadata = {"format": "pt", DESCRIPTION: json.dumps(described)}
     card_path, readme_path = companions(out, folder=not form.suffix)
     aside = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix}")
@@ -162,6 +165,10 @@ def make_card(form: Format, held: Weights, source: Source) -> dict[str, Any]:
         "step": held.step,
         "weights": "averaged" if held.averaged else "raw",
         "trained_on": held.trained_on,
+        "config": {
+            section: {name: source.config[section][name] for name in names if name in source.config.get(section, {})}
+            for section, names in _EVALUATED.items()
+        },
         "source": {"path": str(source.path), "sha256": source.sha256},
         "preprocessing": {
             "words": PREPROCESSING.format(resize=round(size * 8 / 7), size=size).replace("\n", " ").strip(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,11 @@ class Source(Protocol):
         """The hash of the index that they were trained on; empty where it is not recorded."""
         ...
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config of their run, resolved, or a part of it; empty where it is not recorded."""
+        ...
+
     def check_kind(self, averaged: bool) -> None:
         """Raises InputError where the Polyak average is asked for and there is none."""
         ...
@@ -101,6 +107,11 @@ class SavedSource:
     def trained_on(self) -> str:
         return str(self.saved.state.get("stream", {}).get("index_hash", ""))
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        state = self.saved.state
+        return state.get("config") or state.get("function") or {}  # the name that earlier versions gave it
+
     def check_kind(self, averaged: bool) -> None:
         weight_kind(self.saved, averaged=averaged)
 
@@ -134,6 +145,11 @@ class FileSource:
     @property
     def trained_on(self) -> str:
         return str(self.described.get("trained_on", ""))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.described.get("config", {})
+        return found
 
     def check_kind(self, averaged: bool) -> None:
         if averaged and self.described.get("weights") != "averaged":

@@ -172,6 +172,7 @@ def test_an_evaluation_covers_every_sample_once_in_order(shards, world, batch):
     assert ids[valid].tolist() == list(range(203))
     assert valid.tolist() == [True] * 203 + [False] * (len(valid) - 203)
     assert labels[valid].tolist() == [[label] for label in shards.labels]
+    assert [key for part in rows for key in part.keys] == [*shards.keys, *[None] * (len(valid) - 203)]
     assert (ids[~valid] == -1).all()
     assert (labels[~valid] == -1).all()
     assert (torch.cat([part.images for part in rows])[~valid] == 128).all()

@@ -17,7 +17,8 @@ from pretrain.training.config import RunConfig
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))
     for path in CONFIG_FOLDER.rglob("*.json")
-    if path.parent.name not in ("finetune", "fewshot", "quickstart") and path.stem not in ("example", "schema")
+    if path.parent.name not in ("finetune", "fewshot", "evaluate", "quickstart")
+    and path.stem not in ("example", "schema")
 )
 FINETUNE = sorted(str(path.relative_to(CONFIG_FOLDER)) for path in (CONFIG_FOLDER / "finetune").glob("*.json"))
 SMALL = {

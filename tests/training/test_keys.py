@@ -10,6 +10,7 @@ import pytest
 
 from fewshot.config import FewshotConfig
 from finetune.config import FinetuneConfig
+from finetune.evaluation.config import EvaluateConfig
 from pretrain import keys
 from pretrain.configfile import CONFIG_FOLDER, SCHEMA_FILE, _read_text, read_config
 from pretrain.section import all_fields, mark
@@ -18,7 +19,7 @@ from pretrain.training.config import RunConfig
 CONFIGS = sorted(path for path in CONFIG_FOLDER.rglob("*.json") if path.name != SCHEMA_FILE)
 
 
-@pytest.mark.parametrize("schema", [RunConfig, FinetuneConfig, FewshotConfig])
+@pytest.mark.parametrize("schema", [RunConfig, FinetuneConfig, FewshotConfig, EvaluateConfig])
 def test_every_key_has_a_sentence_and_a_rule(schema):
     for name, field in all_fields(schema):
         assert field.description, f"{name}: key(about=…) is missing"
@@ -125,15 +126,17 @@ def test_what_a_config_is_refused_for_is_not(wrong, schema):
 
 
 @pytest.mark.parametrize(
-    ("command", "option"),
+    ("command", "option", "told"),
     [
-        ("pretrain", "--help"),
-        ("pretrain", "--keys"),
-        ("finetune", "--help"),
-        ("finetune", "--keys"),
+        ("pretrain", "--help", "--keys"),
+        ("pretrain", "--keys", "train.global_batch"),
+        ("finetune", "--help", "--keys"),
+        ("finetune", "--keys", "train.global_batch"),
+        ("evaluate", "--help", "--keys"),
+        ("evaluate", "--keys", "evaluate.bins"),
     ],
 )
-def test_help_and_keys_need_no_torch(command, option):
+def test_help_and_keys_need_no_torch(command, option, told):
     """They answer at once, and on a machine where torch is not installed."""
     script = f"""
 import runpy, sys
@@ -143,4 +146,4 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert ("train.global_batch" if option == "--keys" else "--keys") in done.stdout
+    assert told in done.stdout

@@ -1,0 +1,1 @@
+"""Any weights → accuracy, calibration and confusions on labelled images, and a file of predictions."""
