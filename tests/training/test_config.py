@@ -6,10 +6,12 @@ from math import inf, nan
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.config import FinetuneConfig
 from pretrain.configfile import CONFIG_FOLDER, differences, read_config
 from pretrain.errors import InputError
+from pretrain.images.transforms import EvalImages
 from pretrain.model.spec import spec_from_arch
 from pretrain.record.folder import RunFolder
 from pretrain.training.config import RunConfig
@@ -17,10 +19,11 @@ from pretrain.training.config import RunConfig
 PRETRAIN = sorted(
     str(path.relative_to(CONFIG_FOLDER))
     for path in CONFIG_FOLDER.rglob("*.json")
-    if path.parent.name not in ("finetune", "fewshot", "evaluate", "quickstart")
+    if not {"finetune", "fewshot", "evaluate", "quickstart"} & {*path.relative_to(CONFIG_FOLDER).parts}
     and path.stem not in ("example", "schema")
 )
-FINETUNE = sorted(str(path.relative_to(CONFIG_FOLDER)) for path in (CONFIG_FOLDER / "finetune").glob("*.json"))
+FINETUNE = sorted(str(path.relative_to(CONFIG_FOLDER)) for path in (CONFIG_FOLDER / "finetune").rglob("*.json"))
+VTAB = [name for name in FINETUNE if "/vtab/" in name]
 SMALL = {
     "name": "small",
     "model": {"arch": "vit_ti_16"},
@@ -120,7 +123,51 @@ def test_fine_tuning_configs_take_the_checkpoints_network(name):
     assert (model.layers, model.width, model.patch_size) == (32, 1280, 14)
     assert model.representation_size is None
     assert model.image_size == task.model.image_size
-    assert (task.data.crop, task.data.crop_aspect) == ("tensorflow", (0.75, 1.33))
+    assert (task.data.crop, task.data.crop_aspect) in (("tensorflow", (0.75, 1.33)), ("tensorflow", (1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "steps", "warmup", "sweep"),
+    [
+        ("imagenet384", 1000, 20_000, 500, (0.003, 0.01, 0.03, 0.06)),
+        ("cifar10", 10, 10_000, 500, (0.001, 0.003, 0.01, 0.03)),
+        ("cifar100", 100, 10_000, 500, (0.001, 0.003, 0.01, 0.03)),
+        ("pets", 37, 500, 100, (0.001, 0.003, 0.01, 0.03)),
+        ("flowers", 102, 500, 100, (0.001, 0.003, 0.01, 0.03)),
+        ("vtab", 1000, 2500, 500, (0.01,)),
+    ],
+)
+def test_fine_tuning_is_table_4(name, classes, steps, warmup, sweep):
+    task = read_config(FinetuneConfig, f"finetune/{name}.json")
+    assert (task.model.image_size, task.model.num_classes) == (384, classes)
+    assert (task.train.steps, task.schedule.warmup_steps, task.schedule.decay) == (steps, warmup, "cosine")
+    assert task.optimizer.lr in sweep
+    assert (task.optimizer.momentum, task.optimizer.clip_norm) == (0.9, 1.0)
+
+
+def test_vtab_is_one_recipe_for_19_tasks_but_for_what_would_change_their_labels():
+    tasks = {Path(name).stem: read_config(FinetuneConfig, name) for name in VTAB}
+    assert {name: task.model.num_classes for name, task in tasks.items()} == {
+        "caltech101": 102, "cifar100": 100, "dtd": 47, "flowers": 102, "pets": 37, "svhn": 10, "sun397": 397,
+        "camelyon": 2, "eurosat": 10, "resisc45": 45, "retinopathy": 5,
+        "clevr_count": 8, "clevr_distance": 6, "dmlab": 6, "kitti_distance": 4,
+        "dsprites_location": 16, "dsprites_orientation": 16, "smallnorb_azimuth": 18, "smallnorb_elevation": 9,
+    }  # fmt: skip
+    base = read_config(FinetuneConfig, "finetune/vtab.json")
+    told = {key for task in tasks.values() for key, *_ in differences(base.model_dump(), task.model_dump())}
+    assert told == {"name", "model.num_classes", "data.crop_area", "data.crop_aspect", "data.flip"}
+    assert {name for name, task in tasks.items() if not task.data.flip} == {
+        "svhn", "dsprites_location", "dsprites_orientation", "smallnorb_azimuth", "smallnorb_elevation",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(40, 40), (33, 64), (75, 31)])
+def test_a_vtab_task_of_places_is_trained_on_whole_images_as_it_is_evaluated(size):
+    task = read_config(FinetuneConfig, "finetune/vtab/dsprites_location.json")
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    expected = EvalImages(24, 3, whole=True)(image, 0, 0)
+    for sample in range(3):
+        assert torch.equal(task.data.train_images(24, 3, seed=0)(image, 0, sample), expected)
 
 
 @pytest.mark.parametrize(("name", "size"), [("imagenet512", 512), ("imagenet518", 518)])
@@ -132,9 +179,9 @@ def test_table_2_is_fine_tuned_with_an_average_and_dropout(name, size):
     assert (averaging.decay, averaging.start_step, averaging.debias) == (0.9999, 0, True)
 
 
-def test_only_cifars_small_images_are_evaluated_whole():
+def test_only_cifars_small_images_and_vtab_are_evaluated_whole():
     whole = {name for name in FINETUNE if read_config(FinetuneConfig, name).data.eval_crop == "whole"}
-    assert whole == {"finetune/cifar10.json", "finetune/cifar100.json"}
+    assert whole == {"finetune/cifar10.json", "finetune/cifar100.json", "finetune/vtab.json", *VTAB}
 
 
 def test_a_file_elsewhere_extends_a_shipped_one_by_its_name(tmp_path):
