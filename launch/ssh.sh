@@ -104,7 +104,7 @@ watched='
     while IFS= read -r line; do
       printf "%s\n" "$line" 2>/dev/null
       case $line in
-        *"$run: finished at step "*"; nothing to do"* | *"report: $run/"* | *"$run/sweep.json"*) said=0 ;;
+        *"$run: finished at step "*"; nothing to do"* | *"report: $run/"* | *"sweep: $run/sweep.json") said=0 ;;
       esac
     done
     exit "$said"

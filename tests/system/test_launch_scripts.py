@@ -31,7 +31,7 @@ fi
 out=${words#--out }; out=${out%% --*}
 if [ "$word" = done ]; then
   case "$entry $words" in
-    *--sweep*) echo "node-a: table: $out/sweep.json" ;;
+    *--sweep*) echo "node-a: sweep: $out/sweep.json" ;;
     *pretrain* | *finetune*) echo "node-a: $out: finished at step 5 of 5; nothing to do (set …)" ;;
     *) echo "node-a: report: $out/report/report.md" ;;
   esac
