@@ -132,9 +132,8 @@ def check_origin(saved: Checkpoint, init: Init | None) -> None:
             given = init.origin(choose(init.path))
     except InputError as error:
         source, given_path = (Path(os.path.abspath(path)) for path in (began["source"], init.path))
-        pointers = (source.with_name(name) for name in (checkpoints.LATEST, checkpoints.BEST))
-        told_alike = given_path in (source, source.parent, source.parent.parent, *pointers)
-        if not (told_alike and init.kind == began["weights"]):
+        told_alike = given_path in (source, source.parent, source.parent.parent) and init.kind == began["weights"]
+        if not told_alike:
             raise type(error)(f"{error}; {mend}") from None
         _note(f"{error}; not needed to resume")
         return

@@ -106,7 +106,7 @@ def held_by(form: Format, weights: Weights, drop: Sequence[str] = ()) -> Weights
     Raises:
         InputError: it cannot hold something that is not dropped, or there is nothing to drop.
     """
-    spec, tensors = replace(weights.spec, dropout=0.0), dict(weights.tensors)
+    spec, tensors = replace(weights.spec, dropout=0.0, drop_path=0.0), dict(weights.tensors)
     spec, tensors = _without(spec, tensors, drop)
     lacking = form.lacks(spec)
     if lacking:

@@ -26,17 +26,21 @@ FORMATS: dict[str, Format] = {one.name: one for one in (NATIVE, NPZ, BIG_VISION,
 
 # What tells a Vision Transformer of another kind: a part of a tensor's name → what it is.
 OTHER_KINDS = {
-    r"\bls[12]\.|layer_?scale|\bgamma_[12]\b|LayerScale": "LayerScale (DINOv2, CaiT)",
+    r"\bls[12]?\.|layer_?scale|\bgamma_[12]\b|lambda_[12]\b|LayerScale": "LayerScale (DINOv2, DeiT III, CaiT)",
     r"register_?tokens?|reg_token|storage_tokens": "register tokens (DINOv2, DINOv3)",
     r"\brope|rotary|freqs": "rotary positions (DINOv3, EVA)",
     r"mask_token": "a mask token (DINOv2, BEiT, SimMIM)",
     r"dist_token|distillation_token|head_dist": "a distillation token (DeiT)",
-    r"relative_position": "relative positions (BEiT, Swin)",
+    r"detection_tokens": "detection tokens (YOLOS)",
+    r"relative_position|rel_pos": "relative positions (BEiT, Swin, SAM)",
     r"norm_pre\b|ln_pre|pre_layrnorm|class_embedding": "a norm before the blocks (CLIP)",
     r"[qk]_norm|query_norm|key_norm": "norms of queries and keys",
+    r"attn\.norm|mlp\.norm|sub_norm|inner_attn_ln|ffn_layernorm": "norms inside attention or MLP (BEiT-3, EVA-02)",
+    r"attn\.[qv]_bias": "a bias of queries and values alone (BEiT, EVA)",
     r"mlp\.w12|w12\.|gate_proj|mlp\.fc1_g": "a gated MLP (SwiGLU)",
-    r"attn_pool|MAPHead": "attention pooling (SigLIP)",
-    r"conv_root|gn_root": "a ResNet before it (hybrid R50+ViT)",
+    r"\battns\.\d": "parallel branches",
+    r"attn_pool|MAPHead|head\.probe": "attention pooling (SigLIP)",
+    r"conv_root|gn_root|patch_embed\.backbone|conv_bn_relu": "convolutions before it (R50+ViT)",
     r"fc_norm": "pooling before the final norm (MAE, timm's global_pool='avg')",
 }
 
@@ -96,7 +100,11 @@ def find_in_file(path: Path) -> FoundFile:
 
 def refuse_other_kinds(file: TensorFile) -> None:
     """Raises InputError for a Vision Transformer of another kind, naming what tells it apart."""
-    found = {kind: name for pattern, kind in OTHER_KINDS.items() for name in file.shapes if re.search(pattern, name)}
+    found: dict[str, str] = {}
+    for pattern, kind in OTHER_KINDS.items():
+        for name in file.shapes:
+            if re.search(pattern, name):
+                found.setdefault(kind, name)
     if found:
         told = "; ".join(f"{kind}: {name}" for kind, name in found.items())
         raise InputError(f"weights {file.where}: of a Vision Transformer of another kind, with {told}")

@@ -3,10 +3,14 @@
 Written with the tensors' names of transformers up to 5.8, which later versions read too. Read with either: from 5.9 on
 `vit.encoder.layer.0.attention.attention.query` is `vit.layers.0.attention.q_proj`, and so on; the prefix `vit.` may be
 missing. ViTModel's pooler, a dense layer and tanh, is the representation layer.
+
+The preprocessor written beside it gives the pixels of this project's evaluation where the margin that is cropped is
+even (224 px). Where it is odd (384 px), the library's centre may lie a pixel further to the top left.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pretrain.errors import InputError
@@ -98,12 +102,13 @@ def _prepared(file: TensorFile) -> TensorFile | None:
     if double := [" and ".join(group) for group in names.values() if len(group) > 1]:
         raise InputError(f"weights {file.where}: the same tensor twice: {', '.join(double)}")
     prepared = file.renamed({new: old for new, (old,) in names.items()})
-    said = description(file)
-    if said and _spec(prepared) != ViTSpec(**said["model"]):
-        raise InputError(
-            f"weights {file.where}: config.json and the tensors are of {_spec(prepared)}, exported was "
-            f"{ViTSpec(**said['model'])}; one of the two files was changed"
-        )
+    if said := description(file):
+        told, exported = _spec(prepared), replace(ViTSpec(**said["model"]), dropout=0.0, drop_path=0.0)
+        if told != exported:
+            raise InputError(
+                f"weights {file.where}: config.json and the tensors' names say {told}, but {exported} was exported; "
+                "one of the two files was changed"
+            )
     return prepared
 
 
@@ -127,12 +132,13 @@ def _spec(file: TensorFile) -> ViTSpec:
             f"weights {file.where}: has both a pooler and a classifier, of which Hugging Face's classifier uses only "
             "its own; save a ViTForImageClassification without the pooler, or a ViTModel"
         )
-    if "ViTForImageClassification" in (said.get("architectures") or ()) and not classifier:
+    if "ViTForImageClassification" in str(said.get("architectures")) and not classifier:
         raise InputError(
             f"weights {file.where}: config.json says ViTForImageClassification, but there is no tensor "
             "classifier.weight"
         )
-    if said["hidden_act"] not in _GELUS:
+    gelu = _GELUS.get(str(said["hidden_act"]))
+    if gelu is None:
         raise _wrong(file, "hidden_act", said["hidden_act"], "one of " + ", ".join(_GELUS))
     if pooler and said["pooler_act"] != "tanh":
         raise _wrong(file, "pooler_act", said["pooler_act"], '"tanh"')
@@ -147,7 +153,7 @@ def _spec(file: TensorFile) -> ViTSpec:
             channels=said["num_channels"],
             num_classes=classifier[0] if classifier else 0,
             representation_size=pooler[0] if pooler else None,
-            gelu=_GELUS[said["hidden_act"]],
+            gelu=gelu,
             norm_eps=said["layer_norm_eps"],
             qkv_bias=said["qkv_bias"],
         )
@@ -158,7 +164,7 @@ def _spec(file: TensorFile) -> ViTSpec:
 def _side(file: TensorFile, key: str, said: dict[str, Any]) -> int:
     """The side of a square, which may be given as two equal ones."""
     sides = said[key] if isinstance(said[key], list) else [said[key]]
-    if len(sides) > 2 or len(set(sides)) != 1:
+    if len(sides) not in (1, 2) or sides[0] != sides[-1]:
         raise _wrong(file, key, said[key], "one side in pixels: only squares are read")
     side: int = sides[0]
     return side
