@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root
 
 import argparse
+from typing import Any
 
 from pretrain.console import say
 from pretrain.errors import InputError
@@ -31,9 +32,21 @@ def main() -> int:
 
     drop = [name for name in args.drop.split(",") if name]
     source = choose(args.weights_path)
-    card = export(source, known[args.format], args.out, averaged=args.weights == "averaged", drop=drop)
+    averaged, pixels = args.weights == "averaged", normalisation(args)
+    card = export(source, known[args.format], args.out, averaged=averaged, drop=drop, trained_on=pixels)
     say(f"{args.out}: {args.format}, from {source.path}\n{card}: what to expect; compare with --check {args.out}")
     return DONE
+
+
+def normalisation(args: argparse.Namespace) -> Any:
+    """What --mean and --std say; None without them."""
+    from pretrain.weights.pixels import checked
+
+    if args.mean is None and args.std is None:
+        return None
+    if args.mean is None or args.std is None:
+        raise InputError("--mean and --std go together, a number for each channel: --mean 0.485,0.456,0.406 --std …")
+    return checked(args.mean.split(","), args.std.split(","), where=str(args.weights_path))
 
 
 def check(path: Path) -> int:
@@ -66,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--drop", default="", metavar="PART,…", help="leave out what the format cannot hold: representation, head, gelu"
     )
+    told = "how the images of WEIGHTS from elsewhere were normalised, where the file does not say, of values in [0, 1]"
+    add("--mean", metavar="R,G,B", help=told)
+    add("--std", metavar="R,G,B", help="beside --mean; the export takes x / 127.5 - 1")
     add("--check", action="store_true", help="compare the export WEIGHTS with its card")
     return main
 

@@ -51,15 +51,12 @@ class Remote:
         """
         if url.endswith(ENDINGS):
             return cls(url, [RemoteFile(url, stat(url))])
-        config = _of_folder(url, "config.json")
-        try:
-            return cls(url, [config, _of_folder(url, "model.safetensors")])
-        except StorageError:
-            raise
-        except InputError:  # a large network is cut into several files, which an index names
-            index = _of_folder(url, INDEX)
+        described = [_of_folder(url, "config.json"), *_if_there(url, "preprocessor_config.json")]
+        if whole := _if_there(url, "model.safetensors"):
+            return cls(url, [*described, *whole])
+        index = _of_folder(url, INDEX)  # a large network is cut into several files, which an index names
         parts = json.loads(b"".join(_content(index)))["weight_map"].values()
-        return cls(url, [config, index, *(_of_folder(url, part) for part in sorted(set(parts)))])
+        return cls(url, [*described, index, *(_of_folder(url, part) for part in sorted(set(parts)))])
 
     @property
     def local(self) -> Path:
@@ -94,6 +91,15 @@ class Remote:
 def _of_folder(folder: str, name: str) -> RemoteFile:
     url = url_under(folder, name)
     return RemoteFile(url, stat(url))
+
+
+def _if_there(folder: str, name: str) -> list[RemoteFile]:
+    try:
+        return [_of_folder(folder, name)]
+    except StorageError:
+        raise
+    except InputError:
+        return []
 
 
 def _content(file: RemoteFile, advance: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:

@@ -19,7 +19,8 @@ from pretrain.model.positions import sincos2d
 from pretrain.model.spec import Gelu, ViTSpec
 from pretrain.weights import npzfile, selftest
 from pretrain.weights.format import DESCRIPTION, Format
-from pretrain.weights.load import Source, find
+from pretrain.weights.load import FileSource, Source, find
+from pretrain.weights.pixels import Normalisation, fold
 from pretrain.weights.read import FORMATS
 from pretrain.weights.table import to_file
 from pretrain.weights.weights import Weights, fingerprint
@@ -37,7 +38,15 @@ the centre of {size} × {size} is cut out, and x / 127.5 - 1 brings it to [-1, 1
 """
 
 
-def export(source: Source, form: Format, out: Path, *, averaged: bool = False, drop: Sequence[str] = ()) -> Path:
+def export(
+    source: Source,
+    form: Format,
+    out: Path,
+    *,
+    averaged: bool = False,
+    drop: Sequence[str] = (),
+    trained_on: Normalisation | None = None,
+) -> Path:
     """Write WEIGHTS in a format, with a card and a README beside them. Nothing is left at `out` before all is whole.
 
     Args:
@@ -46,6 +55,8 @@ def export(source: Source, form: Format, out: Path, *, averaged: bool = False, d
         out: the file to write; of a format that is a folder, the folder.
         averaged: whether to write their Polyak average.
         drop: what to leave out, of DROPPABLE.
+        trained_on: how the source's images were normalised, where it does not say and it was not as here; the export
+            takes images as here.
 
     Returns:
         the card's path.
@@ -55,6 +66,12 @@ def export(source: Source, form: Format, out: Path, *, averaged: bool = False, d
     """
     check_out(form, out)
     weights = source.read(averaged)
+    if trained_on is not None:
+        if not isinstance(source, FileSource) or source.pixels_told:
+            raise InputError(
+                f"--mean, --std: weights {source.name} say how their images are normalised; leave both out"
+            )
+        weights = replace(weights, tensors=fold(weights.tensors, trained_on, where=source.name))
     held = held_by(form, weights, drop)
     card = make_card(form, held, source)
     entries = [(row.name, to_file(row, held.tensors, held.spec)) for row in form.rows(held.spec)]

@@ -35,6 +35,7 @@ class Format:
             arrays, from `images`; it may read `card`, the export's description. Runs in `export.py --check` and stands
             in the export's README; a format without one is only read. Its outputs are among "logits" and the features
             that the network gives by name.
+        pixels_as_here: whether its networks take x / 127.5 − 1; else only a file beside the weights may tell.
         learned_positions: whether fixed positions must be written as if they were learned.
         fitted: the tensors of the same network as the format holds them, where two of them become one, say.
         companions: further JSON files of a folder, by name, for a network.
@@ -50,6 +51,7 @@ class Format:
     lacks: Callable[[ViTSpec], dict[str, str]] = field(default=lambda spec: {})
     example: str = ""
     learned_positions: bool = True
+    pixels_as_here: bool = False
     fitted: Callable[[ViTSpec, dict[str, Tensor]], dict[str, Tensor]] = field(default=lambda spec, tensors: tensors)
     companions: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})
     arguments: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})

@@ -129,14 +129,22 @@ class FileSource:
     spec: ViTSpec
     sha256: str
     described: dict[str, Any]  # what an export says of itself
+    pixels_told: bool  # whether it says how its images were normalised
 
     @classmethod
     def find(cls, path: Path, name: str = "") -> FileSource:
         """Tell the network of a file, and hash it. Raises InputError: it holds no known one."""
         found = find_in_file(path)
-        for remark in found.file.notes.get("remarks", ()):
+        for remark in (*found.file.notes.get("remarks", ()), *found.pixel_notes()):
             say(f"weights {name or path}: {remark}")
-        return cls(path, name or os.path.abspath(path), found.spec, content_sha256(path), found.description)
+        return cls(
+            path,
+            name or os.path.abspath(path),
+            found.spec,
+            content_sha256(path),
+            found.description,
+            found.normalisation is not None,
+        )
 
     @property
     def step(self) -> int | None:

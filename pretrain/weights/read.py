@@ -18,6 +18,7 @@ from pretrain.weights.formats.native import NATIVE
 from pretrain.weights.formats.npz import NPZ
 from pretrain.weights.formats.timm import TIMM
 from pretrain.weights.formats.torchvision import TORCHVISION
+from pretrain.weights.pixels import OURS, Normalisation, fold, told_by
 from pretrain.weights.table import from_file
 from pretrain.weights.tensorfile import TensorFile, open_tensors
 from pretrain.weights.weights import fingerprint
@@ -53,13 +54,13 @@ class FoundFile:
     format: Format
     spec: ViTSpec
     description: dict[str, Any]  # of an export of this project: step, source, sha256 of its tensors
+    normalisation: Normalisation | None  # of the images it was trained on; None where that is not told
 
     def read(self) -> dict[str, Tensor]:
-        """The network's tensors in fp32, by our names.
+        """The network's tensors in fp32, by our names, for images that are normalised as here.
 
         Raises:
-            InputError: tensors are missing, left over, of another shape, or not those that were
-                exported.
+            InputError: tensors are missing, left over, of another shape, or not those that were exported.
         """
         tensors = from_file(self.file, self.format.rows(self.spec), self.spec)
         written = self.description.get("sha256")
@@ -68,7 +69,20 @@ class FoundFile:
                 f"weights {self.file.where}: damaged or changed: the values are not those that were exported; export "
                 "them again"
             )
-        return tensors
+        if self.normalisation is None or self.normalisation.ours:
+            return tensors
+        return fold(tensors, self.normalisation, where=self.file.where)
+
+    def pixel_notes(self) -> list[str]:
+        """What is to be said of how its images were normalised: nothing where that is as here."""
+        if self.normalisation is None:
+            return [
+                "does not say how images were normalised; taken to be trained on x / 127.5 - 1, as here (if not, "
+                "export it with --mean and --std)"
+            ]
+        if self.normalisation.ours:
+            return []
+        return [f"trained on images of {self.normalisation}; its patch embedding is changed to take x / 127.5 - 1"]
 
 
 def find_in_file(path: Path) -> FoundFile:
@@ -86,12 +100,12 @@ def find_in_file(path: Path) -> FoundFile:
         prepared = form.prepared(file)
         if prepared is None:
             raise InputError(f"weights {path}: says that it is of format {form.name}, but has not its tensors")
-        return FoundFile(prepared, form, ViTSpec(**said["model"]), said)
+        return FoundFile(prepared, form, ViTSpec(**said["model"]), said, OURS)
     refuse_other_kinds(file)
     for form in FORMATS.values():
         prepared = form.prepared(file)
         if prepared is not None:
-            return FoundFile(prepared, form, form.spec(prepared), {})
+            return FoundFile(prepared, form, form.spec(prepared), {}, OURS if form.pixels_as_here else told_by(file))
     names = ", ".join(list(file.shapes)[:4])
     raise InputError(
         f"weights {path}: of no known format ({', '.join(FORMATS)}); its {len(file.shapes)} tensors are {names}, …"

@@ -111,10 +111,13 @@ def _open_safetensors(path: Path) -> TensorFile:
 
 
 def _open_folder(folder: Path) -> TensorFile:
-    config, whole, index = folder / "config.json", folder / "model.safetensors", folder / INDEX
+    config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
+    whole, index = folder / "model.safetensors", folder / INDEX
     notes: dict[str, Any] = {}
     if config.is_file():
         notes["config"] = _read_json(config)
+    if preprocessor.is_file():
+        notes["preprocessor"] = _read_json(preprocessor)
     if whole.is_file():
         file = _open_safetensors(whole)
         return TensorFile(str(folder), file.shapes, file.values, {**file.notes, **notes})

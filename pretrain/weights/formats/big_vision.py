@@ -31,6 +31,7 @@ BIG_VISION = Format(
     name="big_vision",
     library="timm",
     suffix=".npz",
+    pixels_as_here=True,
     prepared=partial(google.prepared, google.BIG_VISION),
     spec=partial(google.spec, google.BIG_VISION),
     rows=partial(google.rows, google.BIG_VISION),

@@ -37,4 +37,5 @@ NATIVE = Format(
     lacks=lambda spec: {},
     example=EXAMPLE,
     learned_positions=False,
+    pixels_as_here=True,
 )

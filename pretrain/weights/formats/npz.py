@@ -12,6 +12,7 @@ NPZ = Format(
     name="npz",
     library="timm",
     suffix=".npz",
+    pixels_as_here=True,
     prepared=partial(google.prepared, VIT_JAX),
     spec=partial(google.spec, VIT_JAX),
     rows=partial(google.rows, VIT_JAX),
