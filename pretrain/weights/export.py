@@ -68,9 +68,7 @@ def export(
     weights = source.read(averaged)
     if trained_on is not None:
         if not isinstance(source, FileSource) or source.pixels_told:
-            raise InputError(
-                f"--mean, --std: weights {source.name} say how their images are normalised; leave both out"
-            )
+            raise InputError(f"--mean, --std: weights {source.name} say how images are normalised; leave both out")
         weights = replace(weights, tensors=fold(weights.tensors, trained_on, where=source.name))
     held = held_by(form, weights, drop)
     card = make_card(form, held, source)

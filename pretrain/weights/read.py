@@ -54,7 +54,7 @@ class FoundFile:
     format: Format
     spec: ViTSpec
     description: dict[str, Any]  # of an export of this project: step, source, sha256 of its tensors
-    normalisation: Normalisation | None  # of the images it was trained on; None where that is not told
+    normalisation: Normalisation | None = None  # of the images it was trained on; None where that is not told
 
     def read(self) -> dict[str, Tensor]:
         """The network's tensors in fp32, by our names, for images that are normalised as here.
