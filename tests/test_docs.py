@@ -12,9 +12,9 @@ import torch
 import fewshot.features
 import fewshot.probes
 import pretrain.engine.optimizer
-import pretrain.weights.format
+import pretrain.weights.formats.format
+import pretrain.weights.formats.table
 import pretrain.weights.read
-import pretrain.weights.table
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec, spec_from_arch
 from pretrain.model.vit import VisionTransformer
@@ -98,7 +98,7 @@ def test_the_layer_of_the_page_is_found(monkeypatch):
 
 
 def test_the_weight_format_of_the_page_reads(tmp_path, monkeypatch):
-    names = {**vars(pretrain.weights.format), **vars(pretrain.weights.table)}
+    names = {**vars(pretrain.weights.formats.format), **vars(pretrain.weights.formats.table)}
     exec(snippets()["A weight format"], names)
     monkeypatch.setitem(pretrain.weights.read.FORMATS, "mmpretrain", names["MMPRETRAIN"])
     model = VisionTransformer(spec_from_arch("vit_ti_16", image_size=32, num_classes=3))

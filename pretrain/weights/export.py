@@ -18,11 +18,11 @@ from pretrain.errors import InputError
 from pretrain.model.positions import sincos2d
 from pretrain.model.spec import Gelu, ViTSpec
 from pretrain.weights import npzfile, selftest
-from pretrain.weights.format import DESCRIPTION, Format
+from pretrain.weights.formats.format import DESCRIPTION, Format
+from pretrain.weights.formats.table import to_file
 from pretrain.weights.load import FileSource, Source, find
 from pretrain.weights.pixels import Normalisation, fold
 from pretrain.weights.read import FORMATS
-from pretrain.weights.table import to_file
 from pretrain.weights.weights import Weights, fingerprint
 
 DROPPABLE = ("representation", "head", "gelu")

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
-from pretrain.weights.format import Format, description
 from pretrain.weights.formats.big_vision import BIG_VISION
+from pretrain.weights.formats.format import Format, description
 from pretrain.weights.formats.hf import HF
 from pretrain.weights.formats.native import NATIVE
 from pretrain.weights.formats.npz import NPZ
+from pretrain.weights.formats.table import from_file
 from pretrain.weights.formats.timm import TIMM
 from pretrain.weights.formats.torchvision import TORCHVISION
 from pretrain.weights.pixels import OURS, Normalisation, fold, told_by
-from pretrain.weights.table import from_file
 from pretrain.weights.tensorfile import TensorFile, open_tensors
 from pretrain.weights.weights import fingerprint
 

@@ -17,9 +17,9 @@ from torch import nn
 from pretrain.model.spec import ViTSpec, spec_from_arch
 from pretrain.model.vit import VisionTransformer
 from pretrain.weights.export import check, export
+from pretrain.weights.formats.table import to_file
 from pretrain.weights.load import find
 from pretrain.weights.read import FORMATS, FoundFile
-from pretrain.weights.table import to_file
 from pretrain.weights.tensorfile import TensorFile
 
 FP32 = 1e-5

@@ -8,10 +8,10 @@ import torch
 
 from launch import export as command
 from pretrain.errors import InputError
+from pretrain.weights.formats.table import to_file
 from pretrain.weights.load import load_weights
 from pretrain.weights.pixels import Normalisation, fold
 from pretrain.weights.read import FORMATS
-from pretrain.weights.table import to_file
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIZES = {"layers": 12, "width": 192, "mlp": 768, "heads": 3, "patch_size": 16, "image_size": 32}  # as timm's Ti/16

@@ -1,1 +1,1 @@
-"""The formats of weights, one module each: a table of names and axes, and how a network is told from a file."""
+"""The formats of weights. `format` says what a format is, `table` how its tensors lie; then one module for each."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pretrain.model.spec import ViTSpec
-from pretrain.weights.format import Format
 from pretrain.weights.formats import google
+from pretrain.weights.formats.format import Format
 
 
 def _fitted(spec: ViTSpec, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

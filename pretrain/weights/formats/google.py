@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
-from pretrain.weights.format import blocks, shape_of, square_grid
+from pretrain.weights.formats.format import blocks, shape_of, square_grid
+from pretrain.weights.formats.table import Row, of_network, third
 from pretrain.weights.formats.timm import TIMM
-from pretrain.weights.table import Row, of_network, third
 from pretrain.weights.tensorfile import TensorFile
 
 _BLOCKS = "Transformer/encoderblock"

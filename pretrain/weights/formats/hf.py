@@ -15,8 +15,8 @@ from typing import Any
 
 from pretrain.errors import InputError
 from pretrain.model.spec import Gelu, ViTSpec
-from pretrain.weights.format import Format, description
-from pretrain.weights.table import Row, of_network, third
+from pretrain.weights.formats.format import Format, description
+from pretrain.weights.formats.table import Row, of_network, third
 from pretrain.weights.tensorfile import TensorFile
 
 EXAMPLE = """\

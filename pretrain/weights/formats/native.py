@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import tensor_shapes
-from pretrain.weights.format import Format, description
-from pretrain.weights.table import Row
+from pretrain.weights.formats.format import Format, description
+from pretrain.weights.formats.table import Row
 from pretrain.weights.tensorfile import TensorFile
 
 EXAMPLE = """\

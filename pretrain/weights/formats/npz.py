@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from pretrain.weights.format import Format
 from pretrain.weights.formats import google
+from pretrain.weights.formats.format import Format
 from pretrain.weights.formats.google import VIT_JAX
 
 NPZ = Format(

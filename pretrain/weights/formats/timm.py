@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
-from pretrain.weights.format import Format, blocks, heads_of, shape_of, square_grid
-from pretrain.weights.table import Row, of_network
+from pretrain.weights.formats.format import Format, blocks, heads_of, shape_of, square_grid
+from pretrain.weights.formats.table import Row, of_network
 from pretrain.weights.tensorfile import TensorFile
 
 EXAMPLE = """\

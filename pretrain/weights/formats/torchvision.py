@@ -10,8 +10,8 @@ import re
 from typing import Any
 
 from pretrain.model.spec import ViTSpec
-from pretrain.weights.format import Format, blocks, heads_of, shape_of, square_grid
-from pretrain.weights.table import Row, of_network
+from pretrain.weights.formats.format import Format, blocks, heads_of, shape_of, square_grid
+from pretrain.weights.formats.table import Row, of_network
 from pretrain.weights.tensorfile import TensorFile
 
 EXAMPLE = """\

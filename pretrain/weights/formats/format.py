@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.errors import InputError
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
-from pretrain.weights.table import Row
+from pretrain.weights.formats.table import Row
 from pretrain.weights.tensorfile import TensorFile
 
 DESCRIPTION = "vit_foundry"  # the entry of a file's metadata that describes the network
