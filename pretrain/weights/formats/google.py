@@ -27,6 +27,7 @@ _POSITIONS = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embed
 # that is no part of a network.
 _BESIDE = {"params/": ("opt", "chrono"), "opt/target/": ("opt/state", "extra", "chrono"), "": ()}
 _BESIDE_TOWER = ("txt", "t", "b")  # text tower, temperature and bias beside the image tower `img`
+_MOST_LAYERS = 10_000  # in a stack; a file of a few MB could announce millions
 _SINCOS_SIZE = 224  # pixels; a file without positions does not say
 
 
@@ -164,6 +165,8 @@ def _unstacked(file: TensorFile) -> TensorFile:
         told = ", ".join(f"{name} {list(shape)}" for name, shape in stacks.items())
         raise InputError(f"weights {file.where}: stacked blocks whose first axes, the layers, differ: {told}")
     (count,) = layers.pop()
+    if count > _MOST_LAYERS:
+        raise InputError(f"weights {file.where}: stacks of {count:,} blocks; no Vision Transformer has so many")
     of_block = {
         f"{_BLOCKS}_{number}{name.removeprefix(_BLOCKS)}": (name, number) for name in stacks for number in range(count)
     }
