@@ -225,6 +225,13 @@ def test_files_between_the_dialects_are_read(name, tmp_path):
     np.testing.assert_array_equal(found, logits(saved(tmp_path / "old.npz", old), pictures()))
 
 
+def test_one_tensor_by_two_names_is_refused(tmp_path):
+    arrays = google(VIT_JAX)
+    arrays["pos_embedding"] = arrays[VIT_JAX[3]]
+    with pytest.raises(InputError, match=f"{VIT_JAX[3]} and pos_embedding are the same tensor"):
+        load_weights(saved(tmp_path / "vit.npz", arrays))
+
+
 def test_no_positions_and_no_class_token_are_fixed_positions(tmp_path, capsys):
     arrays = google(BIG_VISION, cls=False, positions=False)
     source = find(saved(tmp_path / "vit.npz", arrays))

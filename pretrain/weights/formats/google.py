@@ -118,7 +118,7 @@ def _network(file: TensorFile) -> TensorFile | None:
     What is left out on purpose is told in the remarks among the notes.
 
     Raises:
-        InputError: unknown tensors beside the network, two of one name, stacks of different numbers of blocks.
+        InputError: unknown tensors beside the network, or stacks of different numbers of blocks.
     """
     anchors = ("embedding/kernel", "Transformer/encoder_norm/scale")
     places = [(root, tower) for root in _BESIDE for tower in ("", "img/")]
@@ -134,8 +134,8 @@ def _network(file: TensorFile) -> TensorFile | None:
             f"weights {file.where}: beside the network under {root + tower}, left over: {', '.join(unknown)}"
         )
     left_out = [f"{list(known.values()).count(group)} under {group}" for group in beside if group in known.values()]
-    names = [(name.removeprefix(root + tower), name) for name in file.shapes if name not in known]
-    found = _unstacked(_renamed(file, names))
+    names = {name.removeprefix(root + tower): name for name in file.shapes if name not in known}
+    found = _unstacked(file.renamed(names))
     if left_out:
         found = _remarked(found, f"tensors left out, as they are no part of the network: {', '.join(left_out)}")
     return found
@@ -143,16 +143,6 @@ def _network(file: TensorFile) -> TensorFile | None:
 
 def _remarked(file: TensorFile, remark: str) -> TensorFile:
     return replace(file, notes={**file.notes, "remarks": [*file.notes.get("remarks", ()), remark]})
-
-
-def _renamed(file: TensorFile, names: list[tuple[str, str]]) -> TensorFile:
-    """The tensors of a file by new names, of pairs (new, old). Raises InputError where two get the same name."""
-    found: dict[str, str] = {}
-    for new, old in names:
-        if new in found:
-            raise InputError(f"weights {file.where}: {found[new]} and {old} are the same tensor, {new}; give one")
-        found[new] = old
-    return file.renamed(found)
 
 
 def _unstacked(file: TensorFile) -> TensorFile:
@@ -201,6 +191,9 @@ def prepared(dialect: Dialect, file: TensorFile) -> TensorFile | None:
 
     As big_vision's loader does it, both ways to number modules go with all the ways to keep positions: a file is of the
     dialect whose positions it has.
+
+    Raises:
+        InputError: as `_network`, or two names are of one tensor.
     """
     found = _network(file)
     if found is None:
@@ -218,13 +211,14 @@ def prepared(dialect: Dialect, file: TensorFile) -> TensorFile | None:
         )
     own = BIG_VISION if by_class else VIT_JAX
     modules = {getattr(own, part): getattr(dialect, part) for part in ("attention", "norm2", "mlp")}
-    names = []
+    names: dict[str, str] = {}
     for name in found.shapes:
         new = dialect.positions if name in _POSITIONS else name
         if new.startswith(f"{_BLOCKS}_"):
             new = "/".join(modules.get(part, part) for part in new.split("/"))
-        names.append((dialect.prefix + new, name))
-    return _renamed(found, names)
+        if (twin := names.setdefault(dialect.prefix + new, name)) != name:
+            raise InputError(f"weights {file.where}: {twin} and {name} are the same tensor; one of them would be right")
+    return found.renamed(names)
 
 
 def spec(dialect: Dialect, file: TensorFile) -> ViTSpec:
