@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,14 @@ from torch import nn
 
 from pretrain.checkpoint.pieces import WEIGHT
 from pretrain.engine.fragments import allocate_states, check_names, held
-from pretrain.engine.quiet import DeepSpeedConfigError, deepspeed, get_accelerator, quiet
+from pretrain.engine.quiet import (
+    FWD_MODULE_STACK,
+    DeepSpeedConfigError,
+    PartitionedParameterCoordinator,
+    deepspeed,
+    get_accelerator,
+    quiet,
+)
 from pretrain.engine.section import DeepSpeedSection
 from pretrain.errors import InputError
 from pretrain.model.vit import Block
@@ -140,3 +149,23 @@ def build_engine(
         part.view(engine.basic_optimizer, WEIGHT).copy_(given[part.name][part.begin : part.begin + part.numel])
     allocate_states(engine)
     return engine
+
+
+def release(engine: Any) -> None:
+    """Let go of an engine, which is not used again: `free_memory` then frees what it held. Not collective.
+
+    DeepSpeed keeps an engine of ZeRO 3 in a list and in a cache of its own, and all others in hooks of the parameters.
+    """
+    engine.destroy()
+    FWD_MODULE_STACK.clear()
+    # The cache is the class's, for coordinators and modules, behind a decorator that names no way to it.
+    cached = vars(PartitionedParameterCoordinator).get("_PartitionedParameterCoordinator__params_to_release")
+    for found in inspect.getclosurevars(cached).nonlocals.values() if inspect.isfunction(cached) else ():
+        getattr(found, "cache_clear", lambda: None)()
+
+
+def free_memory() -> None:
+    """Free the memory of engines that were released and are not referred to any more. Not collective."""
+    gc.unfreeze()  # a run freezes what is there when it begins, so that no collection walks it
+    gc.collect()
+    get_accelerator().empty_cache()

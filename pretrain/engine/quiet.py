@@ -42,6 +42,8 @@ with quiet():
     import deepspeed
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
     from torch.utils.cpp_extension import get_default_build_root  # warns of a missing CUDA when imported
 
     get_accelerator()
@@ -52,4 +54,12 @@ if not VERBOSE:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
-__all__ = ["DeepSpeedConfigError", "deepspeed", "get_accelerator", "get_default_build_root", "quiet"]
+__all__ = [
+    "FWD_MODULE_STACK",
+    "DeepSpeedConfigError",
+    "PartitionedParameterCoordinator",
+    "deepspeed",
+    "get_accelerator",
+    "get_default_build_root",
+    "quiet",
+]

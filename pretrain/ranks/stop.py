@@ -36,7 +36,8 @@ class Stop:
     """
 
     def __init__(self, folder: Path, world: World, time_limit_minutes: float | None = None) -> None:
-        self._file, self._world = folder / "STOP", world
+        self._folder, self._world = folder, world
+        self._files = [folder / "STOP"]
         self._deadline = time.monotonic() + time_limit_minutes * 60 if time_limit_minutes else float("inf")
         self._reason = _early[0] if _early else None
         for number in SIGNALS:
@@ -47,11 +48,16 @@ class Stop:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def enter(self, run: Path) -> None:
+        """Look for STOP in the folder of `run` too, which is one of several in `folder`."""
+        self._files = [self._folder / "STOP", run / "STOP"]
+
     def asked(self) -> bool:
         """Whether this rank has been asked to stop."""
         if self._reason is None and self._world.main:
-            if os.path.exists(self._file):  # false where the file system does not answer for now
-                self._reason = f"{self._file} exists"
+            found = next(filter(os.path.exists, self._files), None)  # none where the file system does not answer for now
+            if found is not None:
+                self._reason = f"{found} exists"
             elif time.monotonic() > self._deadline:
                 self._reason = "train.time_limit_minutes is reached"
         return self._reason is not None
@@ -64,7 +70,8 @@ class Stop:
     def done(self) -> None:
         """Call when the stop has been carried out: removes STOP, so that the same command resumes."""
         if self._world.main:
-            try:
-                self._file.unlink(missing_ok=True)
-            except OSError as error:  # a folder; another's, where each may remove their own alone
-                say(f"{self._file}: cannot be removed: {error.strerror}; it will stop the next start, too")
+            for file in self._files:
+                try:
+                    file.unlink(missing_ok=True)
+                except OSError as error:  # a folder; another's, where each may remove their own alone
+                    say(f"{file}: cannot be removed: {error.strerror}; it will stop the next start, too")

@@ -13,7 +13,7 @@ from typing import Any
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint
 from pretrain.console import say
-from pretrain.engine.engine import build_engine
+from pretrain.engine.engine import build_engine, release
 from pretrain.engine.fragments import values_held
 from pretrain.engine.guards import Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
@@ -61,6 +61,7 @@ def run(
     evaluators: Sequence[Callable[[RunConfig], Evaluator]] = (),
     extend: bool = False,
     check: bool = False,
+    stop: Stop | None = None,
 ) -> int:
     """Train as `config` says, in the run folder `out`: anew, or on from its newest whole checkpoint.
 
@@ -72,6 +73,7 @@ def run(
             the data are opened.
         extend: allow a resumed run another length and schedule.
         check: only say what the run would be; nothing is built, nothing written.
+        stop: hears requests to stop, where the run is one of several; None: the run listens itself.
 
     Returns:
         the exit status: done; or stopped with a checkpoint, on request or by storage that does not answer.
@@ -96,7 +98,7 @@ def run(
             if _finished(start):
                 return DONE
             draw = partial(parameters, start.setup, init, chosen, fill)
-            return _train(start, None if start.saved else draw)
+            return _train(start, None if start.saved else draw, stop)
     except StorageError as error:
         if not collectives.broadcast_object(world.main and _has_checkpoint(folder)):
             raise
@@ -151,15 +153,18 @@ def _finished(start: Start) -> bool:
     return True
 
 
-def _train(start: Start, fill: Callable[[VisionTransformer], str] | None) -> int:
+def _train(start: Start, fill: Callable[[VisionTransformer], str] | None, of_several: Stop | None) -> int:
     """Build the run and train it to its end; the exit status. Collective.
 
-    fill: sets the parameters of a run that starts anew.
+    Args:
+        fill: sets the parameters of a run that starts anew.
+        of_several: hears requests to stop this run and others; None: there are no others.
     """
     setup, config, world, out = start.setup, start.setup.config, start.setup.world, start.setup.folder.path
     hang, slow = 60 * config.train.hang_minutes, 60 * config.train.slow_minutes
     with Pulse(Watchdog(out, world, hang=hang, slow=slow), world.device) as pulse:
-        stop = Stop(out, world, config.train.time_limit_minutes)
+        stop = of_several or Stop(out, world, config.train.time_limit_minutes)
+        stop.enter(out)
         guard = Guard(config.train.guard)
         engine, filled = build(setup, fill)
         if start.saved is not None:
@@ -174,9 +179,16 @@ def _train(start: Start, fill: Callable[[VisionTransformer], str] | None) -> int
                 _say(world, str(back))
                 pulse.beat(back.first, "start")
                 step = roll_back(setup, engine, guard, back)
+            except DivergedError:
+                if of_several is not None:
+                    release(engine)
+                raise
     if not finished:
         _say(world, f"stopped: {stop.reason}; run the same command again to resume")
-    stop.done()
+    if of_several is None:
+        stop.done()
+    else:
+        release(engine)
     return DONE if finished else STOPPED
 
 

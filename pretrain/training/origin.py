@@ -102,7 +102,16 @@ def refuse_unreadable(folder: RunFolder, passed_over: dict[Path, str]) -> None:
 
 
 def check_origin(saved: Checkpoint, init: Init | None) -> None:
-    """Refuse to resume `saved` with weights that its run did not begin from. Collective.
+    """Refuse to resume `saved` with weights that its run did not begin from. Collective. Raises as `check_began`."""
+    began: Origin | None = saved.state.get("origin")
+    if init is not None and began is None:
+        _note(f"{saved.path} does not record what its run began from; --init {init.path} is not compared")
+    if init is not None and began is not None:
+        check_began(began, init, saved.path.parent.parent)
+
+
+def check_began(began: Origin, init: Init, folder: Path) -> None:
+    """Refuse weights that the run in `folder`, whose origin is `began`, did not begin from. Collective.
 
     Weights are compared by hash, so a moved or copied folder is the same. Where the weights are no longer to be
     read, the path that is recorded will do: a job that is put back into the queue repeats its command line.
@@ -110,14 +119,8 @@ def check_origin(saved: Checkpoint, init: Init | None) -> None:
     Raises:
         InputError: naming what the run began from and what was given.
     """
-    if init is None:
-        return
-    began: Origin | None = saved.state.get("origin")
-    if began is None:
-        _note(f"{saved.path} does not record what its run began from; --init {init.path} is not compared")
-        return
     mend = (
-        f"the run in {saved.path.parent.parent} began from {describe(began)}; leave --init out to resume it, or give "
+        f"the run in {folder} began from {describe(began)}; leave --init out to resume it, or give "
         "another --out to begin another run"
     )
     if "seed" in began:

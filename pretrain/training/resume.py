@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from pretrain.checkpoint.step import Checkpoint
 from pretrain.configfile import differences
@@ -15,7 +17,6 @@ from pretrain.errors import InputError
 from pretrain.section import Resume, Section, all_fields, mark, section_of, without_gone
 from pretrain.training.config import RunConfig
 
-_FIELDS = dict(all_fields(RunConfig))
 _AVERAGING = "optimizer.averaging"
 
 
@@ -39,11 +40,10 @@ def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, 
     Raises:
         InputError: it names every key that differs or is left out, what it was and what would be right.
     """
-    recorded = without_gone(RunConfig, saved.state.get("config") or saved.state["function"])
-    before = _completed(recorded, RunConfig, now)
+    before = completed(saved.state.get("config") or saved.state["function"], RunConfig, now)
     others, ended, dropped, measured = [], [], [], []
     for key, was, will in differences(before, now):
-        rule, stated = _rule(key), key == "train.steps" or _stated(config, key)
+        rule, stated = rule_of(key, RunConfig), key == "train.steps" or _stated(config, key)
         text = f"{key} was {json.dumps(was)}"
         if rule in ("free", "measured"):
             if not stated:
@@ -73,14 +73,20 @@ def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, 
     )
 
 
-def _rule(key: str) -> Resume:
+def rule_of(key: str, schema: type[Section]) -> Resume:
     """What a resume may do with a dotted key. Below a field that is no section, the field's rule holds."""
-    while key not in _FIELDS:
+    fields = _fields(schema)
+    while key not in fields:
         key, dot, _ = key.rpartition(".")
-        if not dot or (key in _FIELDS and section_of(_FIELDS[key])):
+        if not dot or (key in fields and section_of(fields[key])):
             return "fixed"  # this version has no such key
-    rule: Resume = mark(_FIELDS[key], "resume")
+    rule: Resume = mark(fields[key], "resume")
     return rule
+
+
+@cache
+def _fields(schema: type[Section]) -> dict[str, FieldInfo]:
+    return dict(all_fields(schema))
 
 
 def _refuse_late_average(config: RunConfig, updates: int) -> None:
@@ -108,11 +114,15 @@ def _stated(config: BaseModel, key: str) -> bool:
     return True
 
 
-def _completed(before: dict[str, Any], schema: type[Section], now: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's config with the keys that it lacks: those that are newer, and those that it did not record.
+def completed(before: dict[str, Any], schema: type[Section], now: dict[str, Any]) -> dict[str, Any]:
+    """A recorded config without the keys that are gone, and with those that it lacks: newer ones, and unrecorded ones.
 
     A missing key that determines the weights gets the value that it had before it existed; any other, today's.
     """
+    return _completed(without_gone(schema, before), schema, now)
+
+
+def _completed(before: dict[str, Any], schema: type[Section], now: dict[str, Any]) -> dict[str, Any]:
     full = dict(before)
     for name, field in schema.model_fields.items():
         section, old, new = section_of(field), before.get(name), now.get(name)
