@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pretrain.errors import InputError
 from pretrain.model.section import ModelSection
 from pretrain.model.spec import ViTSpec
-from pretrain.section import Section, key
+from pretrain.section import Section, Seeds, each_once, key
 from pretrain.stream.section import DataSection
 from pretrain.training.config import RunConfig, TrainingConfig
 
@@ -40,6 +40,31 @@ class TaskData(DataSection):
     )
 
 
+Rate = Annotated[float, Field(gt=0)]
+
+
+def _ascending(rates: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted(rates))
+
+
+class SweepSection(Section):
+    """The choice of the learning rate on held-out samples, and the runs that follow (paper, Table 4)."""
+
+    lrs: Annotated[tuple[Rate, ...], AfterValidator(each_once), AfterValidator(_ascending)] = key(
+        about="Learning rates to choose from, in place of `optimizer.lr`.", resume="free", examples=[[0.003, 0.01]]
+    )
+    held_out: float = key(about="`data.held_out` of the runs that choose.", gt=0, lt=1)
+    metric: Literal["eval/top1", "eval/top5", "averaged/eval/top1", "averaged/eval/top5"] = key(
+        "eval/top1", about="The last score of a run, by which the rate is chosen.", resume="free"
+    )
+    seeds: Seeds | None = key(
+        None,
+        about="`seed` of each run on all samples with the chosen rate; null: the config's alone.",
+        resume="free",
+        examples=[[0, 1, 2]],
+    )
+
+
 class FinetuneConfig(TrainingConfig):
     """A fine-tuning run (paper, Table 4)."""
 
@@ -47,6 +72,21 @@ class FinetuneConfig(TrainingConfig):
 
     data: TaskData = key(TaskData(), about="The shard stream and the augmentation.")
     model: TaskModel = key(about="What the task says of the network.")
+    sweep: SweepSection | None = key(
+        None,
+        about="What `--sweep` does; without it the section is ignored.",
+        resume="free",
+        examples=[{"lrs": [0.003, 0.01, 0.03, 0.06], "held_out": 0.01}],
+    )
+
+    @model_validator(mode="after")
+    def _average_is_kept(self) -> FinetuneConfig:
+        if self.sweep and self.sweep.metric.startswith("averaged/") and self.optimizer.averaging is None:
+            raise ValueError(
+                f'sweep.metric is "{self.sweep.metric}", and optimizer.averaging is null: no average is kept; '
+                f'"{self.sweep.metric.removeprefix("averaged/")}" would be right'
+            )
+        return self
 
     def of(self, network: ViTSpec | None) -> RunConfig:
         """The run that fine-tunes weights of `network`: one linear head, no representation layer.

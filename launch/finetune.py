@@ -15,12 +15,20 @@ from pretrain.ranks.stop import listen
 
 def main() -> int:
     listen()
-    args = training_parser(
+    parser = training_parser(
         "finetune",
         "Fine-tune a checkpoint on a task, at the task's resolution, with a zero-initialised linear head.",
         "finetune/imagenet384.json",
         FinetuneConfig,
-    ).parse_intermixed_args()
+    )
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="choose the learning rate on held-out samples, then train on all: the config's section sweep",
+    )
+    args = parser.parse_intermixed_args()
+    if args.sweep and args.extend:
+        parser.error("--extend goes with one run; leave it out, or --sweep")
     task = read_config(FinetuneConfig, args.config, args.overrides)
 
     from finetune.head import load_transferred
@@ -35,16 +43,13 @@ def main() -> int:
         from fewshot.evaluator import FewshotEvaluator
 
         evaluators.append(partial(FewshotEvaluator, world=world))
-    return run(
-        task,
-        out,
-        world,
-        init=init,
-        fill=load_transferred,
-        evaluators=evaluators,
-        extend=args.extend,
-        check=args.check,
-    )
+    train = partial(run, world=world, init=init, fill=load_transferred, evaluators=evaluators)
+    if args.sweep:
+        from finetune.sweep import Sweep
+
+        sweep = Sweep(task, out, world, train, init=init)
+        return sweep.check() if args.check else sweep.run()
+    return train(task, out, extend=args.extend, check=args.check)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,14 @@ class RunFolder:
         """The file of the samples that a rank trained on."""
         return self.path / AUDIT / f"rank_{rank:05d}.jsonl"
 
+    def last_scores(self) -> dict[str, Any]:
+        """The values of the last evaluation in `metrics.jsonl`, by name; empty where there is none."""
+        if not files.exists(self.metrics):
+            return {}
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [line for line in lines if '"loss": ' not in line and line.endswith("\n")]  # as `evaluated`
+        return {name: value for name, value in json.loads(found[-1]).items() if name != "step"} if found else {}
+
     def evaluated(self, step: int) -> bool:
         """Whether `metrics.jsonl` has an evaluation after `step` steps: its only lines without a loss."""
         if not files.exists(self.metrics):
