@@ -154,6 +154,7 @@ def test_vtab_is_one_recipe_for_19_tasks_but_for_what_would_change_their_labels(
         "dsprites_location": 16, "dsprites_orientation": 16, "smallnorb_azimuth": 18, "smallnorb_elevation": 9,
     }  # fmt: skip
     base = read_config(FinetuneConfig, "finetune/vtab.json")
+    assert base.sweep is None, "the paper sweeps none of them"
     told = {key for task in tasks.values() for key, *_ in differences(base.model_dump(), task.model_dump())}
     assert told == {"name", "model.num_classes", "data.crop_area", "data.crop_aspect", "data.flip"}
     assert {name for name, task in tasks.items() if not task.data.flip} == {
