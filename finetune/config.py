@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from pretrain.errors import InputError
 from pretrain.model.section import ModelSection
@@ -78,15 +78,6 @@ class FinetuneConfig(TrainingConfig):
         resume="free",
         examples=[{"lrs": [0.003, 0.01, 0.03, 0.06], "held_out": 0.01}],
     )
-
-    @model_validator(mode="after")
-    def _average_is_kept(self) -> FinetuneConfig:
-        if self.sweep and self.sweep.metric.startswith("averaged/") and self.optimizer.averaging is None:
-            raise ValueError(
-                f'sweep.metric is "{self.sweep.metric}", and optimizer.averaging is null: no average is kept; '
-                f'"{self.sweep.metric.removeprefix("averaged/")}" would be right'
-            )
-        return self
 
     def of(self, network: ViTSpec | None) -> RunConfig:
         """The run that fine-tunes weights of `network`: one linear head, no representation layer.

@@ -54,6 +54,12 @@ class Sweep:
                 f"data.held_out: {task.data.held_out:g}, but with --sweep the last runs train on all samples; 0 would "
                 "be right, and sweep.held_out is the share of the runs that choose"
             )
+        metric, raw = task.sweep.metric, task.sweep.metric.removeprefix("averaged/")
+        if metric != raw and task.optimizer.averaging is None:
+            raise InputError(
+                f'sweep.metric: "{metric}", but optimizer.averaging is null, and no average is kept; "{raw}" would be '
+                "right"
+            )
         self._task, self._section, self._out, self._world, self._train = task, task.sweep, out, world, train
         self._path = out / RECORD
         self._now: dict[str, Any] = {
