@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from finetune.evaluation.scores import Confusions
 from pretrain.console import printable
 from pretrain.page.figure import FILL, GREY, draw_png, name_style, set_frame
 from pretrain.page.page import Chart, Page
-from pretrain.page.text import Table, markdown_text, sentence, shortened
+from pretrain.page.text import Table, markdown_text, shortened
 
 Report = Mapping[str, Any]
 
@@ -32,7 +34,7 @@ def table(report: Report) -> str:
     """The console's table, and what limits its meaning."""
     summary = _summary(report)
     paths = [f"{printable(one['id'])}: {printable(one['checkpoint'])}" for one in report["weights"]]
-    lines = [summary.caption, *summary.text(), *paths, *map(sentence, _notes(report))]
+    lines = [summary.caption, *summary.text(), *paths, *_notes(report)]
     return "\n".join(lines)
 
 
@@ -40,13 +42,13 @@ def markdown(report: Report, charts: Sequence[str]) -> str:
     """The content of report.md."""
     summary = _summary(report)
     lines = [f"# Evaluation: {markdown_text(report['name'])}", "", f"{summary.caption}.", "", *summary.markdown(), ""]
-    lines += [f"- {markdown_text(sentence(note))}" for note in _notes(report)]
+    lines += [f"- {markdown_text(note)}" for note in _notes(report)]
     lines += [f"\n![{chart}]({chart})" for chart in charts]
     for title, tables in (("Classes", _classes(report)), ("Most frequent mistakes", _mistakes(report))):
         lines += ["", f"## {title}"]
         for one in tables:
             lines += ["", *([f"{markdown_text(one.caption)}:", ""] if one.caption else []), *one.markdown()]
-    lines += ["", "## To get this again", "", *_weights(report).markdown(), ""]
+    lines += ["", "## To get this again", ""]
     lines += [f"- {markdown_text(text)}" for text in _protocol(report)]
     return "\n".join(lines) + "\n"
 
@@ -54,21 +56,19 @@ def markdown(report: Report, charts: Sequence[str]) -> str:
 def html(report: Report, confusions: Sequence[Confusions]) -> str:
     """The content of report.html. `confusions`: of each of the weights."""
     page = Page(f"Evaluation: {report['name']}")
-    if len(report["weights"]) == 1:
-        head, [row] = _summary(report).header, _summary(report).rows
-        page.cards(dict(zip(head[1:], row[1:], strict=True)))
     summary = _summary(report)
+    if len(summary.rows) == 1:
+        page.cards(dict(zip(summary.header[1:], summary.rows[0][1:], strict=True)))
+    else:
+        page.table(Table(summary.header, summary.rows))
     page.notes([f"{summary.caption}."])
-    page.table(Table(summary.header, summary.rows))
-    page.notes(map(sentence, _notes(report)), warning=True)
+    page.notes(_notes(report), warning=True)
     page.grid(charts(report, confusions))
     page.heading("Classes")
-    for one in _classes(report):
-        page.table(one)
+    page.grid([[one] for one in _classes(report)])
     page.heading("Most frequent mistakes")
     page.grid([[one] for one in _mistakes(report)])
     page.heading("To get this again")
-    page.table(_weights(report))
     page.notes(_protocol(report))
     return page.html()
 
@@ -94,7 +94,10 @@ def _summary(report: Report) -> Table:
         cells.append([*cell, loss, _percent(row["confidence"]), _percent(row["ece"])])
     images = rows[0]["images"]
     error = max(100 * row["top1_std_error"] for row in rows)
-    caption = f"Accuracy in % on {images:,} images of data.{first} (binomial standard error at most {error:.2f} points)"
+    caption = (
+        f"Accuracy, confidence and calibration error (ECE) in % on {images:,} images of data.{first} (binomial "
+        f"standard error at most {error:.2f} points)"
+    )
     if both:
         caption += f"; ReaL on {next(iter(lists.values()))['images']:,} of data.real"
     return Table(header, cells, caption)
@@ -149,28 +152,17 @@ def _mistakes(report: Report) -> list[Table]:
     ]
 
 
-def _weights(report: Report) -> Table:
-    return Table(
-        ["weights", "path", "step", "sha256", "type", "probabilities", "images"],
-        [
-            [
-                one["id"],
-                one["checkpoint"],
-                "–" if one["step"] is None else f"{one['step']:,}",
-                one["sha256"],
-                one["dtype"],
-                one["probabilities"],
-                one["preprocessing"],
-            ]
-            for one in report["weights"]
-        ],
-        names=2,
-    )
-
-
 def _protocol(report: Report) -> list[str]:
+    """How the scores came about, a line each."""
     protocol = report["protocol"]
-    lines = [
+    lines = []
+    for one in report["weights"]:
+        step = "" if one["step"] is None else f"step {one['step']:,}, "
+        lines.append(
+            f"{one['id']}: {one['checkpoint']}, {step}sha256 {one['sha256']}, {one['dtype']}, {one['probabilities']}; "
+            f"images: {one['preprocessing']}"
+        )
+    lines += [
         f"data.{name}: {', '.join(one['index'])}, {one['images']:,} images, index sha256 {one['index_sha256']}"
         for name, one in protocol["sets"].items()
     ]
@@ -184,10 +176,12 @@ def _protocol(report: Report) -> list[str]:
 
 
 def _notes(report: Report) -> list[str]:
-    """What limits the meaning of the scores, a sentence each."""
+    """What limits the meaning of the scores, a line each."""
     found = list(report["notes"])
     unreadable = {row["set"]: row["unreadable"] for row in report["results"] if row["unreadable"]}
-    found += [f"data.{name}: {count:,} images do not decode and count as misses" for name, count in unreadable.items()]
+    found += [
+        f"data.{name}: images that do not decode and count as misses: {count:,}" for name, count in unreadable.items()
+    ]
     if any(row["loss"] is None for row in _main(report)):
         found.append("softmax has no loss for images with several labels")
     if len({one["probabilities"] for one in report["weights"]}) > 1:
@@ -252,10 +246,9 @@ def _draw_reliability(above: Axes, below: Axes, row: Mapping[str, Any]) -> None:
     filled = [one for one in bins if one["images"]]
     left, width = [one["low"] for one in filled], [one["high"] - one["low"] for one in filled]
     above.bar(left, [one["accuracy"] for one in filled], width, align="edge", color=FILL, edgecolor=GREY, linewidth=0.5)
-    above.plot([0, 1], [0, 1], color=GREY, linestyle=":")
-    above.plot(
-        [one["confidence"] for one in filled], [one["accuracy"] for one in filled], "o", color="C3", markersize=3
-    )
+    above.plot([0, 1], [0, 1], color=rcParams["text.color"], linestyle=":")
+    means = [one["confidence"] for one in filled], [one["accuracy"] for one in filled]
+    above.plot(*means, "o", color="C3", markersize=3, clip_on=False, zorder=4)
     above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     share = np.array([one["images"] for one in bins]) / max(1, sum(one["images"] for one in bins))
     below.stairs(100 * share, edges, fill=True, color=FILL)
@@ -268,7 +261,7 @@ def _draw_matrix(axes: Axes, report: Report, of: Confusions, title: str) -> None
     counts = of.matrix(_NAMED)
     size = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     axes.set_title(shortened(title, 60), fontsize=10, loc="left", **name_style())
     if size < classes:
         starts = [-(-block * classes // size) for block in range(0, size, 5)]
@@ -281,11 +274,11 @@ def _draw_matrix(axes: Axes, report: Report, of: Confusions, title: str) -> None
         axes.set_xticks(range(size), names, fontsize=small, rotation=90, **name_style())
         axes.set_yticks(range(size), names, fontsize=small, **name_style())
         axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
+    axes.set_ylabel("label; colour: share of a row, square-root scale")
     axes.tick_params(length=0)
     if size <= _COUNTED:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            ink = "white" if shares[row, column] > 0.5 else "black"
+            ink = "white" if shares[row, column] > 0.3 else "black"
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=6, color=ink)
 
 

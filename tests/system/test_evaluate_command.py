@@ -149,7 +149,7 @@ def test_real_labels_are_scored_beside_the_others(config, runs, digits, real, tm
     assert keys[0] == keys[1]
     assert f"{100 * lists['top1']:.2f}" in done.stdout
     assert "ReaL on" in done.stdout
-    told = f"Data.real: {lists['unlabelled']} of 355 images have no label and are not scored."
+    told = f"data.real: {lists['unlabelled']} of 355 images have no label and are not scored\n"
     assert told in done.stdout
     # Alone, under any key, lists are scored by the same rule.
     alone = run(COMMAND, *words[:4], f"data.eval={real}", "--out", tmp_path / "alone")
@@ -197,7 +197,7 @@ def test_names_and_keys_from_outside_are_shown_as_they_are(config, encoded, runs
     assert done.returncode == 0, done.stderr
     [row] = report_in(tmp_path / "second")["results"]
     assert [line["key"] for line in lines_in(tmp_path / "second", row)] == keys
-    assert "A: has 10 outputs, data.eval 4 classes; a prediction of any other output is wrong." in done.stdout
+    assert "a: has 10 outputs, data.eval 4 classes; a prediction of any other output is wrong\n" in done.stdout
 
 
 def test_an_image_that_does_not_decode_is_told_and_a_miss(config, runs, write_shards, encoded, tmp_path, run):
@@ -212,7 +212,7 @@ def test_an_image_that_does_not_decode_is_told_and_a_miss(config, runs, write_sh
     assert lines[7] == {"id": 7, "key": "sample/000007", "labels": [0], "unreadable": True}
     right = sum("classes" in line and line["classes"][0] in line["labels"] for line in lines)
     assert (row["top1"], row["unreadable"], row["images"]) == (right / 30, 1, 30)
-    assert "Data.eval: 1 images do not decode and count as misses." in done.stdout
+    assert "data.eval: images that do not decode and count as misses: 1\n" in done.stdout
 
 
 @pytest.fixture(scope="module")
