@@ -121,6 +121,16 @@ class TrainingConfig(Section, ABC):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _unused_parameters_are_accepted(self) -> TrainingConfig:
+        unused = self.deepspeed.zero_optimization.ignore_unused_parameters
+        if self.train.freeze is not None and unused is False:
+            raise ValueError(
+                "deepspeed.zero_optimization.ignore_unused_parameters is false, but what train.freeze freezes gets no "
+                "gradient; leave it out"
+            )
+        return self
+
     @abstractmethod
     def of(self, network: ViTSpec | None) -> RunConfig:
         """The run's config, given the network whose weights it starts from. Raises InputError: they do not fit."""

@@ -64,7 +64,8 @@ def frozen(config: RunConfig) -> set[str]:
 def plain_loop(config: RunConfig, ranks: int) -> list[tuple[float, float]]:
     """Loss and gradient norm of every step."""
     spec, optimizer = config.model.spec(), config.optimizer
-    dtype = torch.bfloat16 if config.deepspeed.bf16.enabled else torch.float32
+    half = config.deepspeed.bf16.enabled, config.deepspeed.fp16.enabled
+    dtype = {(True, False): torch.bfloat16, (False, True): torch.float16}.get(half, torch.float32)
     micro = config.train.micro_batch or BATCH // ranks
     accumulation = BATCH // ranks // micro
     model = VisionTransformer(spec)
@@ -134,11 +135,24 @@ WAYS = {
     "blocks": [zero(3), "train.freeze=2", "train.micro_batch=4", "train.activation_checkpointing=full"],
     "blocks, layers": [zero(3), BF16, "train.freeze=1", "optimizer.layer_decay=0.5"],
     "all blocks, sgd": [zero(1), "train.freeze=3", *SGD],
-    "layers": [zero(1), "optimizer.layer_decay=0.5", "checkpoint.every=4", "checkpoint.keep=3"],
+    "layers": [zero(1), "optimizer.layer_decay=0.5", "train.freeze=0", "checkpoint.every=4", "checkpoint.keep=3"],
     "layers, sgd": [zero(2), BF16, "optimizer.layer_decay=0.8", *SGD],
     "sgd, paths": [zero(0), *SGD, "model.drop_path=0.5", "model.dropout=0.1"],
     "paths": [zero(2), "model.drop_path=0.6", "train.micro_batch=4", "train.activation_checkpointing=full"],
     "paths, blocks": [zero(3), "model.drop_path=0.6", "train.freeze=1", "train.micro_batch=4"],
+}
+OPTIMIZER, PARAMETERS = (
+    f"deepspeed.zero_optimization.offload_{what}" + '={"device":"cpu"}' for what in ("optimizer", "param")
+)
+FP16 = ["deepspeed.fp16.enabled=true", "deepspeed.fp16.initial_scale_power=4"]
+FURTHER = {
+    "zero 1, offload": [zero(1), OPTIMIZER, "train.freeze=1"],
+    "zero 2, offload": [zero(2), OPTIMIZER, "train.freeze=1", "train.micro_batch=4", *SGD],
+    "zero 3, offload": [zero(3), BF16, OPTIMIZER, PARAMETERS, "train.freeze=body", "train.micro_batch=4", *SGD],
+    "zero 1, fp16": [zero(1), *FP16, "train.freeze=1", "optimizer.layer_decay=0.5"],
+    "zero 2, fp16": [zero(2), *FP16, "train.freeze=body", *SGD],
+    "zero 3, fp16": [zero(3), *FP16, "train.freeze=1", "train.micro_batch=4"],
+    "compiled": [zero(3), "train.compile=true", "train.freeze=1", "train.micro_batch=4", "model.drop_path=0.5"],
 }
 ALL = [zero(3), BF16, "train.freeze=1", "optimizer.layer_decay=0.8", "model.drop_path=0.5", "train.micro_batch=4", *SGD]
 
@@ -151,11 +165,19 @@ def runs(ranks, config_file, tmp_path_factory):
     return out
 
 
-def unlike(losses: list[tuple[int, float, float]], truths: list[tuple[float, float]], bf16: bool) -> list[int]:
-    """The steps whose loss or gradient norm is not the plain loop's. In bf16 rounding differs, and that grows."""
+@pytest.fixture(scope="module")
+def further_runs(ranks, config_file, tmp_path_factory):
+    """A folder of runs on two ranks, one of each of FURTHER."""
+    out = tmp_path_factory.mktemp("further")
+    ranks(2, SCRIPT, config_file, out, json.dumps(FURTHER))
+    return out
+
+
+def unlike(losses: list[tuple[int, float, float]], truths: list[tuple[float, float]], half: bool) -> list[int]:
+    """The steps whose loss or gradient norm is not the plain loop's. Rounding of halves differs, and grows."""
     wrong = []
     for (step, loss, norm), (true_loss, true_norm) in zip(losses, truths, strict=True):
-        allowed = ((1e-3, 5e-2) if step <= 6 else (5e-3, 0.2)) if bf16 else (1e-5, 1e-4)
+        allowed = ((1e-3, 5e-2) if step <= 6 else (5e-3, 0.2)) if half else (1e-5, 1e-4)
         if abs(loss / true_loss - 1) > allowed[0] or abs(norm / true_norm - 1) > allowed[1]:
             wrong.append(step)
     return wrong
@@ -163,13 +185,24 @@ def unlike(losses: list[tuple[int, float, float]], truths: list[tuple[float, flo
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_option_is_the_plain_loop_and_what_is_frozen_stays_bit_for_bit(way, runs, config_file):
-    config = read_config(RunConfig, config_file, WAYS[way])
-    losses = history(runs / way).losses
+    check(runs / way, read_config(RunConfig, config_file, WAYS[way]))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", FURTHER)
+def test_so_it_is_with_offload_in_fp16_and_compiled(way, further_runs, config_file):
+    check(further_runs / way, read_config(RunConfig, config_file, FURTHER[way]))
+
+
+def check(run: Path, config: RunConfig) -> None:
+    """A run on two ranks is the plain loop, and of its weights and their average what is frozen is as it began."""
+    losses = history(run).losses
     assert [step for step, _, _ in losses] == list(range(1, STEPS + 1))
-    assert unlike(losses, plain_loop(config, 2), BF16 in WAYS[way]) == []
+    half = bool(config.deepspeed.bf16.enabled or config.deepspeed.fp16.enabled)
+    assert unlike(losses, plain_loop(config, 2), half) == []
     began = VisionTransformer(config.model.spec())
     initialize(began, config.seed)
-    raw, average = (load_weights(runs / way, averaged=averaged).tensors for averaged in (False, True))
+    raw, average = (load_weights(run, averaged=averaged).tensors for averaged in (False, True))
     for name, before in began.state_dict().items():
         same = [torch.equal(tensors[name], before) for tensors in (raw, average)]
         assert same == [name in frozen(config)] * 2, name
@@ -195,11 +228,11 @@ def test_half_precision_momentum_is_in_the_checkpoint_as_it_is(runs):
     assert torch.equal(values, values.bfloat16().float())
 
 
-def test_layers_of_their_own_rate_resume_under_another_stage(runs, ranks, config_file, tmp_path):
+def test_frozen_parameters_and_layers_of_their_own_rate_resume_under_another_stage(runs, ranks, config_file, tmp_path):
     begun = tmp_path / "begun"
     shutil.copytree(runs / "layers", begun)
     shutil.rmtree(begun / "checkpoints" / f"step_{STEPS:08d}")
     changes = [zero(3), *WAYS["layers"][1:]]
     ranks(1, SCRIPT, config_file, tmp_path, json.dumps({"zero3": changes}), begun)
     config = read_config(RunConfig, config_file, changes)
-    assert unlike(history(tmp_path / "zero3").losses, plain_loop(config, 1), bf16=False) == []
+    assert unlike(history(tmp_path / "zero3").losses, plain_loop(config, 1), half=False) == []

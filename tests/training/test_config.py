@@ -396,6 +396,13 @@ def test_an_override_of_the_wrong_form_is_told_what_to_type(override, words, tmp
     assert words in str(refusal.value)
 
 
+def test_frozen_parameters_get_no_gradient_which_deepspeed_must_accept(tmp_path):
+    strict = "deepspeed.zero_optimization.ignore_unused_parameters=false"
+    assert read_config(RunConfig, write(tmp_path, SMALL), [strict])
+    with pytest.raises(InputError, match=r"ignore_unused_parameters is false, but what train\.freeze freezes gets no"):
+        read_config(RunConfig, write(tmp_path, SMALL), [strict, "train.freeze=body"])
+
+
 def test_a_list_that_is_missing_in_a_file_is_shown_as_json(tmp_path):
     with pytest.raises(InputError, match=r'found "2,10"; .*, as in \[2,10\]$'):
         read_config(RunConfig, write(tmp_path, {**SMALL, "data": {"randaugment": "2,10"}}))
