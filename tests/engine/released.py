@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from pretrain.configfile import read_config
 from pretrain.engine import processgroup
@@ -16,7 +17,7 @@ from pretrain.training.experiment import run
 
 config, out = Path(sys.argv[1]), Path(sys.argv[2])
 world = processgroup.start()
-stop = Stop(out, world)
+stop, groups = Stop(out, world), []
 for stage in (0, 1, 2, 3, 3):
     zero = json.dumps({"zero_optimization": {"stage": stage}})
     run(
@@ -27,5 +28,7 @@ for stage in (0, 1, 2, 3, 3):
     )
     free_memory()
     held = [tuple(one.shape) for one in gc.get_objects() if torch.is_tensor(one) and one.numel() > 500]
+    groups.append(len(dist.distributed_c10d._world.pg_map))
     assert not held, f"ZeRO {stage}: {held}"
+assert len(set(groups)) == 1, f"process groups after each run: {groups}"
 processgroup.stop()

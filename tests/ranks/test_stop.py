@@ -109,6 +109,21 @@ def test_a_file_system_that_does_not_answer_for_now_asks_for_nothing(tmp_path, m
     assert stop.asked()
 
 
+def test_a_run_that_is_one_of_several_is_stopped_by_its_own_folder_and_by_theirs(tmp_path):
+    stop = Stop(tmp_path, World(0, 1, 0, torch.device("cpu")))
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        stop.enter(tmp_path / run)
+    (tmp_path / "one/STOP").touch()
+    assert not stop.asked(), "that run is over"
+    (tmp_path / "two/STOP").touch()
+    (tmp_path / "STOP").touch()
+    assert stop.asked()
+    stop.done()
+    assert not (tmp_path / "two/STOP").exists()
+    assert not (tmp_path / "STOP").exists()
+
+
 def test_the_time_limit_is_rank_0s_clock(waiting, tmp_path):
     rank = waiting(tmp_path, 0, 0.01)
     assert rank.wait() == [75]
