@@ -11,6 +11,7 @@ from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
+from pretrain.ranks.launcher import free_port
 from pretrain.stream.heldout import hold_out
 from tests.conftest import History, history
 
@@ -221,8 +222,6 @@ def test_a_check_says_what_the_runs_would_be_and_writes_nothing(home, run):
 
 @pytest.mark.long
 def test_the_real_command_sweeps_under_zero_3_and_goes_on_after_a_kill_of_everything(home, real, run):
-    from benchmarks.started import free_port
-
     launcher = ("deepspeed", "--quiet", "--master_port", free_port(), "--num_gpus", 2)
     command = words(home, "real", 'deepspeed={"zero_optimization":{"stage":3}}')
     kill = INTERRUPT.replace("AT", "12").replace("PLACE", "'lr_0.05'").replace("ACTION", KILL)
