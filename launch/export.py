@@ -22,7 +22,7 @@ FORMATS = ("safetensors", "npz", "big_vision", "torchvision", "timm", "hf")
 def main() -> int:
     args = parser().parse_args()
     if args.check:
-        return check(args.weights_path)
+        return check(Path(args.weights_path))
     if not args.format or not args.out:
         missing = "--format" if not args.format else "--out"
         raise InputError(f"{missing} is missing; WEIGHTS --format F --out PATH, or --check PATH, would be right")
@@ -46,7 +46,7 @@ def normalisation(args: argparse.Namespace) -> Any:
         return None
     if args.mean is None or args.std is None:
         raise InputError("--mean and --std go together, a number for each channel: --mean 0.485,0.456,0.406 --std …")
-    return checked(args.mean.split(","), args.std.split(","), where=str(args.weights_path))
+    return checked(args.mean.split(","), args.std.split(","), where=args.weights_path)
 
 
 def check(path: Path) -> int:
@@ -71,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     main = Parser(prog="launch/export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = main.add_argument
     add(
-        "weights_path", metavar="WEIGHTS", type=Path, help="a run folder, a checkpoint inside one, or a file of weights"
+        "weights_path",
+        metavar="WEIGHTS",
+        help="a run folder, a checkpoint inside one, or a file or URL of any known format",
     )
     add("--format", choices=FORMATS, help="of the export; hf is a folder, the others are files")
     add("--out", type=Path, metavar="PATH", help="what to write; the card and a README lie beside it")

@@ -14,6 +14,7 @@ from finetune.evaluation.sets import LabelledSet
 from pretrain.errors import InputError
 from pretrain.images.transforms import EvalImages
 from pretrain.ranks.collectives import World, together
+from pretrain.weights.load import sees_whole
 from pretrain.weights.networks import Network
 from pretrain.weights.weights import Weights
 
@@ -45,8 +46,9 @@ def kind_of(network: Network, config: EvaluateConfig) -> Kind:
 
 def images_of(network: Network, config: EvaluateConfig) -> EvalImages:
     """How it sees an image: what the config says, else as its run evaluates."""
-    crop = config.data.eval_crop or network.source.config.get("data", {}).get("eval_crop", "centre")
-    return EvalImages(network.spec.image_size, network.spec.channels, crop == "whole")
+    crop = config.data.eval_crop
+    whole = crop == "whole" if crop else sees_whole(network.source.config)
+    return EvalImages(network.spec.image_size, network.spec.channels, whole)
 
 
 def _read(network: Network) -> Weights:

@@ -36,6 +36,10 @@ PREPROCESSING = """\
 RGB pixels in [0, 255]; the shorter side is resized to {resize} pixels (8/7 of the image size; bilinear, antialiased),
 the centre of {size} × {size} is cut out, and x / 127.5 - 1 brings it to [-1, 1] (mean and standard deviation 0.5).
 """
+PREPROCESSING_WHOLE = """\
+RGB pixels in [0, 255]; the whole image is resized to {size} × {size} pixels, whatever its aspect (bilinear,
+antialiased), and x / 127.5 - 1 brings it to [-1, 1] (mean and standard deviation 0.5).
+"""
 
 
 def export(
@@ -84,7 +88,7 @@ def export(
             else:
                 aside.mkdir()
                 card["file"] = write_tensors(aside / MODEL, entries, metadata)
-                for name, content in form.companions(held.spec).items():
+                for name, content in form.companions(held.spec, held.whole).items():
                     files.write_text(aside / name, json.dumps(content, indent=2) + "\n")
             texts = {card_path: json.dumps(card, indent=1) + "\n", readme_path: readme(form, card, out)}
             for path, text in texts.items():
@@ -171,6 +175,8 @@ def _other_gelu(gelu: Gelu) -> Gelu:
 def make_card(form: Format, held: Weights, source: Source) -> dict[str, Any]:
     """What an export says of itself: its network, its source, how images are prepared, and what to expect of one."""
     size = held.spec.image_size
+    resize = size if held.whole else round(size * 8 / 7)
+    words = PREPROCESSING_WHOLE if held.whole else PREPROCESSING
     return {
         "format": form.name,
         "library": form.library,
@@ -186,8 +192,8 @@ def make_card(form: Format, held: Weights, source: Source) -> dict[str, Any]:
         },
         "source": {"path": str(source.path), "sha256": source.sha256},
         "preprocessing": {
-            "words": PREPROCESSING.format(resize=round(size * 8 / 7), size=size).replace("\n", " ").strip(),
-            "resize": round(size * 8 / 7),
+            "words": words.format(resize=resize, size=size).replace("\n", " ").strip(),
+            "resize": [size, size] if held.whole else resize,  # both sides, or the shorter one
             "crop": size,
             "mean": 0.5,
             "std": 0.5,

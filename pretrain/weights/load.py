@@ -117,7 +117,8 @@ class SavedSource:
 
     def read(self, averaged: bool = False) -> Weights:
         tensors = read_tensors(self.saved, tensor_shapes(self.spec), averaged=averaged)
-        return Weights(self.spec, tensors, self.step, self.path, fingerprint(tensors), averaged, self.trained_on)
+        sha256, whole = fingerprint(tensors), sees_whole(self.config)
+        return Weights(self.spec, tensors, self.step, self.path, sha256, averaged, self.trained_on, whole)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,13 @@ class FileSource:
     def read(self, averaged: bool = False) -> Weights:
         self.check_kind(averaged)
         tensors, is_average = find_in_file(self.path).read(), self.described.get("weights") == "averaged"
-        return Weights(self.spec, tensors, self.step, self.path, fingerprint(tensors), is_average, self.trained_on)
+        sha256, whole = fingerprint(tensors), sees_whole(self.config)
+        return Weights(self.spec, tensors, self.step, self.path, sha256, is_average, self.trained_on, whole)
+
+
+def sees_whole(config: Mapping[str, Any]) -> bool:
+    """Whether the run of a config, as a `Source` has it, evaluates whole images; centres where it says nothing."""
+    return bool(config.get("data", {}).get("eval_crop") == "whole")
 
 
 def content_sha256(path: Path) -> str:

@@ -29,6 +29,7 @@ class Weights:
     sha256: str  # of names, shapes and values: the same however many ranks wrote them
     averaged: bool = False  # whether they are the Polyak average
     trained_on: str = ""  # the index's hash; empty where it is not recorded
+    whole: bool = False  # whether their run evaluated whole images, squashed, rather than their centres
 
     def model(self, image_size: int | None = None) -> VisionTransformer:
         """The network with these weights, on the CPU in eval mode.
@@ -46,8 +47,9 @@ class Weights:
     def preprocess(self, image: Image) -> Tensor:
         """A PIL image as the network takes it: float32 [channels, image_size, image_size] in [-1, 1].
 
-        Resized and cropped as evaluation does it: the shorter side to 8/7 of the image size, then the centre. Alpha is
-        dropped and an EXIF orientation is not applied, as in training.
+        Resized and cropped as their run evaluated: the shorter side to 8/7 of the image size, then the centre;
+        or, with `data.eval_crop` "whole", all of it squashed to the size. Alpha is dropped and an EXIF orientation is
+        not applied, as in training.
         """
         import torch
 
@@ -55,7 +57,8 @@ class Weights:
         from pretrain.images.transforms import EvalImages, to_float
 
         pixels = from_pillow(image, self.spec.channels)
-        return to_float(EvalImages(self.spec.image_size, self.spec.channels)(pixels, 0, 0), torch.float32)
+        images = EvalImages(self.spec.image_size, self.spec.channels, self.whole)
+        return to_float(images(pixels, 0, 0), torch.float32)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -1,8 +1,11 @@
 """Weights at a URL: copied once, a copy for each version, refused with the file's own messages."""
 
+import sys
+
 import pytest
 import torch
 
+from launch import export as command
 from pretrain.errors import InputError
 from pretrain.weights.download import Remote
 from pretrain.weights.export import export
@@ -44,6 +47,14 @@ def test_another_version_is_another_copy(place, serve, run_folder, network, tmp_
     export(choose(run_folder(tmp_path / "other", network(1))), FORMATS["safetensors"], place / "vit.safetensors")
     assert Remote.find(url).local != first
     assert torch.equal(load_weights(url).tensors["head.weight"], network(1).head.weight)
+
+
+def test_weights_at_a_url_are_exported(place, serve, tmp_path, monkeypatch):
+    out = tmp_path / "vit.safetensors"
+    words = [f"{serve(place).http}/vit.safetensors", "--format", "timm", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["export.py", *words])
+    assert command.main() == 0
+    assert load_weights(out).step == 3
 
 
 def test_what_is_not_there_is_refused(place, serve):

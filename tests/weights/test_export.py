@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from launch import export as command
 from pretrain.errors import InputError
+from pretrain.images.transforms import EvalImages
 from pretrain.weights import selftest
 from pretrain.weights.export import check, export
 from pretrain.weights.load import choose, load_weights
@@ -69,6 +70,23 @@ def test_a_card_says_what_the_network_makes_of_an_image_that_a_formula_makes(exp
     np.testing.assert_allclose(card["expected"]["logits"], logits, atol=1e-6)
     assert (card["step"], card["weights"], card["model"]["heads"]) == (3, "raw", 2)
     assert "resized to 14 pixels" in card["preprocessing"]["words"]
+
+
+def test_whole_images_are_told_where_the_run_evaluated_whole_images(run_folder, tmp_path, network):
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    config = {"data": {"eval_crop": "whole"}}
+    run = run_folder(tmp_path / "run", network(), config=config)
+    export(choose(run), FORMATS["hf"], tmp_path / "vit")
+    card = json.loads((tmp_path / "vit/vit_foundry.json").read_text())
+    assert "the whole image is resized to 12 × 12 pixels" in card["preprocessing"]["words"]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8))
+    here = EvalImages(12, 3, whole=True)(torch.from_numpy(np.array(image)).permute(2, 0, 1), 0, 0) / 127.5 - 1
+    for weights in (load_weights(run), load_weights(tmp_path / "vit")):
+        assert torch.allclose(weights.preprocess(image), here, atol=1e-6)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "vit")(image, return_tensors="pt")["pixel_values"][0]
+    assert (theirs - here).abs().max() < 0.02  # two of 255 levels
 
 
 @pytest.mark.parametrize("name", command.FORMATS)

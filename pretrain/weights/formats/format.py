@@ -38,7 +38,7 @@ class Format:
         pixels_as_here: whether its networks take x / 127.5 − 1; else only a file beside the weights may tell.
         learned_positions: whether fixed positions must be written as if they were learned.
         fitted: the tensors of the same network as the format holds them, where two of them become one, say.
-        companions: further JSON files of a folder, by name, for a network.
+        companions: further JSON files of a folder, by name, for a network, and whether it is evaluated on whole images.
         arguments: keywords that the example gives to the library's network, kept in the card as "arguments".
     """
 
@@ -53,7 +53,7 @@ class Format:
     learned_positions: bool = True
     pixels_as_here: bool = False
     fitted: Callable[[ViTSpec, dict[str, Tensor]], dict[str, Tensor]] = field(default=lambda spec, tensors: tensors)
-    companions: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})
+    companions: Callable[[ViTSpec, bool], dict[str, Any]] = field(default=lambda spec, whole: {})
     arguments: Callable[[ViTSpec], dict[str, Any]] = field(default=lambda spec: {})
 
 

@@ -186,7 +186,7 @@ def _lacks(spec: ViTSpec) -> dict[str, str]:
     return lacking
 
 
-def _companions(spec: ViTSpec) -> dict[str, Any]:
+def _companions(spec: ViTSpec, whole: bool) -> dict[str, Any]:
     labels = [f"LABEL_{number}" for number in range(spec.num_classes)]
     config = {
         "model_type": "vit",
@@ -215,9 +215,9 @@ def _companions(spec: ViTSpec) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",  # unlike ViT's own, it crops
         "do_convert_rgb": spec.channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": round(size * 8 / 7)},
+        "size": {"height": size, "width": size} if whole else {"shortest_edge": round(size * 8 / 7)},
         "resample": 2,  # bilinear
-        "do_center_crop": True,
+        "do_center_crop": not whole,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
