@@ -6,6 +6,7 @@ Nothing in a file is executed: torch's files are read with `weights_only`, NumPy
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def _open_safetensors(path: Path) -> TensorFile:
         names = list(file.keys())
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         notes = file.metadata() or {}
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise refuse(error) from None
 
     def values(name: str) -> Tensor:
@@ -139,7 +140,7 @@ def _open_folder(folder: Path) -> TensorFile:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"weights {path}: no JSON: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"weights {path}: a JSON object was expected, found {type(found).__name__}")
@@ -148,6 +149,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _open_torch(path: Path) -> TensorFile:
     try:
+        _check_stored(path)
         # Mapped, so that a tensor is in memory only once it is read; what is not stored plainly cannot be mapped.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises what its unpickler, its zip reader and its parser raise
@@ -156,15 +158,31 @@ def _open_torch(path: Path) -> TensorFile:
             f"weights {path}: torch cannot read it as plain tensors: {said}; save the state dict alone, with "
             "torch.save(model.state_dict(), …)"
         ) from None
-    while isinstance(found, dict) and not any(isinstance(value, Tensor) for value in found.values()):
-        nested = [name for name in ("state_dict", "model", "module") if isinstance(found.get(name), dict)]
-        if len(nested) != 1:
-            names = ", ".join(map(str, list(found)[:8])) if isinstance(found, dict) else type(found).__name__
-            raise InputError(f"weights {path}: no state dict; found {names or 'nothing'}")
-        found = found[nested[0]]
-    if not isinstance(found, dict):
-        raise InputError(f"weights {path}: no state dict; found {type(found).__name__}")
-    if odd := [str(name) for name, value in found.items() if not isinstance(value, Tensor)]:
+    state, levels = found, 0
+    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+        nested = [name for name in ("state_dict", "model", "module") if isinstance(state.get(name), dict)]
+        levels += 1
+        if len(nested) != 1 or levels > 3:  # a pickled dict may hold itself
+            raise InputError(
+                f"weights {path}: no state dict; found {', '.join(map(str, list(state)[:8])) or 'nothing'}"
+            )
+        state = state[nested[0]]
+    if not isinstance(state, dict):
+        raise InputError(f"weights {path}: no state dict; found {type(state).__name__}")
+    if odd := [str(name) for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]:
         raise InputError(f"weights {path}: a state dict holds tensors alone; found also {', '.join(odd[:8])}")
-    tensors: dict[str, Tensor] = found
+    tensors: dict[str, Tensor] = state
     return TensorFile(str(path), {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__)
+
+
+def _check_stored(path: Path) -> None:
+    """Raises ValueError for compressed entries: torch writes none, and would unpack a pickle of any size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            compressed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+        if compressed:
+            raise ValueError(f"{', '.join(compressed[:8])} compressed, which torch never writes")
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta

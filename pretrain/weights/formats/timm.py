@@ -65,7 +65,7 @@ def _prepared(file: TensorFile) -> TensorFile | None:
     positions = file.shapes.get("pos_embed", ())
     count = positions[1] if len(positions) == 3 else 0
     # With a class slot there is one more than a square, and no number is a square and one more than a square.
-    if "cls_token" not in file.shapes or round(count**0.5) ** 2 != count:
+    if "cls_token" not in file.shapes or not count or round(count**0.5) ** 2 != count:
         return file
 
     def values(name: str) -> Tensor:
