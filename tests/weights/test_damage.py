@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.errors import InputError
 from pretrain.model.spec import ARCHITECTURES, ViTSpec
+from pretrain.weights.formats.table import to_file
 from pretrain.weights.load import load_weights
 from pretrain.weights.read import FORMATS
-from pretrain.weights.table import to_file
 
 INDEX = "model.safetensors.index.json"
 
@@ -186,6 +186,7 @@ def nested():
         ({"w": torch.ones(3, device="meta")}, "found also w"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 def test_what_is_no_state_dict(content, found, tmp_path):
     torch.save(content, tmp_path / "vit.pth")
     assert found in refusal(tmp_path / "vit.pth")
