@@ -1,7 +1,8 @@
 """Evaluate: accuracy, ReaL, calibration and confusions of any weights on labelled images.
 
     deepspeed launch/evaluate.py --config evaluate/imagenet.json --init runs/imagenet384 data.eval=shards/val
-    python launch/evaluate.py --config C --init runs/a --init b.safetensors --weights both     # side by side
+    python launch/evaluate.py --config C --init runs/a --init b.safetensors     # one rank; side by side
+    python launch/evaluate.py --config C --init runs/a --weights both           # raw and averaged
 
 Exit status: 0 done, 2 when what was given is at fault.
 """
