@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from pretrain.engine.engine import batch_layout, deepspeed_config, precision
-from pretrain.engine.optimizer import build_optimizer, parameter_groups
+from pretrain.engine.optimizer import HalfMomentumSGD, build_optimizer, parameter_groups
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
@@ -56,6 +56,22 @@ def test_groups_are_few_where_rates_are_the_same_and_the_frozen_one_is_not_decay
     assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.3, 1.0), (0.0, 1.0), (0.0, 0.0)]
     frozen = {name for name, _ in model.named_parameters() if name.startswith(("patch", "class", "pos", "blocks.0"))}
     assert names(model, groups[2]) == frozen
+
+
+def test_half_precision_momentum_rounds_what_is_stored_and_not_the_update(monkeypatch):
+    monkeypatch.setattr("pretrain.engine.optimizer._CHUNK", 5)
+    draws = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, 4, generator=draws).requires_grad_()
+    wanted, stored = weights.detach().clone(), torch.zeros(3, 4)
+    optimizer = HalfMomentumSGD([{"params": [weights]}], lr=0.1, momentum=0.9, weight_decay=0.3)
+    optimizer.allocate(weights)
+    for _ in range(3):
+        weights.grad = torch.randn(3, 4, generator=draws)
+        velocity = 0.9 * stored + weights.grad + 0.3 * wanted
+        wanted, stored = wanted - 0.1 * velocity, velocity.bfloat16().float()
+        optimizer.step()
+        torch.testing.assert_close(weights.detach(), wanted, rtol=1e-6, atol=1e-6)
+    assert optimizer.state[weights]["momentum_buffer"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("section", [{"name": "adamw"}, {"name": "sgd", "momentum": 0.0}])
