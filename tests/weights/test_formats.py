@@ -22,10 +22,11 @@ TINY = {"img_size": 32, "num_classes": 5}  # of timm's vit_tiny_patch16_224
 SIZES = {"patch_size": 4, "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
 
-def randomised(model):
+def randomised(model, scale=0.1):
+    """Large enough for attention to be far from uniform, which would hide swapped queries and keys."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        parameter.data = torch.randn(parameter.shape, generator=generator) * scale
     return model.eval()
 
 
@@ -38,9 +39,8 @@ def timm(**arguments):
 def transformers(kind="ViTForImageClassification", **config):
     import transformers as library
 
-    return randomised(
-        getattr(library, kind)(library.ViTConfig(**{**SIZES, "image_size": 12, "num_labels": 5, **config}))
-    )
+    config = library.ViTConfig(**{**SIZES, "image_size": 12, "num_labels": 5, **config})
+    return randomised(getattr(library, kind)(config), scale=0.4)
 
 
 def same(ours, theirs, size):
