@@ -7,6 +7,7 @@ embedding has taken the difference up, which is linear.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,13 +43,19 @@ def told_by(file: TensorFile) -> Normalisation | None:
     """What Hugging Face's preprocessor_config.json or timm's config.json beside a file says; None without either.
 
     Raises:
-        InputError: it is none of numbers.
+        InputError: it is none of numbers, or says that pixels are scaled otherwise than by 1/255, or not normalised.
     """
     beside = file.notes.get("preprocessor", {})
+    for key, right in (("do_rescale", True), ("rescale_factor", 1 / 255), ("do_normalize", True)):
+        if (said := beside.get(key)) is not None and not _same(said, right):
+            raise InputError(
+                f"weights {file.where}: preprocessor_config.json: {key} is {said!r}, and only {right!r} is read; "
+                "correct it, or remove that file and tell export.py --mean and --std of values in [0, 1]"
+            )
     found: Any = beside.get("image_mean"), beside.get("image_std")
     if found == (None, None):
-        trained: Any = file.notes.get("config", {}).get("pretrained_cfg") or {}
-        found = trained.get("mean"), trained.get("std")
+        trained: Any = file.notes.get("config", {}).get("pretrained_cfg")
+        found = (trained.get("mean"), trained.get("std")) if isinstance(trained, dict) else (None, None)
     if found == (None, None):
         return None
     return checked(*found, where=file.where)
@@ -60,7 +67,8 @@ def checked(mean: Any, std: Any, *, where: str) -> Normalisation:
         found = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
     except (TypeError, ValueError):
         found = Normalisation((), ())
-    if not found.mean or len(found.mean) != len(found.std) or min(found.std) <= 0:
+    finite = all(map(math.isfinite, (*found.mean, *found.std)))
+    if not found.mean or len(found.mean) != len(found.std) or min(found.std) <= 0 or not finite:
         raise InputError(
             f"weights {where}: mean {mean!r} and std {std!r} of its images are no normalisation; a number for each "
             "channel would be, std above 0"
@@ -88,6 +96,10 @@ def fold(tensors: Mapping[str, Tensor], found: Normalisation, *, where: str) -> 
         WEIGHT: (kernel / (2 * std)[:, None, None]).float(),
         BIAS: (tensors[BIAS].double() + shift).float(),
     }
+
+
+def _same(said: Any, right: float) -> bool:
+    return isinstance(said, bool | float | int) and math.isclose(said, right, rel_tol=1e-6)
 
 
 def _words(values: Sequence[float]) -> str:

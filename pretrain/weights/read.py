@@ -100,16 +100,26 @@ def find_in_file(path: Path) -> FoundFile:
         prepared = form.prepared(file)
         if prepared is None:
             raise InputError(f"weights {path}: says that it is of format {form.name}, but has not its tensors")
-        return FoundFile(prepared, form, ViTSpec(**said["model"]), said, OURS)
+        return FoundFile(prepared, form, _plausible(ViTSpec(**said["model"]), prepared), said, OURS)
     refuse_other_kinds(file)
     for form in FORMATS.values():
         prepared = form.prepared(file)
         if prepared is not None:
-            return FoundFile(prepared, form, form.spec(prepared), {}, OURS if form.pixels_as_here else told_by(file))
+            pixels = OURS if form.pixels_as_here else told_by(file)
+            return FoundFile(prepared, form, _plausible(form.spec(prepared), prepared), {}, pixels)
     names = ", ".join(list(file.shapes)[:4])
     raise InputError(
         f"weights {path}: of no known format ({', '.join(FORMATS)}); its {len(file.shapes)} tensors are {names}, …"
     )
+
+
+def _plausible(spec: ViTSpec, file: TensorFile) -> ViTSpec:
+    """The network that a file says it holds. Raises InputError for more blocks than tensors: building it would hang."""
+    if spec.layers > len(file.shapes):
+        raise InputError(
+            f"weights {file.where}: says that it is of {spec.layers} blocks, but holds {len(file.shapes)} tensors"
+        )
+    return spec
 
 
 def refuse_other_kinds(file: TensorFile) -> None:

@@ -31,7 +31,7 @@ def written(tmp_path, network, monkeypatch):
         tensors = {row.name: to_file(row, own, spec).contiguous() for row in form.rows(spec)}
         if name == "hf":
             (tmp_path / "vit").mkdir()
-            (tmp_path / "vit/config.json").write_text(json.dumps(form.companions(spec)["config.json"]))
+            (tmp_path / "vit/config.json").write_text(json.dumps(form.companions(spec, False)["config.json"]))
             save_file(tensors, tmp_path / "vit/model.safetensors")
             return tmp_path / "vit"
         torch.save(tensors, tmp_path / "vit.pth")

@@ -290,7 +290,7 @@ def test_hugging_faces_preprocessing_gives_our_pixels(size, shift, channels, tmp
     from transformers import AutoImageProcessor
 
     spec = spec_from_arch("vit_b_16", image_size=size, channels=channels)
-    for name, content in FORMATS["hf"].companions(spec).items():
+    for name, content in FORMATS["hf"].companions(spec, False).items():
         (tmp_path / name).write_text(json.dumps(content))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (size + 32, size + 32, 3), dtype=np.uint8)

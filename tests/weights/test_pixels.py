@@ -63,6 +63,61 @@ def test_a_file_beside_the_weights_tells(name, content, network, tmp_path, capsy
         load_weights(tmp_path)
 
 
+def hf_folder(path, model, preprocessor=None, **config):
+    from safetensors.torch import save_file
+
+    path.mkdir()
+    tensors, form = model.state_dict(), FORMATS["hf"]
+    rows = form.rows(model.spec)
+    save_file({row.name: to_file(row, tensors, model.spec).contiguous() for row in rows}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({**form.companions(model.spec, False)["config.json"], **config}))
+    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor or {}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({"do_normalize": False}, "do_normalize is False, and only True is read"),
+        ({"do_rescale": False}, "do_rescale is False"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
+        ({"image_mean": [float("nan")] * 3}, "are no normalisation"),
+    ],
+)
+def test_pixels_of_another_scale_are_refused(said, found, network, tmp_path):
+    usual = {
+        "do_normalize": True,
+        "rescale_factor": 0.00392156862745098,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    load_weights(hf_folder(tmp_path / "right", network(0), usual))
+    with pytest.raises(InputError, match=found):
+        load_weights(hf_folder(tmp_path / "wrong", network(0), {**usual, **said}))
+
+
+def test_more_blocks_than_tensors_are_refused_before_they_are_built(network, tmp_path):
+    with pytest.raises(InputError, match="says that it is of 10000000 blocks, but holds 40 tensors"):
+        load_weights(hf_folder(tmp_path / "vit", network(0), num_hidden_layers=10**7))
+
+
+@pytest.mark.parametrize(("key", "value"), [("model_args", None), ("model_args", "x"), ("pretrained_cfg", "x")])
+def test_a_strange_config_of_timms_is_no_traceback(key, value, network, tmp_path):
+    from safetensors.torch import save_file
+
+    model = network(0, **SIZES)
+    rows, tensors = FORMATS["timm"].rows(model.spec), model.state_dict()
+    save_file(
+        {row.name: to_file(row, tensors, model.spec).contiguous() for row in rows}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", key: value}))
+    if (key, value) == ("model_args", "x"):
+        with pytest.raises(InputError, match="model_args: an object was expected"):
+            load_weights(tmp_path)
+    else:
+        load_weights(tmp_path)
+
+
 def test_a_file_that_does_not_tell_is_noted_and_the_command_can_tell(network, tmp_path, monkeypatch, capsys):
     model = network(0, **SIZES)
     path = elsewhere(tmp_path / "vit.pth", model)

@@ -87,7 +87,9 @@ def _check_config(file: TensorFile) -> None:
     pool, wanted = config.get("global_pool"), "token" if "cls_token" in file.shapes else "avg"
     if pool is not None and pool != wanted:
         raise InputError(f"weights {file.where}: config.json: global_pool is {pool!r}; only {wanted!r} is this network")
-    given = config.get("model_args", {})
+    given = config.get("model_args") or {}
+    if not isinstance(given, dict):
+        raise InputError(f"weights {file.where}: config.json: model_args: an object was expected, found {given!r}")
     if odd := sorted(given.keys() - {"img_size", "patch_size", "in_chans", "num_classes", "dynamic_img_size"}):
         raise InputError(f"weights {file.where}: config.json: model_args has {', '.join(odd)}, which is not known here")
 
