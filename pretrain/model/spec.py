@@ -1,6 +1,7 @@
 """What a Vision Transformer is built from: its sizes, checked when they are put together."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -103,6 +104,20 @@ class ViTSpec:
                 f'model.width: {self.width} cannot hold model.positions "sincos2d", which needs four equal '
                 "parts (sine and cosine of x and of y); a multiple of 4 from 8 would do"
             )
+
+    @classmethod
+    def recorded(cls, fields: Mapping[str, Any]) -> "ViTSpec":
+        """The network that a checkpoint or an export records. What an earlier version did not record is as then.
+
+        Raises InputError for a field that this version does not know: it may change what is computed.
+        """
+        unknown = sorted(fields.keys() - cls.__dataclass_fields__.keys())
+        if unknown:
+            raise InputError(
+                f"model.{', model.'.join(unknown)}: recorded by a later version of this program, which this one does "
+                "not know; take that version"
+            )
+        return cls(**fields)
 
     @property
     def grid(self) -> int:

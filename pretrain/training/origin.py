@@ -78,7 +78,7 @@ def beginning(folder: RunFolder, init: Init | None, *, needed: bool) -> tuple[So
     """
     begun, passed_over = on_main(lambda: checkpoints.newest(folder.checkpoints))
     if begun is not None:
-        return None, ViTSpec(**(begun.state.get("origin") or {}).get("model", begun.state["model"]))
+        return None, ViTSpec.recorded((begun.state.get("origin") or {}).get("model", begun.state["model"]))
     refuse_unreadable(folder, passed_over)
     if init is not None:
         chosen = choose(init.path)

@@ -209,7 +209,7 @@ def readme(form: Format, card: dict[str, Any], out: Path) -> str:
     path, beside = (out.name, f"{out.name}.json") if form.suffix else (".", CARD)
     step = "" if card["step"] is None else f" after step {card['step']:,}"
     script = f"{selftest.BEGIN.format(path=repr(path), card=repr(beside))}\n{form.example}\n{selftest.END}"
-    spec = ViTSpec(**card["model"])
+    spec = ViTSpec.recorded(card["model"])
     return (
         f"# {out.name}\n\nA Vision Transformer of {spec.describe()}, for {form.library}; its {card['weights']} weights"
         f"{step}, sha256 of the source {card['source']['sha256'][:16]}….\n\n"
@@ -253,7 +253,7 @@ def check(out: Path) -> tuple[list[Comparison], str]:
     weights = find(out).read()
     ours = selftest.expected(weights.spec, weights.tensors)
     found = _compared("vit-foundry", ours, card["expected"])
-    names: dict[str, Any] = {"PATH": str(out), "card": card, "images": selftest.image(ViTSpec(**card["model"]))}
+    names: dict[str, Any] = {"PATH": str(out), "card": card, "images": selftest.image(ViTSpec.recorded(card["model"]))}
     try:
         with torch.no_grad():
             exec(compile(form.example, f"<example of {form.name}>", "exec"), names)
@@ -275,7 +275,7 @@ def read_card(out: Path) -> dict[str, Any]:
         raise InputError(f"{out}: has no card {path}, which every export has; export the weights again to get one")
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        ViTSpec(**card["model"])
+        ViTSpec.recorded(card["model"])
         if card["format"] not in FORMATS or not isinstance(card["expected"], dict):
             raise ValueError(f"format {card['format']!r}")
     except (ValueError, TypeError, KeyError) as error:

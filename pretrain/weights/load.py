@@ -93,7 +93,7 @@ class SavedSource:
 
     @property
     def spec(self) -> ViTSpec:
-        return ViTSpec(**self.saved.state["model"])
+        return ViTSpec.recorded(self.saved.state["model"])
 
     @property
     def step(self) -> int | None:

@@ -100,7 +100,7 @@ def find_in_file(path: Path) -> FoundFile:
         prepared = form.prepared(file)
         if prepared is None:
             raise InputError(f"weights {path}: says that it is of format {form.name}, but has not its tensors")
-        return FoundFile(prepared, form, _plausible(ViTSpec(**said["model"]), prepared), said, OURS)
+        return FoundFile(prepared, form, _plausible(ViTSpec.recorded(said["model"]), prepared), said, OURS)
     refuse_other_kinds(file)
     for form in FORMATS.values():
         prepared = form.prepared(file)

@@ -93,3 +93,10 @@ def test_the_nearest_architecture_is_named_with_what_differs():
         == "vit_s_16 with patch_size 8 (not 16), layers 6 (not 12)"
     )
     assert ViTSpec(patch_size=5, layers=4, width=64, mlp=256, heads=4, image_size=20).near() == ""
+
+
+def test_a_recorded_network_of_an_earlier_version_is_as_it_was_then_and_of_a_later_one_is_refused():
+    sizes = ARCHITECTURES["vit_ti_16"]
+    assert ViTSpec.recorded(sizes) == spec_from_arch("vit_ti_16")
+    with pytest.raises(InputError, match=r"model\.registers, model\.rope: recorded by a later version"):
+        ViTSpec.recorded({**sizes, "rope": True, "registers": 4})

@@ -68,7 +68,7 @@ def description(file: TensorFile) -> dict[str, Any]:
         return {}
     try:
         found: dict[str, Any] = json.loads(text)
-        ViTSpec(**found["model"])
+        ViTSpec.recorded(found["model"])
         found["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"weights {file.where}: its description is damaged: {error!r}") from None

@@ -103,7 +103,7 @@ def _prepared(file: TensorFile) -> TensorFile | None:
         raise InputError(f"weights {file.where}: the same tensor twice: {', '.join(double)}")
     prepared = file.renamed({new: old for new, (old,) in names.items()})
     if said := description(file):
-        told, exported = _spec(prepared), replace(ViTSpec(**said["model"]), dropout=0.0, drop_path=0.0)
+        told, exported = _spec(prepared), replace(ViTSpec.recorded(said["model"]), dropout=0.0, drop_path=0.0)
         if told != exported:
             raise InputError(
                 f"weights {file.where}: config.json and the tensors' names say {told}, but {exported} was exported; "

@@ -20,7 +20,7 @@ def _prepared(file: TensorFile) -> TensorFile | None:
 
 
 def _spec(file: TensorFile) -> ViTSpec:
-    return ViTSpec(**description(file)["model"])
+    return ViTSpec.recorded(description(file)["model"])
 
 
 def _rows(spec: ViTSpec) -> list[Row]:
