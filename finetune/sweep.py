@@ -25,7 +25,7 @@ from pretrain.ranks.command import DONE, STOPPED
 from pretrain.ranks.stop import Stop
 from pretrain.record.claim import claimed
 from pretrain.record.folder import CONFIG, RunFolder
-from pretrain.training.origin import Init, check_began
+from pretrain.training.origin import Init, Origin, check_began
 from pretrain.training.resume import completed, rule_of
 
 RECORD, PLOT = "sweep.json", "sweep.png"
@@ -61,7 +61,7 @@ class Sweep:
                 "right"
             )
         self._task, self._section, self._out, self._world, self._train = task, task.sweep, out, world, train
-        self._path = out / RECORD
+        self._path, self._init = out / RECORD, init
         self._now: dict[str, Any] = {
             "config": task.model_dump(mode="json"),
             "train": _index_hash(task.data.train),
@@ -69,7 +69,7 @@ class Sweep:
         }
         before = on_main(self._read)
         if before:
-            self._check(before, init)
+            self._check(before)
         self._record = self._new_record(before)
         self._begun = on_main(lambda: any((out / "full").glob("seed_*/checkpoints/step_*")))
 
@@ -154,6 +154,7 @@ class Sweep:
             self._say(f"stopped: {stop.reason}; run the same command again to resume")
             return False
         folder = self._out / entry["folder"]
+        self._check_weights(self._record["origin"])  # they may be a run's newest, which has moved on meanwhile
         if self._train(config, folder, stop=stop) == STOPPED:
             return False
         entry["scores"] = on_main(RunFolder(folder).last_scores)
@@ -193,7 +194,7 @@ class Sweep:
             "full": [{"seed": seed, "folder": f"full/seed_{seed}"} for seed in seeds],
         }
 
-    def _check(self, before: dict[str, Any], init: Init | None) -> None:
+    def _check(self, before: dict[str, Any]) -> None:
         """Refuse to go on with a sweep of another config, other data or other weights. Collective."""
         now = self._now["config"]
         changed = [
@@ -210,8 +211,17 @@ class Sweep:
                 f"{self._path}: the sweep was of another config: {'; '.join(changed)}. Restore these to resume, or "
                 "give another --out to start anew"
             )
-        if init is not None and before["origin"] is not None:
-            check_began(before["origin"], init, self._out)
+        self._check_weights(before["origin"])
+
+    def _check_weights(self, origin: Origin | None) -> None:
+        """Refuse weights that the runs so far, of this `origin`, did not begin from. Collective."""
+        began = on_main(lambda: origin)  # which the others have not read
+        if self._init is not None and began is not None:
+            try:
+                check_began(began, self._init, self._out)
+            except InputError as error:
+                again = f"all runs of a sweep begin from the same weights: --init {began['source']} would be right"
+                raise type(error)(f"{error}; {again}") from None
 
     def _read(self) -> dict[str, Any]:
         """The record of a sweep that has begun, else an empty one: before its first run anything may change."""

@@ -52,6 +52,18 @@ Sweep._write = write
 """
 
 
+MOVED_ON = """
+import os, shutil
+from finetune.sweep import Sweep
+inner = Sweep._write
+def write(self, **options):
+    inner(self, **options)
+    if sum("scores" in trial for trial in self._record["trials"]) == 1:
+        shutil.copytree("LATER/checkpoints/step_00000004", "NOW/checkpoints/step_00000004", dirs_exist_ok=True)
+Sweep._write = write
+"""
+
+
 @pytest.fixture(scope="module")
 def home(digits, run_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
@@ -192,6 +204,24 @@ def test_a_sweep_of_something_else_is_refused(undisturbed, home, run, changes, w
     assert found in done.stderr
     if "sweep.lrs" not in str(changes):
         assert record(undisturbed) == before
+
+
+def test_weights_that_move_on_amid_a_sweep_are_refused(home, run, run_folder):
+    """A run that is still trained saves another checkpoint: the next rate would begin from other weights."""
+    for name, seed, step in (("moving", 0, 3), ("later", 1, 4)):
+        model = VisionTransformer(SPEC)
+        initialize(model, seed)
+        run_folder(home / name, model, step=step)
+    prelude = MOVED_ON.replace("LATER", str(home / "later")).replace("NOW", str(home / "moving"))
+    more = ("train.steps=4", "sweep.seeds=null", "schedule.warmup_steps=0")
+    done = run(*words(home, "moved", *more, weights="moving"), prelude=prelude)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "(step 4, sha256" in done.stderr
+    first = home / "moving/checkpoints/step_00000003"
+    assert f"all runs of a sweep begin from the same weights: --init {first} would be right" in done.stderr
+    assert not (home / "moved/sweep/lr_0.05").exists()
+    done = run(*words(home, "moved", *more, weights="moving/checkpoints/step_00000003"))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
