@@ -55,8 +55,13 @@ class Remote:
         if whole := _if_there(url, "model.safetensors"):
             return cls(url, [*described, *whole])
         index = _of_folder(url, INDEX)  # a large network is cut into several files, which an index names
-        parts = json.loads(b"".join(_content(index)))["weight_map"].values()
-        return cls(url, [*described, index, *(_of_folder(url, part) for part in sorted(set(parts)))])
+        try:
+            parts = set(json.loads(b"".join(_content(index)))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            parts = set()
+        if not parts or not all(isinstance(part, str) for part in parts):
+            raise InputError(f"{index.url}: no weight_map of tensor names to files of this folder")
+        return cls(url, [*described, index, *(_of_folder(url, part) for part in sorted(parts))])
 
     @property
     def local(self) -> Path:

@@ -252,6 +252,11 @@ def check(out: Path) -> tuple[list[Comparison], str]:
     form = FORMATS[card["format"]]
     weights = find(out).read()
     ours = selftest.expected(weights.spec, weights.tensors)
+    if ours.keys() != card["expected"].keys():
+        raise InputError(
+            f"{out}: its card expects {', '.join(card['expected']) or 'nothing'}, and its network gives "
+            f"{', '.join(ours)}; export the weights again"
+        )
     found = _compared("vit-foundry", ours, card["expected"])
     names: dict[str, Any] = {"PATH": str(out), "card": card, "images": selftest.image(ViTSpec.recorded(card["model"]))}
     try:

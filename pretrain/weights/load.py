@@ -160,8 +160,13 @@ class FileSource:
         found: Mapping[str, Any] = self.described.get("config", {})
         return found
 
+    @property
+    def is_average(self) -> bool:
+        """Whether they are the Polyak average of a run's weights, and nothing else."""
+        return bool(self.described.get("weights") == "averaged")
+
     def check_kind(self, averaged: bool) -> None:
-        if averaged and self.described.get("weights") != "averaged":
+        if averaged and not self.is_average:
             raise InputError(
                 f"weights {self.path}: holds one set of weights and does not say that they are averaged; leave out "
                 "--weights averaged"
@@ -169,9 +174,9 @@ class FileSource:
 
     def read(self, averaged: bool = False) -> Weights:
         self.check_kind(averaged)
-        tensors, is_average = find_in_file(self.path).read(), self.described.get("weights") == "averaged"
+        tensors = find_in_file(self.path).read()
         sha256, whole = fingerprint(tensors), sees_whole(self.config)
-        return Weights(self.spec, tensors, self.step, self.path, sha256, is_average, self.trained_on, whole)
+        return Weights(self.spec, tensors, self.step, self.path, sha256, self.is_average, self.trained_on, whole)
 
 
 def sees_whole(config: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.ranks.collectives import together
-from pretrain.weights.load import SavedSource, Source, choose
+from pretrain.weights.load import FileSource, SavedSource, Source, choose
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ def open_networks(
         for kind in averaged:
             together(partial(source.check_kind, kind))
             networks.append(replace(first, averaged=kind))
+        if isinstance(source, FileSource) and source.is_average:
+            if len(averaged) > 1:
+                raise InputError(
+                    f"--weights both: {path} holds averaged weights alone; --weights averaged would be right"
+                )
+            networks[-1] = replace(first, averaged=True)
     return [replace(network, id=id) for network, id in zip(networks, _ids(networks), strict=True)]
 
 

@@ -64,6 +64,14 @@ def test_what_is_not_there_is_refused(place, serve):
             load_weights(f"{server.http}/{name}")
 
 
+@pytest.mark.parametrize("index", ["no JSON", "[]", "{}", '{"weight_map": {"a": 1}}'])
+def test_a_damaged_index_at_a_url_is_refused(index, place, serve):
+    (place / "config.json").write_text("{}")
+    (place / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match="no weight_map of tensor names to files"):
+        load_weights(serve(place).http)
+
+
 def test_a_copy_that_breaks_off_leaves_nothing_that_counts(place, serve, tmp_path, monkeypatch):
     server = serve(place)
     url = f"{server.http}/vit.safetensors"

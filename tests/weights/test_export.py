@@ -16,6 +16,7 @@ from pretrain.images.transforms import EvalImages
 from pretrain.weights import selftest
 from pretrain.weights.export import check, export
 from pretrain.weights.load import choose, load_weights
+from pretrain.weights.networks import open_networks
 from pretrain.weights.read import FORMATS
 
 
@@ -56,6 +57,10 @@ def test_the_average_is_another_file(run_folder, tmp_path, network):
     read = load_weights(tmp_path / "mean.safetensors")
     assert read.averaged
     assert torch.equal(read.tensors["head.weight"], network(1).head.weight)
+    (opened,) = open_networks([tmp_path / "mean.safetensors"], None)
+    assert (opened.id, opened.averaged) == ("mean.safetensors averaged", True)
+    with pytest.raises(InputError, match=r"mean.safetensors holds averaged weights alone"):
+        open_networks([tmp_path / "mean.safetensors"], None, averaged=(False, True))
     export(choose(run), FORMATS["safetensors"], tmp_path / "raw.safetensors")
     with pytest.raises(InputError, match="does not say that they are averaged"):
         load_weights(tmp_path / "raw.safetensors", averaged=True)
@@ -117,6 +122,15 @@ def test_swapped_queries_and_keys_are_found(exported):
     save_file(tensors, out, {"vit_foundry": json.dumps(described)})
     found, _ = check(out)
     assert {one.reader for one in found if not one.right} == {"vit-foundry", "timm"}
+
+
+def test_a_card_without_outputs_compares_nothing_and_is_refused(exported):
+    out, _ = exported("safetensors")
+    card_path = Path(f"{out}.json")
+    card = json.loads(card_path.read_text())
+    card_path.write_text(json.dumps({**card, "expected": {}}))
+    with pytest.raises(InputError, match="its card expects nothing, and its network gives cls, mean, logits"):
+        check(out)
 
 
 def test_a_changed_value_is_found_when_it_is_read(exported):
