@@ -45,6 +45,8 @@ def main() -> int:
     networks = open_networks(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
     for network in networks:
         check_network(network, sets)
+    # It looks at some images: a storage that does not answer must not cost what was predicted.
+    noted = collectives.together(lambda: notes(networks, sets, config.data) if world.main else [])
     began = time.monotonic()
     results = [result for network in networks for result in evaluate(network, sets, config, world)]
     collectives.barrier()
@@ -52,7 +54,7 @@ def main() -> int:
     if not world.main:
         return DONE
     run = {"ranks": world.size, "device": str(world.device)}
-    content = report.build_report(config, results, notes(networks, sets, config.data), run)
+    content = report.build_report(config, results, noted, run)
     content["seconds"] = {"predictions": time.monotonic() - began}
     if aside := reportfolder.set_aside(content, out / report.FOLDER):
         say(f"{out / report.FOLDER}: held another report, which is kept as {aside}")

@@ -58,9 +58,11 @@ def check_changes(saved: Checkpoint, config: RunConfig, now: dict[str, Any], *, 
     if before["optimizer"]["averaging"] is None and not others:
         _refuse_late_average(config, saved.state["updates"])
     if not others and not ended:
+        best = config.checkpoint.best
+        mixed = f"; checkpoint.best: {best} of before is compared with that of from here on" if best else ""
         return [
             *([f"note: left out, and so as by default again: {'; '.join(dropped)}"] if dropped else []),
-            *([f"note: from here on scores are of something else: {'; '.join(measured)}"] if measured else []),
+            *([f"note: from here on scores are of something else: {'; '.join(measured)}{mixed}"] if measured else []),
         ]
     mend = "Say these keys to resume"
     if others:

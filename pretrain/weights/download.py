@@ -1,7 +1,8 @@
 """Weights at a URL (http, https, s3, gs), copied once to this host's cache.
 
 The cache is `vit-foundry/weights` in `$XDG_CACHE_HOME`, or in `~/.cache`. A copy is named by the URL and by what the
-server says of the file's version, so another version of it is another copy.
+server says of the file's version, so another version of it is another copy. Of a file whose version the server does
+not tell, size aside, a copy is made each time.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class RemoteFile:
 
     url: str
     version: Stat
+
+    def copied(self, path: Path) -> bool:
+        """Whether a copy of this version is at `path`."""
+        return bool(self.version.etag or self.version.modified) and files.is_file(path)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Remote:
         """
         local = self.local
         folder = local.parent if self.url.endswith(ENDINGS) else local
-        missing = [file for file in self.files if not files.is_file(folder / object_name(file.url))]
+        missing = [file for file in self.files if not file.copied(folder / object_name(file.url))]
         if not missing:
             return
         files.make_folder(folder)

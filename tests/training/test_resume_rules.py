@@ -142,6 +142,12 @@ def test_an_average_that_goes_on_is_taken_as_it_was(config):
             resume(began, config(("optimizer.averaging", {"decay": 0.5, key: value})))
 
 
+def test_a_best_checkpoint_of_other_scores_is_noted(config):
+    best = ("checkpoint.best", "eval/top1")
+    (note,) = resume(config(best), config(best, ("data.eval_crop", "whole")))
+    assert note.endswith('is "whole"; checkpoint.best: eval/top1 of before is compared with that of from here on')
+
+
 @pytest.mark.parametrize("key", FREE)
 def test_what_is_of_no_effect_may_come_and_go_and_what_goes_is_noted(config, key):
     said = config((key, FREE[key]))

@@ -7,6 +7,8 @@ import torch
 
 from launch import export as command
 from pretrain.errors import InputError
+from pretrain.storage.store import Stat
+from pretrain.weights import download
 from pretrain.weights.download import Remote
 from pretrain.weights.export import export
 from pretrain.weights.load import choose, load_weights
@@ -49,6 +51,17 @@ def test_another_version_is_another_copy(place, serve, run_folder, network, tmp_
     assert torch.equal(load_weights(url).tensors["head.weight"], network(1).head.weight)
 
 
+def test_without_word_of_its_version_a_file_is_copied_each_time(place, serve, network, monkeypatch):
+    url = f"{serve(place).http}/vit.safetensors"
+    content = (place / "vit.safetensors").read_bytes()
+    monkeypatch.setattr(download, "stat", lambda url: Stat(len(content), ""))
+    monkeypatch.setattr(download, "read_range", lambda extent, *_, **__: content[extent.begin : extent.end])
+    assert torch.equal(load_weights(url).tensors["head.weight"], network(0).head.weight)
+    content = bytes(len(content))
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        load_weights(url)
+
+
 def test_weights_at_a_url_are_exported(place, serve, tmp_path, monkeypatch):
     out = tmp_path / "vit.safetensors"
     words = [f"{serve(place).http}/vit.safetensors", "--format", "timm", "--out", str(out)]
@@ -75,8 +88,6 @@ def test_a_damaged_index_at_a_url_is_refused(index, place, serve):
 def test_a_copy_that_breaks_off_leaves_nothing_that_counts(place, serve, tmp_path, monkeypatch):
     server = serve(place)
     url = f"{server.http}/vit.safetensors"
-    from pretrain.weights import download
-
     whole, count = download.read_range, 0
 
     def broken(*given, **options):
