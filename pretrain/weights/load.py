@@ -17,7 +17,7 @@ from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import tensor_shapes
-from pretrain.ranks.collectives import is_main, on_main, together
+from pretrain.ranks.collectives import is_main, on_main, require_same, together
 from pretrain.ranks.launcher import local_rank
 from pretrain.storage.store import is_remote
 from pretrain.weights.download import Remote
@@ -214,7 +214,7 @@ def choose(path: str | Path) -> Source:
     would see a newer checkpoint than another. Newer checkpoints that are damaged are passed over, with a message.
 
     Raises:
-        InputError: there is none; names what was looked for, on every rank.
+        InputError: there is none, or a node has another file there; names what was looked for, on every rank.
     """
     if is_remote(path):
         remote = on_main(lambda: Remote.find(str(path)))
@@ -223,7 +223,12 @@ def choose(path: str | Path) -> Source:
         return replace(on_main(lambda: FileSource.find(remote.local, remote.url)), path=remote.local)
     path = Path(path)
     if on_main(lambda: _is_file(path)):
-        return on_main(lambda: FileSource.find(path))
+        found = on_main(lambda: FileSource.find(path))
+        # Every node may have a copy of its own, and a stale one would be other weights: the first rank of each hashes.
+        asked = not is_main() and local_rank(os.environ) == 0
+        here = together(lambda: content_sha256(path) if asked and _is_file(path) else found.sha256)
+        require_same(here, f"weights {path}: the content")
+        return found
     checkpoint, folder = on_main(lambda: _classify(path))
     if checkpoint is not None:
         return SavedSource(checkpoints.read_verified(checkpoint))

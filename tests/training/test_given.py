@@ -1,5 +1,7 @@
 """Where a run's, a task's and an evaluation's weights come from: one checkpoint for all ranks, of the network meant."""
 
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,9 +15,11 @@ from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.record.folder import RunFolder
 from pretrain.training.origin import Init, beginning, check_origin
+from pretrain.weights.export import export
 from pretrain.weights.fill import load_same
 from pretrain.weights.load import choose, load_weights
 from pretrain.weights.networks import open_networks
+from pretrain.weights.read import FORMATS
 
 SPEC = ViTSpec(patch_size=2, layers=1, width=16, mlp=32, heads=2, image_size=8, channels=1, num_classes=10)
 
@@ -51,6 +55,24 @@ def test_ranks_that_see_different_checkpoints_take_rank_0s(run_folder, tmp_path,
     for (told, mine), (told_there, theirs) in zip(filled, other[0], strict=True):
         assert told == told_there
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def choose_one_of_two(rank, meeting, files, found):
+    dist.init_process_group("gloo", init_method=f"file://{meeting}{found}", rank=rank, world_size=2)
+    with pytest.raises(InputError, match=found) if found else nullcontext():
+        choose(files[rank])
+    dist.destroy_process_group()
+
+
+def test_a_node_with_another_file_at_the_same_place_is_found(run_folder, tmp_path, spread):
+    files = []
+    for seed, name in ((0, "here"), (0, "copy"), (1, "stale")):
+        files.append(str(tmp_path / f"{name}.safetensors"))
+        export(choose(run_folder(tmp_path / name, drawn(seed))), FORMATS["safetensors"], tmp_path / files[-1])
+    shutil.copy(files[0], files[1])  # a card's path is in the file
+    spread(choose_one_of_two, str(tmp_path / "meeting"), files[:2], "")
+    spread(choose_one_of_two, str(tmp_path / "meeting"), files[::2], "the content on rank 1 is")
+    spread(choose_one_of_two, str(tmp_path / "meeting"), [files[0], f"{files[0]}.gone"], "gone")
 
 
 @pytest.mark.parametrize(
