@@ -223,12 +223,12 @@ def choose(path: str | Path) -> Source:
         return replace(on_main(lambda: FileSource.find(remote.local, remote.url)), path=remote.local)
     path = Path(path)
     if on_main(lambda: _is_file(path)):
-        found = on_main(lambda: FileSource.find(path))
+        source = on_main(lambda: FileSource.find(path))
         # Every node may have a copy of its own, and a stale one would be other weights: the first rank of each hashes.
         asked = not is_main() and local_rank(os.environ) == 0
-        here = together(lambda: content_sha256(path) if asked and _is_file(path) else found.sha256)
+        here = together(lambda: content_sha256(path) if asked and _is_file(path) else source.sha256)
         require_same(here, f"weights {path}: the content")
-        return found
+        return source
     checkpoint, folder = on_main(lambda: _classify(path))
     if checkpoint is not None:
         return SavedSource(checkpoints.read_verified(checkpoint))
