@@ -1,6 +1,6 @@
 """What pre-training is worth: a network pre-trained on some classes, fine-tuned on others at a higher resolution.
 
-    python benchmarks/transfer.py [--source fashion-mnist|mnist5k] [--seeds 0,1,2] [--images 1000] [--steps 300]
+    python benchmarks/transfer.py [--source fashion-mnist|mnist5k] [--seeds 0,1,2] [--images 1000] [--steps 200]
 
 Pre-trains a small ViT at 20 px on the first five classes. Then, at 28 px and for equally many steps, on a few images of
 the other five: fine-tunes it by SGD, and trains the same network from scratch by AdamW. Each takes the learning rate
@@ -173,8 +173,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", choices=tuple(SPLITS), default="fashion-mnist")
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--pretraining", type=int, default=2000, help="steps of pre-training")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--pretraining", type=int, default=1000, help="steps of pre-training")
     return parser.parse_args()
 
 
