@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     main = Parser(prog="launch/evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     main.add_config("evaluate/imagenet.json", lambda: EvaluateConfig)
     add = main.add_argument
-    many = "a run folder, a checkpoint inside one, or a file of weights; may be given several times"
+    many = "a run folder, a checkpoint inside one, or a file or URL of any known format; may be given several times"
     add("--init", action="append", required=True, metavar="WEIGHTS", help=many)
     kinds = "of --init: as trained (the default), their Polyak average, or both side by side"
     add("--weights", choices=tuple(KINDS), default="raw", help=kinds)

@@ -34,6 +34,8 @@ def main() -> int:
     source = choose(args.weights_path)
     averaged, pixels = args.weights == "averaged", normalisation(args)
     card = export(source, known[args.format], args.out, averaged=averaged, drop=drop, trained_on=pixels)
+    if pixels is not None:
+        say(f"taken to be trained on images of {pixels}; the export's patch embedding takes x / 127.5 - 1")
     say(f"{args.out}: {args.format}, from {source.path}\n{card}: what to expect; compare with --check {args.out}")
     return DONE
 

@@ -42,7 +42,12 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     main = Parser(prog="launch/visualize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = main.add_argument
-    add("--init", required=True, metavar="WEIGHTS", help="a run folder or a checkpoint inside one")
+    add(
+        "--init",
+        required=True,
+        metavar="WEIGHTS",
+        help="a run folder, a checkpoint inside one, or a file or URL of any known format",
+    )
     kinds = "as trained (the default), or their Polyak average"
     add("--weights", choices=("raw", "averaged"), default="raw", help=kinds)
     images = "files, folders of images, an INDEX; of more than 128, as many are taken, spread evenly"

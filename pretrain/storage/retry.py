@@ -173,7 +173,8 @@ def _diagnose(error: Exception, scheme: str) -> tuple[str, bool]:
     if isinstance(error, FileNotFoundError):
         return "no such object", True
     if isinstance(error, NotSupportedError):
-        return "the server does not serve byte ranges (it answers with the whole object)", True
+        reason = "the server does not serve byte ranges (it answers with the whole object)"
+        return f"{reason}; use one that does, or a copy here", True
     for word, reason, permanent in _CAUSES:
         if word in text:
             return reason, permanent

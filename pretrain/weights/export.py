@@ -23,6 +23,7 @@ from pretrain.weights.formats.table import to_file
 from pretrain.weights.load import FileSource, Source, find
 from pretrain.weights.pixels import Normalisation, fold
 from pretrain.weights.read import FORMATS
+from pretrain.weights.tensorfile import ENDINGS
 from pretrain.weights.weights import Weights, fingerprint
 
 DROPPABLE = ("representation", "head", "gelu")
@@ -33,11 +34,12 @@ _DESCRIBED = ("format", "model", "sha256", "step", "weights", "trained_on", "con
 _EVALUATED = {"train": ("loss",), "data": ("eval_crop",)}
 
 PREPROCESSING = """\
-RGB pixels in [0, 255]; the shorter side is resized to {resize} pixels (8/7 of the image size; bilinear, antialiased),
-the centre of {size} × {size} is cut out, and x / 127.5 - 1 brings it to [-1, 1] (mean and standard deviation 0.5).
+{colours} pixels in [0, 255]; the shorter side is resized to {resize} pixels (8/7 of the image size; bilinear,
+antialiased), the centre of {size} × {size} is cut out, and x / 127.5 - 1 brings it to [-1, 1] (mean and standard
+deviation 0.5).
 """
 PREPROCESSING_WHOLE = """\
-RGB pixels in [0, 255]; the whole image is resized to {size} × {size} pixels, whatever its aspect (bilinear,
+{colours} pixels in [0, 255]; the whole image is resized to {size} × {size} pixels, whatever its aspect (bilinear,
 antialiased), and x / 127.5 - 1 brings it to [-1, 1] (mean and standard deviation 0.5).
 """
 
@@ -108,7 +110,8 @@ def check_out(form: Format, out: Path) -> None:
     if files.exists(out):
         raise InputError(f"--out {out}: exists; remove it, or give another --out")
     if form.suffix and out.suffix != form.suffix:
-        raise InputError(f"--out {out}: format {form.name} is a {form.suffix} file; {out.name}{form.suffix} would do")
+        name = out.stem if out.suffix in ENDINGS else out.name
+        raise InputError(f"--out {out}: format {form.name} is a {form.suffix} file; {name}{form.suffix} would do")
     if not form.suffix and out.suffix in (".safetensors", ".npz", ".pth"):
         raise InputError(f"--out {out}: format {form.name} is a folder; a name without {out.suffix} would be right")
     files.make_folder(out.absolute().parent)
@@ -130,8 +133,12 @@ def held_by(form: Format, weights: Weights, drop: Sequence[str] = ()) -> Weights
     lacking = form.lacks(spec)
     if lacking:
         told = "; ".join(f"{name}: {reason}" for name, reason in lacking.items())
-        may = [name for name in lacking if name in DROPPABLE]
-        mend = f"--drop {','.join(may)}, or another" if may == list(lacking) else "another"
+        mend = "another"
+        if all(name in DROPPABLE for name in lacking):
+            may = [*drop, *lacking]
+            if "representation" in may and spec.num_classes and "head" not in may:  # the head goes with it
+                may.append("head")
+            mend = f"--drop {','.join(may)}, or another"
         raise InputError(f"--format {form.name} cannot hold these weights: {told}; {mend} --format would do")
     if form.learned_positions and spec.positions == "sincos2d":
         table = sincos2d(spec.grid, spec.width, device=torch.device("cpu"), dtype=torch.float32)
@@ -177,6 +184,7 @@ def make_card(form: Format, held: Weights, source: Source) -> dict[str, Any]:
     size = held.spec.image_size
     resize = size if held.whole else round(size * 8 / 7)
     words = PREPROCESSING_WHOLE if held.whole else PREPROCESSING
+    colours = "Grey" if held.spec.channels == 1 else "RGB"
     return {
         "format": form.name,
         "library": form.library,
@@ -192,7 +200,7 @@ def make_card(form: Format, held: Weights, source: Source) -> dict[str, Any]:
         },
         "source": {"path": str(source.path), "sha256": source.sha256},
         "preprocessing": {
-            "words": words.format(resize=resize, size=size).replace("\n", " ").strip(),
+            "words": words.format(colours=colours, resize=resize, size=size).replace("\n", " ").strip(),
             "resize": [size, size] if held.whole else resize,  # both sides, or the shorter one
             "crop": size,
             "mean": 0.5,
@@ -277,7 +285,9 @@ def read_card(out: Path) -> dict[str, Any]:
         raise InputError(f"{out}: no such file or folder; give what export.py --out has written")
     path, _ = companions(out, folder=files.is_folder(out))
     if not files.is_file(path):
-        raise InputError(f"{out}: has no card {path}, which every export has; export the weights again to get one")
+        raise InputError(
+            f"{out}: has no card {path}, so it is no export, or not all of one; give what export.py --out has written"
+        )
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         ViTSpec.recorded(card["model"])

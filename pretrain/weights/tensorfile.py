@@ -86,7 +86,7 @@ def open_tensors(path: Path) -> TensorFile:
         return _open_safetensors(path)
     raise InputError(
         f"weights {path}: ends in {path.suffix or 'nothing'}; a file of weights ends in .safetensors, .npz, .pth, "
-        ".pt or .bin"
+        ".pt or .bin; of another program's training checkpoint save the state dict alone, as .pth"
     )
 
 
@@ -154,6 +154,8 @@ def _open_torch(path: Path) -> TensorFile:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises what its unpickler, its zip reader and its parser raise
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if said.startswith("Weights only load failed"):  # then comes advice to execute what is in the file
+            said = "it holds other objects, or is damaged"
         raise InputError(
             f"weights {path}: torch cannot read it as plain tensors: {said}; save the state dict alone, with "
             "torch.save(model.state_dict(), …)"

@@ -145,7 +145,12 @@ def test_a_changed_value_is_found_when_it_is_read(exported):
 @pytest.mark.parametrize(
     ("name", "changes", "drop", "found"),
     [
-        ("timm", {"representation_size": 8}, (), "cannot hold these weights: representation: .*--drop representation"),
+        (
+            "timm",
+            {"representation_size": 8},
+            (),
+            "cannot hold these weights: representation: .*--drop representation,head, or",
+        ),
         ("timm", {"representation_size": 8}, ("representation",), "--drop representation,head would be right"),
         ("timm", {}, ("representation",), "these weights have none"),
         ("timm", {}, ("tail",), "what may be dropped is representation, head, gelu"),
@@ -172,7 +177,8 @@ def test_without_its_head_a_network_gives_features(exported):
     [
         (["--format", "timm"], "--out is missing"),
         (["--out", "vit.safetensors"], "--format is missing"),
-        (["--format", "timm", "--out", "vit.npz"], "format timm is a .safetensors file"),
+        (["--format", "timm", "--out", "vit.npz"], "format timm is a .safetensors file; vit.safetensors would do"),
+        (["--format", "timm", "--out", "vit.v2"], "format timm is a .safetensors file; vit.v2.safetensors would do"),
         (["--format", "timm", "--out", "run"], "exists"),
         (["--check"], "has no card"),
     ],
