@@ -109,9 +109,10 @@ class ViTSpec:
     def recorded(cls, fields: Mapping[str, Any]) -> "ViTSpec":
         """The network that a checkpoint or an export records. What an earlier version did not record is as then.
 
-        Raises InputError for a field that this version does not know: it may change what is computed.
+        Raises InputError for a field that this version does not know: it may change what is computed. What names no
+        fields at all raises ValueError or TypeError.
         """
-        unknown = sorted(fields.keys() - cls.__dataclass_fields__.keys())
+        unknown = sorted(dict(fields).keys() - cls.__dataclass_fields__.keys())
         if unknown:
             raise InputError(
                 f"model.{', model.'.join(unknown)}: recorded by a later version of this program, which this one does "
