@@ -124,6 +124,16 @@ def test_swapped_queries_and_keys_are_found(exported):
     assert {one.reader for one in found if not one.right} == {"vit-foundry", "timm"}
 
 
+@pytest.mark.parametrize("damage", [{"config": None}, {"config": {"data": None}}, {"format": ["timm"]}])
+def test_a_damaged_description_is_refused(damage, exported):
+    out, _ = exported("safetensors")
+    with safe_open(out, "pt") as file:
+        described = json.loads(file.metadata()["vit_foundry"])
+    save_file(load_file(out), out, {"vit_foundry": json.dumps({**described, **damage})})
+    with pytest.raises(InputError, match="its description is damaged"):
+        load_weights(out)
+
+
 def test_a_card_without_outputs_compares_nothing_and_is_refused(exported):
     out, _ = exported("safetensors")
     card_path = Path(f"{out}.json")

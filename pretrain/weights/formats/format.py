@@ -69,7 +69,11 @@ def description(file: TensorFile) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(text)
         ViTSpec.recorded(found["model"])
-        found["format"]
+        if not isinstance(found["format"], str):
+            raise TypeError(f"format {found['format']!r}")
+        config = found.get("config", {})
+        if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
+            raise TypeError(f"config {config!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"weights {file.where}: its description is damaged: {error!r}") from None
     return found
