@@ -144,6 +144,8 @@ def test_the_representation_layer_of_older_files(tmp_path):
     [
         ({"architecture": "vit_tiny_patch16_224", "global_pool": "token"}, None),
         ({"architecture": "vit_tiny_patch16_224.augreg_in21k", "model_args": {"img_size": 32}}, None),
+        ({"architecture": "vit_tiny_patch16_224", "model_args": {"global_pool": "token", "drop_path_rate": 0.1}}, None),
+        ({"architecture": "vit_tiny_patch16_224", "model_args": {"global_pool": "avg"}}, "global_pool is 'avg'; only"),
         ({"architecture": "vit_base_patch16_siglip_gap_224"}, "timm's vit_base_patch16_siglip_gap_224 is of another"),
         ({"architecture": "vit_tiny_patch16_224", "global_pool": "avg"}, "global_pool is 'avg'; only 'token'"),
         (

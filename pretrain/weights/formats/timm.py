@@ -75,6 +75,11 @@ def _prepared(file: TensorFile) -> TensorFile | None:
     return replace(file, shapes={**file.shapes, "pos_embed": (1, count + 1, positions[2])}, values=values)
 
 
+# Arguments that the tensors' shapes tell as well, or that make no difference outside training.
+_ARGUMENTS = {"img_size", "patch_size", "in_chans", "num_classes", "dynamic_img_size", "global_pool"}
+_ARGUMENTS |= {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
+
+
 def _check_config(file: TensorFile) -> None:
     """Raises InputError where a folder's `config.json`, as timm writes it, is of another network."""
     config = file.notes.get("config", {})
@@ -84,13 +89,16 @@ def _check_config(file: TensorFile) -> None:
             f"weights {file.where}: config.json: timm's {architecture} is of another kind, or unknown here; known are "
             "vit_SIZE_patchP_N, vit_SIZE_patchP_gap_N and deit_SIZE_patchP_N"
         )
-    pool, wanted = config.get("global_pool"), "token" if "cls_token" in file.shapes else "avg"
-    if pool is not None and pool != wanted:
-        raise InputError(f"weights {file.where}: config.json: global_pool is {pool!r}; only {wanted!r} is this network")
     given = config.get("model_args") or {}
     if not isinstance(given, dict):
         raise InputError(f"weights {file.where}: config.json: model_args: an object was expected, found {given!r}")
-    if odd := sorted(given.keys() - {"img_size", "patch_size", "in_chans", "num_classes", "dynamic_img_size"}):
+    wanted = "token" if "cls_token" in file.shapes else "avg"
+    for pool in (config.get("global_pool"), given.get("global_pool")):
+        if pool not in (None, wanted):
+            raise InputError(
+                f"weights {file.where}: config.json: global_pool is {pool!r}; only {wanted!r} is this network"
+            )
+    if odd := sorted(given.keys() - _ARGUMENTS):
         raise InputError(f"weights {file.where}: config.json: model_args has {', '.join(odd)}, which is not known here")
 
 
