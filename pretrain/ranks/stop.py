@@ -55,9 +55,8 @@ class Stop:
     def asked(self) -> bool:
         """Whether this rank has been asked to stop."""
         if self._reason is None and self._world.main:
-            found = next(
-                filter(os.path.exists, self._files), None
-            )  # none where the file system does not answer for now
+            # None also where the file system does not answer for now.
+            found = next(filter(os.path.exists, self._files), None)
             if found is not None:
                 self._reason = f"{found} exists"
             elif time.monotonic() > self._deadline:
