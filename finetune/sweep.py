@@ -31,6 +31,18 @@ from pretrain.training.resume import completed, rule_of
 RECORD, PLOT = "sweep.json", "sweep.png"
 
 
+def check_folder(out: Path, *, sweep: bool) -> None:
+    """Refuse a sweep in the folder of one run, and one run in a sweep's folder. Collective.
+
+    Raises:
+        InputError: `out` holds the other of the two.
+    """
+    if sweep and on_main(lambda: files.exists(out / CONFIG)):
+        raise InputError(f"--sweep: {out} holds a single run; give another --out, or leave --sweep out to resume it")
+    if not sweep and on_main(lambda: files.exists(out / RECORD)):
+        raise InputError(f"{out}: holds a sweep; give --sweep to resume it, or another --out")
+
+
 class Sweep:
     """The runs of one sweep, one after the other on the ranks at hand."""
 

@@ -32,6 +32,7 @@ def main() -> int:
     task = read_config(FinetuneConfig, args.config, args.overrides)
 
     from finetune.head import load_transferred
+    from finetune.sweep import Sweep, check_folder
     from pretrain.engine import processgroup
     from pretrain.training.experiment import run
     from pretrain.training.origin import init_option
@@ -43,10 +44,9 @@ def main() -> int:
         from fewshot.evaluator import FewshotEvaluator
 
         evaluators.append(partial(FewshotEvaluator, world=world))
+    check_folder(out, sweep=args.sweep)
     train = partial(run, world=world, init=init, fill=load_transferred, evaluators=evaluators)
     if args.sweep:
-        from finetune.sweep import Sweep
-
         sweep = Sweep(task, out, world, train, init=init)
         return sweep.check() if args.check else sweep.run()
     return train(task, out, extend=args.extend, check=args.check)

@@ -144,6 +144,16 @@ def test_the_full_runs_are_those_of_the_chosen_rate_and_their_mean_is_told(undis
     assert console.splitlines()[-1] == f"sweep: {undisturbed / 'sweep.json'}"
 
 
+def test_a_sweep_and_a_single_run_do_not_share_a_folder(undisturbed, home, run, tmp_path):
+    without = run(*(word for word in words(home, undisturbed) if word != "--sweep"), ranks=2)
+    assert without.returncode == 2
+    assert f"{undisturbed}: holds a sweep; give --sweep to resume it" in without.stderr
+    (tmp_path / "config.json").write_text("{}")
+    swept = run(*words(home, tmp_path))
+    assert swept.returncode == 2
+    assert f"--sweep: {tmp_path} holds a single run" in swept.stderr
+
+
 def test_a_finished_sweep_is_told_again_and_nothing_is_trained(undisturbed, home, run):
     before, told = files(undisturbed), record(undisturbed)
     again = run(*words(home, undisturbed), ranks=2)
