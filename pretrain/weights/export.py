@@ -107,9 +107,8 @@ def export(
 
 def check_out(form: Format, out: Path) -> None:
     """Raises InputError where `out` cannot be an export of this format, before anything is read."""
-    for path in (out, *(companions(out, folder=False) if form.suffix else ())):
-        if files.exists(path):
-            raise InputError(f"--out {out}: {path} exists; remove it, or give another --out")
+    if files.exists(out):
+        raise InputError(f"--out {out}: exists; remove it, or give another --out")
     if form.suffix and out.suffix != form.suffix:
         name = out.stem if out.suffix in ENDINGS else out.name
         raise InputError(f"--out {out}: format {form.name} is a {form.suffix} file; {name}{form.suffix} would do")

@@ -190,14 +190,12 @@ def test_without_its_head_a_network_gives_features(exported):
         (["--format", "timm", "--out", "vit.npz"], "format timm is a .safetensors file; vit.safetensors would do"),
         (["--format", "timm", "--out", "vit.v2"], "format timm is a .safetensors file; vit.v2.safetensors would do"),
         (["--format", "timm", "--out", "run"], "exists"),
-        (["--format", "timm", "--out", "notes.safetensors"], "notes.safetensors.md exists"),
         (["--check"], "has no card"),
     ],
 )
 def test_bad_words_are_refused(words, found, run_folder, tmp_path, monkeypatch, network):
     monkeypatch.chdir(tmp_path)
     run_folder(tmp_path / "run", network())
-    (tmp_path / "notes.safetensors.md").write_text("mine")
     monkeypatch.setattr(sys, "argv", ["export.py", "run", *words])
     with pytest.raises(InputError, match=found):
         command.main()
