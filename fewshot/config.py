@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from fewshot.features import LAYERS
-from fewshot.probes import PROBES
+from fewshot.probes.table import PROBES
 from pretrain.section import FolderName, Indices, Section, Seeds, Shots, each_once, key
 from pretrain.storage.retry import TIMEOUTS, Timeouts
 

@@ -18,7 +18,8 @@ from fewshot.cache import FeatureSet, NetworkFeatures, read_feature
 from fewshot.config import ProtocolSection
 from fewshot.features import headline
 from fewshot.given import GivenFeatures
-from fewshot.probes import PROBES, SWEPT, Predictor
+from fewshot.probes.fitted import Fitted
+from fewshot.probes.table import PROBES, SWEPT
 from fewshot.task import Draw, Task, draw_support
 from pretrain.progress import Progress
 
@@ -178,14 +179,14 @@ def _threads_for(multiplications: int) -> Iterator[None]:
 
 
 def accuracy(
-    predict: Predictor, query: NDArray[np.floating[Any]], labels: NDArray[np.int64], device: torch.device
+    fitted: Fitted, query: NDArray[np.floating[Any]], labels: NDArray[np.int64], device: torch.device
 ) -> float:
-    """The share of rows of `query` [m, d] that `predict` gives their label [m]."""
+    """The share of rows of `query` [m, d] that `fitted` gives their label [m]."""
     right = 0
     for begin in range(0, len(query), _CHUNK):
         x = torch.from_numpy(query[begin : begin + _CHUNK]).to(device).double()
         y = torch.from_numpy(labels[begin : begin + _CHUNK]).to(device)
-        right += int((predict(x) == y).sum())
+        right += int((fitted(x) == y).sum())
     return right / len(query)
 
 

@@ -40,8 +40,9 @@ def probe_weights(args: argparse.Namespace) -> int:
         )
     import torch
 
-    from fewshot import cache, report, score
+    from fewshot import cache, score
     from fewshot.config import FewshotConfig
+    from fewshot.report import report
     from fewshot.task import open_task
     from pretrain.engine import processgroup
     from pretrain.ranks import collectives
@@ -81,9 +82,10 @@ def probe_file(args: argparse.Namespace) -> int:
         raise InputError(f"--features and {other}: one of the two; features need no weights")
     if not main_rank():
         return DONE
-    from fewshot import report, score
+    from fewshot import score
     from fewshot.config import FewshotConfig
     from fewshot.given import read_given
+    from fewshot.report import report
 
     protocol = read_config(FewshotConfig, args.config or DEFAULT, overrides(args)).fewshot
     name = args.features.stem
@@ -102,12 +104,12 @@ def overrides(args: argparse.Namespace) -> list[str]:
 
 
 def finish(content: dict[str, Any], out: Path) -> int:
-    from fewshot import page, report
+    from fewshot.report import report, text
 
     if aside := reportfolder.set_aside(content, out / report.FOLDER):
         say(f"{out / report.FOLDER}: held another report, which is kept as {aside}")
     path = report.write_report(content, out)
-    say(f"\n{page.table(content)}\n\nreport: {path}")
+    say(f"\n{text.table(content)}\n\nreport: {path}")
     return DONE
 
 

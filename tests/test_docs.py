@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fewshot.features
-import fewshot.probes
+import fewshot.probes.table
 import pretrain.engine.optimizer
 import pretrain.weights.formats.format
 import pretrain.weights.formats.table
@@ -82,8 +82,8 @@ def test_extending_answers_each_question_with_code():
 
 
 def test_the_probe_of_the_page_separates(monkeypatch):
-    monkeypatch.setattr(fewshot.probes, "PROBES", dict(fewshot.probes.PROBES))
-    names = dict(vars(fewshot.probes))
+    monkeypatch.setattr(fewshot.probes.table, "PROBES", dict(fewshot.probes.table.PROBES))
+    names = dict(vars(fewshot.probes.table))
     exec(snippets()["A probe"], names)
     labels = torch.arange(12) % 4
     features = torch.nn.functional.one_hot(labels, 4).double() + 0.01 * torch.randn(12, 4, dtype=torch.double)

@@ -12,7 +12,7 @@ from fewshot.config import DataSection as FewshotData
 from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.evaluator import FewshotEvaluator
 from fewshot.features import LAYERS, Extraction, extract
-from fewshot.report import report_networks
+from fewshot.report.report import report_networks
 from fewshot.score import score, score_networks, summarise
 from fewshot.task import open_task
 from pretrain.datasets.dataset import Dataset, png

@@ -8,9 +8,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
-from fewshot import probes
-from fewshot.probes import PROBES, fit_logistic, fit_nearest_mean
-from fewshot.ridge import Scaling
+from fewshot.probes.logistic import fit_logistic
+from fewshot.probes.neighbours import fit_nearest_mean
+from fewshot.probes.ridge import Scaling
+from fewshot.probes.table import PROBES
 from fewshot.task import draw_support
 
 
@@ -42,7 +43,7 @@ def test_logistic_says_when_it_has_not_converged(task, monkeypatch):
     support, labels, *_ = task
     assert fit_logistic(support, labels, 10, 1.0).converged
     assert not fit_logistic(support * math.nan, labels, 10, 1.0).converged
-    monkeypatch.setattr(probes, "_ITERATIONS", 2)
+    monkeypatch.setattr("fewshot.probes.logistic.ITERATIONS", 2)
     assert not fit_logistic(support, labels, 10, 1.0).converged
 
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from fewshot.config import ProtocolSection
 from fewshot.given import read_given
-from fewshot.page import draw_charts, markdown, table
-from fewshot.report import build_report, describe_rows, write_report
+from fewshot.report.charts import draw_charts
+from fewshot.report.report import build_report, describe_rows, write_report
+from fewshot.report.text import markdown, table
 from fewshot.score import Result, Scores, Sweep
 from fewshot.task import draw_support
 from pretrain.record.reportfolder import set_aside

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as Reference
 
-from fewshot.ridge import SWEEP, Ridge, Scaling, decompose
+from fewshot.probes.ridge import SWEEP, Ridge, Scaling, decompose
 from fewshot.task import draw_support
 
 REGIMES = {"more rows than columns": (200, 24), "fewer rows than columns": (40, 90), "as many": (60, 59)}
@@ -61,7 +61,7 @@ def literally(support_x, support_y, query_x, l2):
 def test_predictions_are_those_of_the_protocol_word_for_word(digits, shots):
     x, y, query_x, _ = digits
     (draw,) = draw_support(y, classes=10, shots=[shots], seeds=[0])
-    found = Ridge.fit(torch.from_numpy(x[draw.ids]), torch.from_numpy(draw.labels), 10).predictor(1024.0)
+    found = Ridge.fit(torch.from_numpy(x[draw.ids]), torch.from_numpy(draw.labels), 10).classifier(1024.0)
     expected = literally(x[draw.ids].astype(np.float64), draw.labels, query_x.astype(np.float64), 1024.0)
     assert found(torch.from_numpy(query_x)).tolist() == expected.tolist()
 
@@ -88,7 +88,7 @@ def test_the_probe_is_fp64_although_features_are_not(labelled):
 def test_a_feature_that_never_varies_does_no_harm(labelled):
     x, labels = labelled
     padded = torch.cat([x, x.new_full((len(x), 1), 7.0)], dim=1)
-    plain, wide = (Ridge.fit(features, labels, 5).predictor(1.0) for features in (x, padded))
+    plain, wide = (Ridge.fit(features, labels, 5).classifier(1.0) for features in (x, padded))
     assert torch.equal(plain(x), wide(padded))
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot import probes
 from fewshot.cache import FeatureSet
 from fewshot.config import ProtocolSection
-from fewshot.ridge import SWEEP
+from fewshot.probes import table as probes
+from fewshot.probes.ridge import SWEEP
 from fewshot.score import Result, accuracy, score, summarise
 from fewshot.task import draw_support
 
@@ -106,7 +106,7 @@ def test_summaries_keep_apart_what_is_not_the_same():
 
 
 def test_a_probe_that_has_not_converged_is_told_in_its_row_and_in_the_mean(digits, monkeypatch):
-    monkeypatch.setattr(probes, "_ITERATIONS", 2)
+    monkeypatch.setattr("fewshot.probes.logistic.ITERATIONS", 2)
     results, _ = scored(digits, probes=("ridge", "logistic"))
     assert {(row.probe, row.converged) for row in results} == {("ridge", True), ("logistic", False)}
     mixed = [replace(row, converged=row.seed == 0) for row in results if row.probe == "logistic"]
@@ -116,7 +116,7 @@ def test_a_probe_that_has_not_converged_is_told_in_its_row_and_in_the_mean(digit
 
 def test_another_probe_is_one_entry_in_the_table(digits, monkeypatch):
     def fit(support, labels, classes, l2):
-        return probes.Fitted(lambda features: torch.zeros(len(features), dtype=torch.int64))
+        return probes.Fitted(lambda features: torch.zeros(len(features), classes))
 
     monkeypatch.setitem(probes.PROBES, "first", probes.Probe("first", "always the first class", fit, l2=2.0))
     results, _ = scored(digits, probes=("first",), shots=(1,), seeds=(0,))

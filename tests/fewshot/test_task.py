@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewshot.config import ProtocolSection
-from fewshot.report import describe_task
+from fewshot.report.report import describe_task
 from fewshot.task import open_task
 from pretrain.datasets.dataset import Dataset, png
 from pretrain.errors import InputError

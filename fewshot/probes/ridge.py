@@ -7,10 +7,12 @@ evaluator: standardised features, a constant column of 100, λ = 2^10. Everythin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from fewshot.probes.fitted import Fitted
 
 EPSILON = 1e-5  # added to the standard deviation: a feature that never varies stays finite
 BIAS = 100.0  # the constant column; regularised like the rest, and so large that it hardly is
@@ -88,21 +90,10 @@ class Ridge:
         scaling = Scaling.of(support)
         return cls(scaling, decompose(with_bias(scaling(support)), labels, classes))
 
-    def predictor(self, l2: float) -> RidgePredictor:
-        """The classifier for λ = `l2`."""
-        return RidgePredictor(self.scaling, self.solved.weights(l2))
-
-
-@dataclass(frozen=True)
-class RidgePredictor:
-    """argmax of x·W; of equal ones the first."""
-
-    scaling: Scaling
-    weights: Tensor  # [d + 1, k]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Features [m, d] → classes int64 [m]."""
-        return (with_bias(self.scaling(x)) @ self.weights).argmax(dim=1)
+    def classifier(self, l2: float) -> Fitted:
+        """The classifier for λ = `l2`: its scores are x·W."""
+        weights = self.solved.weights(l2)  # [d + 1, k]
+        return Fitted(lambda x: with_bias(self.scaling(x)) @ weights)
 
 
 def with_bias(x: Tensor) -> Tensor:
@@ -114,3 +105,9 @@ def _times_targets(x: Tensor, labels: Tensor, classes: int) -> Tensor:
     """xᵀY [d, k] for Y = 2·onehot(labels) - 1 and x [n, d]."""
     sums = class_sums(x, labels, classes)
     return (2 * sums - sums.sum(dim=0)).T
+
+
+def fit_ridge(support: Tensor, labels: Tensor, classes: int, l2: float) -> Fitted:
+    """Least squares to ±1 targets, closed form."""
+    ridge = Ridge.fit(support, labels, classes)
+    return replace(ridge.classifier(l2), with_l2=ridge.classifier)

@@ -15,8 +15,9 @@ from fewshot.cache import NetworkFeatures, repeated_images
 from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.features import LAYERS, headline, preprocessing
 from fewshot.given import GivenFeatures
-from fewshot.page import draw_charts, markdown
-from fewshot.probes import PROBES
+from fewshot.probes.table import PROBES
+from fewshot.report.charts import draw_charts
+from fewshot.report.text import markdown
 from fewshot.score import Scores, summarise
 from fewshot.task import Draw, Task
 from pretrain.index.index import Index
