@@ -108,8 +108,8 @@ class FewshotEvaluator:
         if not (np.isfinite(features.support).all() and np.isfinite(features.query).all()):
             return dict.fromkeys(names.values(), math.nan) | besides
         device = fp64_device(self._world.device)
-        results, _ = score(features, task.draws, task.query_labels, task.classes, self._protocol, device)
-        return {names[row.shots]: row.mean for row in summarise(results)} | besides
+        scores = score(features, task.draws, task.query_labels, task.classes, self._protocol, device)
+        return {names[row.shots]: row.mean for row in summarise(scores.results)} | besides
 
 
 def _name(shots: int, dtype: torch.dtype) -> str:

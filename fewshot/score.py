@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -68,17 +68,24 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured. `seconds`: wall time by part."""
+    """What was measured. `seconds`: wall time by part.
 
-    results: list[Result]
-    sweeps: list[Sweep]
-    seconds: dict[str, float]
+    `predicted`: the class of every query image [m], in the smallest type that holds all classes, for the rows of
+    results whose query images are compared one by one: the first probe's of every feature, and every probe's of a
+    leading feature. (All rows: 100 KB each for ImageNet, thousands of them where every block is probed.)
+    """
 
-    def add(self, rows: tuple[list[Result], list[Sweep]], weights: str, features: str) -> None:
-        """Add the rows of `score`, which are of a feature of `weights`."""
-        results, sweeps = rows
-        self.results.extend(replace(row, weights=weights, features=features) for row in results)
-        self.sweeps.extend(replace(row, weights=weights, features=features) for row in sweeps)
+    results: list[Result] = field(default_factory=list)
+    sweeps: list[Sweep] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    predicted: dict[Result, NDArray[np.unsignedinteger[Any]]] = field(default_factory=dict)
+
+    def add(self, other: Scores, weights: str, features: str) -> None:
+        """Add what `score` found, which is of a feature of `weights`."""
+        named = {row: replace(row, weights=weights, features=features) for row in other.results}
+        self.results.extend(named.values())
+        self.sweeps.extend(replace(row, weights=weights, features=features) for row in other.sweeps)
+        self.predicted.update({named[row]: classes for row, classes in other.predicted.items()})
 
 
 def score_networks(
@@ -90,18 +97,18 @@ def score_networks(
     Raises InputError where features are not finite.
     """
     began = time.monotonic()
-    known: dict[tuple[Path, str, bool], tuple[list[Result], list[Sweep]]] = {}  # networks may share baselines
-    scores = Scores([], [], {})
+    known: dict[tuple[Path, str, bool], Scores] = {}  # networks may share baselines
+    scores = Scores()
     parts = [(one, name) for one in networks for name in one.files]
     distinct = {(one.files[name], name) for one, name in parts}
     with Progress("probes", "support sets", len(distinct) * len(task.draws)) as progress:
         for one, name in parts:
-            oracle = protocol.oracle and name == headline(list(one.files))
-            kept = one.files[name], name, oracle
+            leading = name == headline(list(one.files))
+            kept = one.files[name], name, leading
             if kept not in known:
                 features = read_feature(one.files[name], name, f"weights {one.network.path}")
                 known[kept] = score(
-                    features, task.draws, task.query_labels, task.classes, protocol, device, oracle, progress.advance
+                    features, task.draws, task.query_labels, task.classes, protocol, device, leading, progress.advance
                 )
             scores.add(known[kept], one.network.id, name)
     scores.seconds["probes"] = time.monotonic() - began
@@ -114,11 +121,9 @@ def score_given(given: GivenFeatures, protocol: ProtocolSection, id: str) -> tup
     where = f"features {given.path}: support_y"
     classes, shots, seeds = given.classes, protocol.shots, protocol.seeds
     draws = draw_support(given.support_labels, classes=classes, shots=shots, seeds=seeds, where=where)
-    scores, cpu = Scores([], [], {}), torch.device("cpu")
+    scores, cpu = Scores(), torch.device("cpu")
     with Progress("probes", "support sets", len(draws)) as progress:
-        found = score(
-            given.features, draws, given.query_labels, classes, protocol, cpu, protocol.oracle, progress.advance
-        )
+        found = score(given.features, draws, given.query_labels, classes, protocol, cpu, True, progress.advance)
     scores.add(found, id, "given")
     scores.seconds["probes"] = time.monotonic() - began
     return scores, draws
@@ -131,19 +136,20 @@ def score(
     classes: int,
     protocol: ProtocolSection,
     device: torch.device,
-    oracle: bool = False,
+    leading: bool = False,
     advance: Callable[[], None] = lambda: None,
-) -> tuple[list[Result], list[Sweep]]:
+) -> Scores:
     """Fit each probe of `protocol` on each draw and score it on all of `features.query` [m, d], in fp64 on `device`.
 
     Args:
-        oracle: whether to sweep λ as well.
+        leading: whether the feature leads its network's report: λ is swept as well, where `protocol` says so, and every
+            probe's predictions are kept.
         advance: called after each support set.
 
     Returns:
         Rows whose `weights` and `features` are empty: `Scores.add` sets them.
     """
-    results, sweeps = [], []
+    scores, smallest = Scores(), np.min_scalar_type(classes - 1)
     largest = max(len(draw.ids) for draw in draws) * features.query.shape[1] * classes
     with _threads_for(largest):
         for draw in draws:
@@ -153,15 +159,21 @@ def score(
             for probe in [PROBES[name] for name in protocol.probes]:
                 l2 = protocol.l2 if probe.configured else probe.l2
                 fitted = fits[probe.name] = probe.fit(support, labels, classes, l2 or 0.0)
-                right = accuracy(fitted, features.query, query_labels, device)
-                results.append(Result("", probe.name, "", draw.shots, draw.seed, l2, right, fitted.converged))
-            if oracle:
+                classified = predict(fitted, features.query, device)
+                right = share_right(classified, query_labels)
+                row = Result("", probe.name, "", draw.shots, draw.seed, l2, right, fitted.converged)
+                scores.results.append(row)
+                if leading or probe.name == protocol.probes[0]:
+                    scores.predicted[row] = classified.astype(smallest)
+            if leading and protocol.oracle:
                 swept = fits.get(SWEPT.name) or SWEPT.fit(support, labels, classes, protocol.l2)
                 assert swept.with_l2 is not None
-                curve = [accuracy(swept.with_l2(l2), features.query, query_labels, device) for l2 in SWEPT.sweep]
-                sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEPT.sweep, tuple(curve)))
+                curve = [
+                    share_right(predict(swept.with_l2(l2), features.query, device), query_labels) for l2 in SWEPT.sweep
+                ]
+                scores.sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEPT.sweep, tuple(curve)))
             advance()
-    return results, sweeps
+    return scores
 
 
 @contextmanager
@@ -178,16 +190,15 @@ def _threads_for(multiplications: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def accuracy(
-    fitted: Fitted, query: NDArray[np.floating[Any]], labels: NDArray[np.int64], device: torch.device
-) -> float:
-    """The share of rows of `query` [m, d] that `fitted` gives their label [m]."""
-    right = 0
-    for begin in range(0, len(query), _CHUNK):
-        x = torch.from_numpy(query[begin : begin + _CHUNK]).to(device).double()
-        y = torch.from_numpy(labels[begin : begin + _CHUNK]).to(device)
-        right += int((fitted(x) == y).sum())
-    return right / len(query)
+def predict(fitted: Fitted, query: NDArray[np.floating[Any]], device: torch.device) -> NDArray[np.int64]:
+    """The class that `fitted` gives each row of `query` [m, d], int64 [m]."""
+    chunks = (query[begin : begin + _CHUNK] for begin in range(0, len(query), _CHUNK))
+    return np.concatenate([fitted(torch.from_numpy(chunk).to(device).double()).cpu().numpy() for chunk in chunks])
+
+
+def share_right(classified: NDArray[np.integer[Any]], labels: NDArray[np.int64]) -> float:
+    """The share of query images whose class is their label, both [m]."""
+    return int((classified == labels).sum()) / len(labels)
 
 
 def summarise(results: Sequence[Result]) -> list[Mean]:

@@ -61,7 +61,7 @@ def test_the_score_is_the_protocols_on_the_representation(config, drawn, digit_s
         for index in (task.support, task.query)
     )
     features = FeatureSet(np.arange(len(support)), support, query)
-    results, _ = score(features, task.draws, task.query_labels, 10, protocol, torch.device("cpu"))
+    results = score(features, task.draws, task.query_labels, 10, protocol, torch.device("cpu")).results
     for shots in (1, 5):
         expected = np.mean([row.accuracy for row in results if row.shots == shots])
         assert found.pop(f"fewshot/{shots}shot_ridge") == pytest.approx(expected, abs=1e-12)

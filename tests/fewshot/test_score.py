@@ -11,33 +11,33 @@ from fewshot.cache import FeatureSet
 from fewshot.config import ProtocolSection
 from fewshot.probes import table as probes
 from fewshot.probes.ridge import SWEEP
-from fewshot.score import Result, accuracy, score, summarise
+from fewshot.score import Result, Scores, predict, score, share_right, summarise
 from fewshot.task import draw_support
 
 CPU = torch.device("cpu")
 PROBES = tuple(probes.PROBES)
 
 
-def scored(digits, ids=None, oracle=False, advance=lambda: None, **protocol):
+def scored(digits, ids=None, leading=False, advance=lambda: None, **protocol):
     x, y, query_x, query_y = digits
     ids = np.arange(len(y)) if ids is None else ids
     section = ProtocolSection(**{"shots": (1, 5), "seeds": (0, 1), **protocol})
     draws = draw_support(y, classes=10, shots=section.shots, seeds=section.seeds, ids=ids)
     order = np.argsort(ids)
     features = FeatureSet(ids[order], x[order], query_x)
-    return score(features, draws, query_y, 10, section, CPU, oracle, advance)
+    return score(features, draws, query_y, 10, section, CPU, leading, advance)
 
 
 def test_every_probe_is_scored_on_every_draw(digits):
-    results, sweeps = scored(digits)
-    found = {(row.probe, row.shots, row.seed) for row in results}
-    assert found == {(probe, shots, seed) for probe in PROBES for shots in (1, 5) for seed in (0, 1)}
-    assert len(results) == len(found)
-    assert sweeps == []
+    found = scored(digits)
+    rows = {(row.probe, row.shots, row.seed) for row in found.results}
+    assert rows == {(probe, shots, seed) for probe in PROBES for shots in (1, 5) for seed in (0, 1)}
+    assert len(found.results) == len(rows)
+    assert found.sweeps == []
 
 
 def test_lambda_stands_where_there_is_one(digits):
-    results, _ = scored(digits, shots=(1,), seeds=(0,))
+    results = scored(digits, shots=(1,), seeds=(0,)).results
     assert {row.probe: row.l2 for row in results} == {
         "ridge": 1024.0, "logistic": 1.0, "knn10": None, "knn20": None, "nearest_mean": None,
     }  # fmt: skip
@@ -47,24 +47,49 @@ def test_permuting_rows_with_their_ids_changes_nothing(digits):
     x, y, query_x, query_y = digits
     shuffled = np.random.default_rng(3).permutation(len(y))
     mixed = (x[shuffled], y[shuffled], query_x, query_y)
-    assert scored(mixed, ids=shuffled) == scored(digits)
+    found, expected = scored(mixed, ids=shuffled), scored(digits)
+    assert found.results == expected.results
+    assert all((found.predicted[row] == classes).all() for row, classes in expected.predicted.items())
 
 
 def test_the_sweep_goes_through_the_headline(digits):
-    results, sweeps = scored(digits, probes=("ridge",), oracle=True, shots=(5,), seeds=(0,))
-    (row,), (curve,) = results, sweeps
+    found = scored(digits, probes=("ridge",), leading=True, shots=(5,), seeds=(0,))
+    (row,), (curve,) = found.results, found.sweeps
     assert curve.l2 == SWEEP
     assert curve.accuracy[SWEEP.index(1024.0)] == row.accuracy
     assert len(set(curve.accuracy)) > 5
-    _, again = scored(digits, probes=("knn10",), oracle=True, shots=(5,), seeds=(0,))
-    assert again == [curve]
+    assert scored(digits, probes=("knn10",), leading=True, shots=(5,), seeds=(0,)).sweeps == [curve]
+    assert scored(digits, leading=True, oracle=False).sweeps == []
 
 
-def test_accuracy_counts_every_query_once():
+def test_predictions_are_kept_of_the_first_probe_and_of_a_leading_features_others(digits):
+    labels = digits[3]
+    for leading in (False, True):
+        found = scored(digits, leading=leading, oracle=False)
+        kept = [row for row in found.results if leading or row.probe == "ridge"]
+        assert list(found.predicted) == kept
+        for row, classes in found.predicted.items():
+            assert classes.dtype == np.uint8
+            assert (classes == labels).mean() == row.accuracy
+
+
+def test_predictions_are_added_under_the_names_of_their_weights_and_feature(digits):
+    found, scores = scored(digits), Scores()
+    scores.add(found, "w", "cls")
+    scores.add(found, "w", "mean")
+    for row in scores.results:
+        original = replace(row, weights="", features="")
+        assert scores.predicted.get(row) is found.predicted.get(original)
+    assert len(scores.predicted) == 2 * len(found.predicted)
+
+
+def test_every_query_is_classified_once_in_its_order():
     labels = np.arange(3000) % 7
     query = np.stack([labels, labels], axis=1).astype(np.float32)
     query[::10] += 1
-    assert accuracy(lambda x: x[:, 0].long(), query, labels, CPU) == pytest.approx(0.9)
+    classes = predict(lambda x: x[:, 0].long(), query, CPU)
+    assert (classes == query[:, 0]).all()
+    assert share_right(classes, labels) == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(("smallest", "within"), [(10**9, 1), (0, 2)])
@@ -107,7 +132,7 @@ def test_summaries_keep_apart_what_is_not_the_same():
 
 def test_a_probe_that_has_not_converged_is_told_in_its_row_and_in_the_mean(digits, monkeypatch):
     monkeypatch.setattr("fewshot.probes.logistic.ITERATIONS", 2)
-    results, _ = scored(digits, probes=("ridge", "logistic"))
+    results = scored(digits, probes=("ridge", "logistic")).results
     assert {(row.probe, row.converged) for row in results} == {("ridge", True), ("logistic", False)}
     mixed = [replace(row, converged=row.seed == 0) for row in results if row.probe == "logistic"]
     assert {row.converged for row in summarise(mixed)} == {False}
@@ -119,6 +144,6 @@ def test_another_probe_is_one_entry_in_the_table(digits, monkeypatch):
         return probes.Fitted(lambda features: torch.zeros(len(features), classes))
 
     monkeypatch.setitem(probes.PROBES, "first", probes.Probe("first", "always the first class", fit, l2=2.0))
-    results, _ = scored(digits, probes=("first",), shots=(1,), seeds=(0,))
+    results = scored(digits, probes=("first",), shots=(1,), seeds=(0,)).results
     expected = Result("", "first", "", 1, 0, 2.0, float((digits[3] == 0).mean()))
     assert results == [expected]
