@@ -35,6 +35,7 @@ from pretrain.engine.step import accumulate, agree, update
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
+from pretrain.record.events import Events
 from pretrain.record.folder import RunFolder
 from pretrain.training.saver import Saver
 
@@ -61,7 +62,9 @@ class Training:
 
     def _saver(self, background: bool) -> Saver:
         section = CheckpointSection(keep=1, background=background)
-        return Saver(self.engine, self.folder, self.world, lambda done: {}, section, start=0)
+        return Saver(
+            self.engine, self.folder, self.world, lambda done: {}, section, Events(self.folder, self.world), start=0
+        )
 
     def step(self, saver: Saver | None = None, saves: bool = False) -> float:
         """Seconds of a step, as the trainer takes it."""

@@ -51,17 +51,23 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return None  # TF32 after all, which some containers switch on by an environment variable
-    return listed(torch.cuda.get_device_name(device), dtype)
+    return listed(device_name(device), dtype)
+
+
+def device_name(device: torch.device) -> str:
+    """What an accelerator calls itself; "cpu" of a CPU."""
+    if device.type == "cpu":
+        return "cpu"
+    return str(getattr(torch.get_device_module(device), "get_device_name", str)(device))
 
 
 def unlisted(device: torch.device, dtype: torch.dtype) -> list[str]:
     """A note where an accelerator's peak is not known; of a CPU nobody expects it."""
     if device.type == "cpu" or peak_flops(device, dtype) is not None:
         return []
-    name = getattr(torch.get_device_module(device), "get_device_name", str)(device)
     return [
-        f"note: the peak of {name} in {str(dtype).removeprefix('torch.')} is not known, so MFU is left out; "
-        "logging.peak_tflops (per device) sets it"
+        f"note: the peak of {device_name(device)} in {str(dtype).removeprefix('torch.')} is not known, so MFU is left "
+        "out; logging.peak_tflops (per device) sets it"
     ]
 
 

@@ -17,7 +17,7 @@ from pretrain import files
 from pretrain.errors import InputError
 from pretrain.storage.location import local_path
 
-CONFIG, METRICS, QUARANTINE = "config.json", "metrics.jsonl", "quarantine.jsonl"
+CONFIG, METRICS, QUARANTINE, EVENTS = "config.json", "metrics.jsonl", "quarantine.jsonl", "events.jsonl"
 CHECKPOINTS, AUDIT, TENSORBOARD, INSPECTION = "checkpoints", "audit", "tensorboard", "inspection"
 
 
@@ -29,6 +29,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / TENSORBOARD
         self.metrics, self.quarantine = path / METRICS, path / QUARANTINE
+        self.events = path / EVENTS
         self.inspection = path / INSPECTION
 
     def create(self) -> None:
@@ -60,7 +61,7 @@ class RunFolder:
 
     def sync(self, rank: int) -> None:
         """Flush the files to the disk: this rank's audit and, on rank 0, the common ones."""
-        common = [self.metrics, self.quarantine] if rank == 0 else []
+        common = [self.metrics, self.quarantine, self.events] if rank == 0 else []
         for file in (*common, self.audit(rank)):
             if files.exists(file):
                 files.flush(file)

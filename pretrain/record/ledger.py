@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.engine.step import Agreement, Update
+from pretrain.record.events import Events
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
 from pretrain.record.lines import Lines
@@ -44,8 +45,11 @@ class Audit:
 class Ledger:
     """The books of a run, kept step by step. `close` flushes them."""
 
-    def __init__(self, audit: Audit, quarantine: Quarantine, metrics: Metrics, inspection: Inspection) -> None:
+    def __init__(
+        self, audit: Audit, quarantine: Quarantine, metrics: Metrics, inspection: Inspection, events: Events
+    ) -> None:
         self._audit, self._quarantine, self._metrics, self._inspection = audit, quarantine, metrics, inspection
+        self._events = events
 
     def add(self, batch: Batch) -> None:
         """Note a micro-batch that is trained on: its ids, and the samples in it that could not be read."""
@@ -72,6 +76,8 @@ class Ledger:
     def step(self, step: int, agreed: Agreement, update: Update, pulse: Pulse) -> None:
         """Close `step` (from 0): its audit line, and its metrics where they are due. Collective."""
         self._audit.step(step)
+        if update.skipped is not None:
+            self._events.add("skipped", step + 1, reason=update.skipped)
         self._metrics.step(step + 1, agreed.loss, update, pulse)
 
     def close(self) -> None:

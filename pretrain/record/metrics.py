@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +133,7 @@ class Metrics:
         *parts, waits, forwards, read, unreadable = rows.T.tolist()
         values: dict[str, Any] = {
             "data_wait": max(waits) / window.seconds,
+            **window.times(max(waits)),
             "data/bytes_per_second": sum(read) / window.seconds,
             "data/unreadable": sum(unreadable),
         }
@@ -188,7 +190,7 @@ class Metrics:
         self._write(done, values)
 
     def _write(self, done: int, values: dict[str, Any]) -> None:
-        self._lines.add({"step": done, **values})
+        self._lines.add({"step": done, **values, "at": round(time.time(), 3)})
         if self._writer is None:
             return
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -24,6 +24,17 @@ class Window:
     seconds: float  # of training: saves and evaluations are not counted
     waited: float  # for batches
     forward: float  # of the device, in forward passes
+    paused: dict[str, float]  # by what it was for, as `Pulse.paused`
+
+    def times(self, waited: float | None = None) -> dict[str, float]:
+        """What the time went to, by the names of metrics.jsonl.
+
+        Args:
+            waited: for batches, on the worst rank, for which all wait; None: on this one.
+        """
+        waited = min(self.waited if waited is None else waited, self.seconds)
+        spent = {"training": self.seconds - waited, "waiting": waited, **self.paused}
+        return {f"time/{part}": round(seconds, 3) for part, seconds in spent.items()}
 
 
 class Stopwatch:
@@ -68,7 +79,7 @@ class Pulse:
 
     def __init__(self, watchdog: Watchdog, device: torch.device) -> None:
         self._watchdog, self._forward = watchdog, Stopwatch(device)
-        self._began, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+        self._began, self._waited, self._paused = time.perf_counter(), 0.0, dict[str, float]()
 
     def beat(self, step: int, part: str) -> None:
         """This rank enters `part` of `step` (from 0), or makes progress in it."""
@@ -97,18 +108,24 @@ class Pulse:
         self.beat(step, "backward")
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Saves and evaluations: not counted as training time."""
+    def paused(self, what: Literal["saving", "evaluating"]) -> Iterator[None]:
+        """Time that does not count as training."""
         began = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            self._paused[what] = self._paused.get(what, 0.0) + time.perf_counter() - began
 
-    def window(self) -> Window:
-        """The time since the last call (or the start). Waits for the device, so that the time is real."""
-        forward = self._forward.take()
+    def window(self, *, wait: bool = True) -> Window:
+        """The time since the last call (or the start).
+
+        Args:
+            wait: for the device, so that the time is real; False after a failure, when it may never answer.
+        """
+        forward = self._forward.take() if wait else 0.0
         now = time.perf_counter()
-        taken = Window(now - self._began - self._paused, self._waited, forward)
-        self._began, self._waited, self._paused = now, 0.0, 0.0
+        taken = Window(now - self._began - sum(self._paused.values()), self._waited, forward, self._paused)
+        self._began, self._waited, self._paused = now, 0.0, {}
         return taken
 
     def __enter__(self) -> Pulse:

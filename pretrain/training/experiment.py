@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint
@@ -32,6 +35,7 @@ from pretrain.ranks.stop import Stop
 from pretrain.ranks.watchdog import Watchdog
 from pretrain.record.best import Best
 from pretrain.record.claim import claimed
+from pretrain.record.events import Events
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
 from pretrain.record.ledger import Audit, Ledger
@@ -45,7 +49,7 @@ from pretrain.training.keeper import Keeper
 from pretrain.training.origin import Init, beginning, check_origin, describe, refuse_unreadable
 from pretrain.training.resume import check_changes
 from pretrain.training.saver import Saver
-from pretrain.training.setup import Setup, headline, prepare
+from pretrain.training.setup import Setup, headline, machines, prepare
 from pretrain.training.trainer import train
 from pretrain.weights.fill import Fill, load_same
 from pretrain.weights.load import Source
@@ -83,12 +87,14 @@ def run(
         DivergedError: training went wrong.
     """
     folder = RunFolder(out)
+    began = time.time() if stop else psutil.Process().create_time()  # one of several begins when its turn has come
     try:
         chosen, network = beginning(folder, init, needed=config.needs_weights)
         setup = prepare(config, network, folder, world, evaluators)
         if check:
             start = find_start(setup, init, chosen, extend)
-            _say_passed_over(world, start.passed_over)
+            for fault in start.passed_over.values():
+                _say(world, f"passed over: {fault}")
             if not _finished(start):
                 _say(world, headline(start.setup, start.step, start.said or f"from {describe(start.setup.origin)}"))
             return DONE
@@ -98,7 +104,9 @@ def run(
             if _finished(start):
                 return DONE
             draw = partial(parameters, start.setup, init, chosen, fill)
-            return _train(start, None if start.saved else draw, stop)
+            with Events(folder, world) as events:
+                events.add("start", start.step, began=began, **machines(start.setup))
+                return _train(start, None if start.saved else draw, events, stop)
     except StorageError as error:
         if not collectives.broadcast_object(world.main and _has_checkpoint(folder)):
             raise
@@ -153,7 +161,9 @@ def _finished(start: Start) -> bool:
     return True
 
 
-def _train(start: Start, fill: Callable[[VisionTransformer], str] | None, of_several: Stop | None) -> int:
+def _train(
+    start: Start, fill: Callable[[VisionTransformer], str] | None, events: Events, of_several: Stop | None
+) -> int:
     """Build the run and train it to its end; the exit status. Collective.
 
     Args:
@@ -174,8 +184,9 @@ def _train(start: Start, fill: Callable[[VisionTransformer], str] | None, of_sev
         step, finished = start.step, None
         while finished is None:
             try:
-                finished = attempt(setup, engine, guard, stop, pulse, step)
+                finished = attempt(setup, engine, guard, stop, pulse, events, step)
             except RollBack as back:
+                events.add("rollback", back.first, reason=str(back))
                 _say(world, str(back))
                 pulse.beat(back.first, "start")
                 step = roll_back(setup, engine, guard, back)
@@ -183,7 +194,10 @@ def _train(start: Start, fill: Callable[[VisionTransformer], str] | None, of_sev
                 if of_several is not None:
                     release(engine)
                 raise
-    if not finished:
+    if finished:
+        events.add("finished", setup.recipe.steps)
+    else:
+        events.add("stopped", events.step, reason=str(stop.reason))
         _say(world, f"stopped: {stop.reason}; run the same command again to resume")
     if of_several is None:
         stop.done()
@@ -220,7 +234,8 @@ def begin(setup: Setup, start: int, passed_over: dict[Path, str]) -> None:
         folder.rewind(start, world.rank, world.size)
 
     collectives.together(write)
-    _say_passed_over(world, passed_over)
+    for fault in passed_over.values():
+        _say(world, f"passed over: {fault}")
 
 
 def build(setup: Setup, fill: Callable[[VisionTransformer], str] | None) -> tuple[Any, str]:
@@ -275,7 +290,7 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
     return saved.step
 
 
-def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, start: int) -> bool:
+def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, events: Events, start: int) -> bool:
     """Train from step `start` to the end; False if the run was asked to stop before. Raises as `train`."""
     world, folder, steps = setup.world, setup.folder, setup.recipe.steps
 
@@ -294,8 +309,8 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, s
         metrics = Metrics(
             folder, world, setup.config.logging, _workload(setup), loader.counters, start=start, skipped=guard.skipped
         )
-        saver = Saver(engine, folder, world, state, setup.config.checkpoint, start=start)
-        ledger = _ledger(setup, metrics, saver)
+        saver = Saver(engine, folder, world, state, setup.config.checkpoint, events, start=start)
+        ledger = _ledger(setup, metrics, saver, events)
         stack.callback(ledger.close)
         metric = setup.config.checkpoint.best
         keeper = Keeper(
@@ -309,15 +324,18 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, s
             steps=steps,
             best=Best(folder, metric) if metric else None,
         )
+        # After the keeper, which may have a save to finish. The device is not waited for: it may have failed.
+        stack.callback(lambda: events.add("left", keeper.done, **pulse.window(wait=False).times()))
         stack.enter_context(keeper)
         # What is there by now stays. A full collection would walk all that torch and DeepSpeed are made of: 0.2 s in
         # which no thread of this process decodes or trains.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        events.add("train", start)
+        pulse.window()  # the first one begins here
         if start > 0 and missed(setup, start) and not keeper.evaluate(start):
             return False
-        pulse.window()  # the first one begins here
         return train(
             engine,
             iter(loader),
@@ -369,16 +387,11 @@ def _workload(setup: Setup) -> Workload:
     )
 
 
-def _ledger(setup: Setup, metrics: Metrics, saver: Saver) -> Ledger:
+def _ledger(setup: Setup, metrics: Metrics, saver: Saver, events: Events) -> Ledger:
     folder, world, data = setup.folder, setup.world, setup.config.data
     audit = collectives.together(lambda: Audit(folder, world.rank, data.audit))
     quarantine = Quarantine(folder, setup.index, world, data, setup.recipe.layout.global_batch)
-    return Ledger(audit, quarantine, metrics, Inspection(folder, world, saver.save))
-
-
-def _say_passed_over(world: World, passed_over: dict[Path, str]) -> None:
-    for fault in passed_over.values():
-        _say(world, f"passed over: {fault}")
+    return Ledger(audit, quarantine, metrics, Inspection(folder, world, saver.save), events)
 
 
 def _say(world: World, text: str) -> None:

@@ -39,7 +39,7 @@ class Keeper:
     ) -> None:
         """`start`, `steps`: completed when the run starts (a checkpoint of them exists), and when it ends."""
         self._engine, self._saver, self._evaluators, self._stop = engine, saver, evaluators, stop
-        self._pulse, self._metrics, self._done, self._steps = pulse, metrics, start, steps
+        self._pulse, self._metrics, self.done, self._steps = pulse, metrics, start, steps
         self._best = best
 
     def requests(self, done: int) -> tuple[bool, bool, bool]:
@@ -55,17 +55,18 @@ class Keeper:
         Raises:
             InputError: the checkpoint that ends the run could not be written, or an evaluator's data not be read.
         """
-        self._done, last = done, done == self._steps
+        self.done, last = done, done == self._steps
         stopping = stopping and not last
-        with self._pulse.paused():
+        with self._pulse.paused("saving"):
             if not writing:
                 self._saver.finish()
             if saving or stopping or last:
                 self._pulse.beat(done - 1, "save")
                 self._saver.save(done, wait=stopping or last)  # before the evaluation, which may fail
-            if not stopping and not self.evaluate(done):  # the grace period of a stop is for the checkpoint
-                stopping = True
-                self._pulse.beat(done - 1, "save")
+        if not stopping and not self.evaluate(done):  # the grace period of a stop is for the checkpoint
+            stopping = True
+            self._pulse.beat(done - 1, "save")
+            with self._pulse.paused("saving"):
                 self._saver.ensure(done)
         return not stopping
 
@@ -83,7 +84,8 @@ class Keeper:
             self._pulse.beat(done - 1, "evaluation")  # however large a set is, each of its batches is progress
             return not any(any_rank(self._engine.device, self._stop.asked()))
 
-        values = evaluate(chosen, self._engine, done, before_batch)
+        with self._pulse.paused("evaluating"):
+            values = evaluate(chosen, self._engine, done, before_batch)
         if values is None:
             return False
         self._metrics.evaluated(done, values)
@@ -96,7 +98,8 @@ class Keeper:
         if best.beaten_by(values):
             self._pulse.beat(done - 1, "save")
             try:
-                self._saver.ensure(done)
+                with self._pulse.paused("saving"):
+                    self._saver.ensure(done)
             except SaveError as error:  # there was no room; training continues
                 self._metrics.say(f"{error}; the best of them stays the best")
                 return
@@ -112,7 +115,8 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if getattr(error, "only_this_rank", False) or isinstance(error, SaveError):
             return
-        if isinstance(error, InputError):
-            self._saver.ensure(self._done)
-        elif error is None or isinstance(error, DivergedError | RollBack):
-            self._saver.finish()
+        with self._pulse.paused("saving"):
+            if isinstance(error, InputError):
+                self._saver.ensure(self.done)
+            elif error is None or isinstance(error, DivergedError | RollBack):
+                self._saver.finish()

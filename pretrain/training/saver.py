@@ -21,6 +21,7 @@ from pretrain.engine.snapshot import Snapshot
 from pretrain.engine.step import loss_scale
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World, all_gather_list, broadcast_object, gather_object
+from pretrain.record.events import Events
 from pretrain.record.folder import RunFolder
 
 
@@ -42,6 +43,7 @@ class Saver:
         world: World,
         state: Callable[[int], dict[str, Any]],
         section: CheckpointSection,
+        events: Events,
         *,
         start: int,
     ) -> None:
@@ -54,7 +56,7 @@ class Saver:
             InputError: the disk has no room for a checkpoint.
         """
         self._engine, self._run, self._world, self._state = engine, folder, world, state
-        self._folder, self._section = folder.checkpoints, section
+        self._folder, self._section, self._events = folder.checkpoints, section, events
         self._seconds = section.every_minutes * 60 if section.every_minutes else float("inf")
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -158,6 +160,8 @@ class Saver:
                 took = time.monotonic() - began
                 aside = "" if final or not self._background else f", training waited {waited:.1f} s"
                 say(f"saved {path} in {took:.1f} s{aside}")
+                if into == self._folder:
+                    self._events.add("saved", done, seconds=round(took, 3))
         if failure := broadcast_object(failure):
             return self._failed(done, failure, final)
         if into == self._folder:
@@ -184,6 +188,7 @@ class Saver:
             say(f"{self._folder}: an old checkpoint could not be removed: {error}")
 
     def _failed(self, done: int, why: str, final: bool) -> bool:
+        self._events.add("unsaved", done, reason=why)
         if final:
             raise SaveError(f"step {done} could not be saved: {why}. The checkpoints under {self._folder} are whole")
         if self._world.main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
@@ -16,9 +17,9 @@ from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.index.compare import check_classes, check_names
 from pretrain.index.index import Index
 from pretrain.model.spec import ViTSpec
-from pretrain.plan.peak import unlisted
+from pretrain.plan.peak import device_name, unlisted
 from pretrain.ranks import collectives
-from pretrain.ranks.collectives import World
+from pretrain.ranks.collectives import World, all_gather_list
 from pretrain.record.folder import RunFolder
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.heldout import hold_out
@@ -185,6 +186,19 @@ def check_index(index: Index, key: str, world: World, timeouts: Timeouts | None 
 
     collectives.together(check)
     collectives.require_same(index.hash, f"{key}: the index")
+
+
+def machines(setup: Setup) -> dict[str, Any]:
+    """On what the run trains, and how it is laid out, as its event `start` tells. Collective."""
+    layout = setup.recipe.layout
+    return {
+        "ranks": layout.ranks,
+        "hosts": len(set(all_gather_list([socket.gethostname()]))),
+        "device": device_name(setup.world.device),
+        "zero_stage": setup.config.deepspeed.stage,
+        "micro_batch": layout.micro_batch,
+        "global_batch": layout.global_batch,
+    }
 
 
 def headline(setup: Setup, start: int, origin: str) -> str:

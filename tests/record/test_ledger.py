@@ -11,6 +11,7 @@ from pretrain.engine.step import Agreement, Update
 from pretrain.errors import StorageError
 from pretrain.index.index import SampleExtent
 from pretrain.ranks.collectives import World
+from pretrain.record.events import Events
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
 from pretrain.record.ledger import Audit, Ledger
@@ -54,6 +55,7 @@ def ledger(tmp_path, kept):
         Quarantine(folder, Index(), ALONE, DataSection(max_unreadable=0.5, unreadable_chunks="quarantine"), 2),
         Metrics(folder, ALONE, LoggingSection(every=1, tensorboard=False), workload, Counters()),
         Inspection(folder, ALONE, save),
+        Events(folder, ALONE),
     )
 
 
