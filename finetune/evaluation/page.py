@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from finetune.evaluation.scores import Confusions
 from pretrain.console import printable
+from pretrain.page.confusion import HEIGHT, Confusions, class_tables, draw_confusions, mistakes_table
 from pretrain.page.figure import FILL, GREY, draw_png, name_style, set_frame
 from pretrain.page.page import Chart, Page
 from pretrain.page.text import Table, markdown_text, shortened
@@ -20,11 +20,6 @@ from pretrain.page.text import Table, markdown_text, shortened
 Report = Mapping[str, Any]
 
 _WIDTH = 12.8  # inches of a chart
-_NAMED = 50  # classes that are named in the picture of confusions; more are blocks of consecutive ones
-_COUNTED = 20  # classes whose counts stand in the cells
-_LISTED = 60  # classes of a table; of more the ends
-_ENDS = 20
-_MISTAKES = 15
 
 
 # Tables
@@ -125,28 +120,17 @@ def _classes(report: Report) -> list[Table]:
             cell += [_percent(of[label]["top1"]) for of in found.values()]
         return cell
 
-    what = "" if single else "top-1 in %"
-    if len(labels) <= _LISTED:
-        return [Table(header, [cells(label) for label in labels], what)]
-    ordered = sorted(labels, key=accuracy)
-    return [
-        Table(header, [cells(label) for label in part], f"The {_ENDS} classes of {word} accuracy{what and f', {what}'}")
-        for word, part in (("lowest", ordered[:_ENDS]), ("highest", ordered[: -_ENDS - 1 : -1]))
-    ]
+    return class_tables(labels, accuracy, header, cells, "" if single else "top-1 in %")
 
 
 def _mistakes(report: Report) -> list[Table]:
     """For each of the weights, the pairs of classes that are confused most often."""
     several = len(report["weights"]) > 1
     return [
-        Table(
-            ["label", "predicted", "images"],
-            [
-                [_name(report, one["label"]), _name(report, one["predicted"]), f"{one['images']:,}"]
-                for one in row["confusions"][:_MISTAKES]
-            ],
+        mistakes_table(
+            [(one["label"], one["predicted"], one["images"]) for one in row["confusions"]],
+            partial(_name, report),
             row["weights"] if several else "",
-            names=2,
         )
         for row in _main(report)
     ]
@@ -223,14 +207,12 @@ def charts(report: Report, confusions: Sequence[Confusions]) -> list[Chart]:
     def confusion(figure: Figure) -> None:
         grid = figure.subfigures(len(rows), 1, squeeze=False)
         for number, (row, of) in enumerate(zip(rows, confusions, strict=True)):
-            matrix, mistakes = grid.flat[number].subplots(1, 2, gridspec_kw={"width_ratios": (6, 5)})
-            _draw_matrix(matrix, report, of, row["weights"])
-            _draw_mistakes(mistakes, report, row)
+            draw_confusions(grid.flat[number], of, partial(_name, report), row["weights"])
 
     errors = ", ".join(f"{row['weights']} {_percent(row['ece'])} %" for row in rows)
     return [
         Chart(f"Accuracy against confidence; calibration error: {errors}", reliability, 4.6 * lines),
-        Chart("Confusions: predictions by label, and the most frequent mistakes", confusion, 5.4 * len(rows)),
+        Chart("Confusions: predictions by label, and the most frequent mistakes", confusion, HEIGHT * len(rows)),
     ]
 
 
@@ -253,52 +235,3 @@ def _draw_reliability(above: Axes, below: Axes, row: Mapping[str, Any]) -> None:
     share = np.array([one["images"] for one in bins]) / max(1, sum(one["images"] for one in bins))
     below.stairs(100 * share, edges, fill=True, color=FILL)
     below.set(xlabel="confidence; dots: the mean of a bin", ylabel="% of images")
-
-
-def _draw_matrix(axes: Axes, report: Report, of: Confusions, title: str) -> None:
-    """Share of each label's images by prediction; of many classes, in blocks of consecutive ones."""
-    classes = of.classes
-    counts = of.matrix(_NAMED)
-    size = len(counts)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
-    axes.set_title(shortened(title, 60), fontsize=10, loc="left", **name_style())
-    if size < classes:
-        starts = [-(-block * classes // size) for block in range(0, size, 5)]
-        axes.set_xticks(range(0, size, 5), map(str, starts), fontsize=7, rotation=90)
-        axes.set_yticks(range(0, size, 5), map(str, starts), fontsize=7)
-        axes.set_xlabel(f"predicted; {classes:,} classes in {size} blocks of consecutive numbers")
-    else:
-        names = [shortened(_name(report, label), 18) for label in range(size)]
-        small = 8 if size <= _COUNTED else 5
-        axes.set_xticks(range(size), names, fontsize=small, rotation=90, **name_style())
-        axes.set_yticks(range(size), names, fontsize=small, **name_style())
-        axes.set_xlabel("predicted")
-    axes.set_ylabel("label; colour: share of a row, square-root scale")
-    axes.tick_params(length=0)
-    if size <= _COUNTED:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            ink = "white" if shares[row, column] > 0.3 else "black"
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=6, color=ink)
-
-
-def _draw_mistakes(axes: Axes, report: Report, row: Mapping[str, Any]) -> None:
-    """The most frequent mistakes as bars."""
-    mistakes = row["confusions"][:_MISTAKES]
-    if not mistakes:
-        axes.set_axis_off()
-        return
-    counts = [one["images"] for one in mistakes]
-    bars = axes.barh(range(len(mistakes)), counts, height=0.65, color=FILL)
-    axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=7)
-    names = [
-        f"{shortened(_name(report, one['label']), 18)} → {shortened(_name(report, one['predicted']), 18)}"
-        for one in mistakes
-    ]
-    axes.set_yticks(range(len(mistakes)), names, fontsize=8, **name_style())
-    axes.set_ylim(_MISTAKES - 0.4, -0.6)
-    axes.set_xlim(0, 1.15 * max(counts))
-    axes.set_title("most frequent mistakes: label → prediction, images", fontsize=10, loc="left")
-    axes.tick_params(length=0)
-    axes.set_xticks([])
-    axes.spines[:].set_visible(False)

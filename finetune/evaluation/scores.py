@@ -1,4 +1,4 @@
-"""What is made of predictions: accuracy, calibration, a row for each class, and what is taken for what. NumPy alone."""
+"""What is made of predictions: accuracy, calibration, a row for each class, and what is taken for what."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pretrain.page.confusion import Confusions
 
 Ids = NDArray[np.int64]
 
@@ -77,37 +79,6 @@ class ClassScore:
     top5: float | None
     predicted: int
     precision: float | None
-
-
-@dataclass(frozen=True)
-class Confusions:
-    """How often a class is predicted for images whose one label is another, or the same: all pairs that occur.
-
-    labels, predicted, counts: int64 [p], by label, then by prediction.
-    """
-
-    labels: Ids
-    predicted: Ids
-    counts: Ids
-
-    @property
-    def classes(self) -> int:
-        """The largest number of a class, plus 1."""
-        return int(max(self.labels.max(initial=-1), self.predicted.max(initial=-1))) + 1
-
-    def matrix(self, blocks: int | None = None) -> Ids:
-        """Counts int64 [label, prediction] of all classes, or of `blocks` of consecutive ones, about equally many."""
-        classes = self.classes
-        size = min(blocks or classes, classes)
-        matrix = np.zeros((size, size), np.int64)
-        np.add.at(matrix, (self.labels * size // classes, self.predicted * size // classes), self.counts)
-        return matrix
-
-    def commonest(self, most: int) -> list[tuple[int, int, int]]:
-        """The mistakes (label, prediction, count) that occur most often, those of smaller classes first at a tie."""
-        wrong = np.flatnonzero(self.labels != self.predicted)
-        taken = wrong[np.argsort(-self.counts[wrong], kind="stable")][:most]
-        return [(int(self.labels[at]), int(self.predicted[at]), int(self.counts[at])) for at in taken]
 
 
 @dataclass(frozen=True)
@@ -219,9 +190,7 @@ def by_class(
 def confusions(predicted: Ids, labels: Ids) -> Confusions:
     """The confusions of first predictions [n] of images with labels [n, L]; those with several labels are left out."""
     single = (labels >= 0).sum(axis=1) == 1
-    pairs = np.stack([labels[single].max(axis=1, initial=-1), predicted[single]], axis=1)
-    found, counts = np.unique(pairs, axis=0, return_counts=True)
-    return Confusions(found[:, 0], found[:, 1], counts)
+    return Confusions.of(predicted[single], labels[single].max(axis=1, initial=-1))
 
 
 def _share(part: int, whole: int) -> float | None:

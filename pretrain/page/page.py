@@ -61,6 +61,18 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Pictures side by side, under what they have in common: `title`, and `detail` in small print. The first
+    `marked` of them are set off from the others.
+    """
+
+    title: str
+    detail: str
+    pictures: Sequence[Picture]
+    marked: int = 0
+
+
+@dataclass(frozen=True)
 class _Cell:
     """What a cell of the grid shows: tables, or a chart as two data URLs, for the light and the dark page."""
 
@@ -105,6 +117,18 @@ class Page:
     def pictures(self, pictures: Sequence[Picture]) -> None:
         """Squares, eight in a row."""
         self._blocks.append(("pictures", pictures))
+
+    def groups(self, groups: Sequence[Group]) -> None:
+        """Groups of pictures, as many abreast as there is room for."""
+        self._blocks.append(("groups", groups))
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """A box of names and what they stand for, in whole sentences or hashes."""
+        self._blocks.append(("facts", facts))
+
+    def command(self, line: str) -> None:
+        """A line for the shell."""
+        self._blocks.append(("command", line))
 
     def html(self) -> str:
         """The whole page."""

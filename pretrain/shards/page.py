@@ -16,9 +16,11 @@ from pretrain.images.decode import UnreadableImage, decode
 from pretrain.index.index import Index
 from pretrain.index.indexfile import INDEX_NAME
 from pretrain.index.tar import BLOCK
-from pretrain.page.figure import FILL, GREY, mark, name_style, set_frame, set_plain_ticks
+from pretrain.page.bars import MOST as MOST_BARS
+from pretrain.page.bars import bar_chart
+from pretrain.page.figure import FILL, GREY, mark, set_frame, set_plain_ticks
 from pretrain.page.page import THUMBNAIL, Chart, Page, Picture
-from pretrain.page.text import Table, byte_unit, bytes_text, sentence, shortened
+from pretrain.page.text import Table, byte_unit, bytes_text, sentence
 from pretrain.shards.survey import (
     AT_ONCE,
     Survey,
@@ -31,8 +33,6 @@ from pretrain.shards.survey import (
 )
 from pretrain.workers import in_threads
 
-NAMED_CLASSES = 60  # as bars; more are a curve
-_ONE_COLUMN, _COLUMN = 14, 20  # bars
 _BINS = 60
 _ENDS = 10  # classes in a table
 _FAR_APART = 20  # largest over smallest from which an axis is logarithmic
@@ -174,7 +174,7 @@ def charts(survey: Survey) -> list[Chart]:
 def class_ends(survey: Survey) -> list[Table]:
     """Where classes are a curve: the largest, and the smallest of those that are not empty."""
     counts = survey.class_samples
-    if len(counts) <= NAMED_CLASSES:
+    if len(counts) <= MOST_BARS:
         return []
     order = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label]]
     return [
@@ -196,28 +196,10 @@ def _class_chart(survey: Survey) -> Chart:
         text += f": {found['min']:,} samples each"
     else:
         text += f": {found['min']:,} … {found['max']:,} samples, median {found['median']:,.10g}"
-    if len(counts) > NAMED_CLASSES:
+    if len(counts) > MOST_BARS:
         return Chart(text, lambda figure: _ranks(figure.subplots(), counts, text))
-    columns = 1 if len(counts) <= _ONE_COLUMN else max(2, -(-len(counts) // _COLUMN))
-    rows = -(-len(counts) // columns)
-    height = None if columns == 1 else 0.9 + 0.2 * rows
-    return Chart(text, lambda figure: _bars(figure, survey, text, columns, rows), height)
-
-
-def _bars(figure: Figure, survey: Survey, title: str, columns: int, rows: int) -> None:
-    counts = survey.class_samples
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    for column, axes in enumerate(figure.subplots(1, columns, sharex=True, squeeze=False)[0]):
-        labels = range(column * rows, min((column + 1) * rows, len(counts)))
-        bars = axes.barh(range(len(labels)), counts[labels.start : labels.stop], height=0.65, color=FILL)
-        axes.bar_label(bars, [f"{counts[label]:,}" for label in labels], padding=3, fontsize=7)
-        names = [shortened(class_name(survey.index, label), 28) for label in labels]
-        axes.set_yticks(range(len(labels)), names, fontsize=8, **name_style())
-        axes.set_ylim(rows - 0.4, -0.6)  # the first class on top; a shorter last column has bars as thick
-        axes.set_xlim(0, 1.15 * counts.max())
-        axes.tick_params(length=0)
-        axes.set_xticks([])
-        axes.spines[:].set_visible(False)
+    names = [class_name(survey.index, label) for label in range(len(counts))]
+    return bar_chart(text, names, counts.tolist(), [f"{count:,}" for count in counts])
 
 
 def _ranks(axes: Axes, counts: NDArray[np.int64], title: str) -> None:

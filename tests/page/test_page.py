@@ -11,7 +11,7 @@ from PIL import Image
 
 from pretrain.errors import InputError
 from pretrain.page.figure import DARK_PAPER, name_style
-from pretrain.page.page import THUMBNAIL, Chart, Page, Picture, check_target
+from pretrain.page.page import THUMBNAIL, Chart, Group, Page, Picture, check_target
 from pretrain.page.text import Table, bytes_text, html_text, markdown_text, shortened
 from tests.page.parsed import ParsedPage
 
@@ -47,12 +47,18 @@ def page():
             Picture("none", "id 3", None, f"damaged: {NAME}"),
         ]
     )
+    page.groups([Group(NAME, "seen first", [Picture(NAME, "a", None, "gone"), Picture("b", NAME, None, NAME)], 1)])
+    page.facts({NAME: NAME})
+    page.command(f"python x.py --config {NAME}")
     return page
 
 
 def test_text_from_outside_shows_as_it_is(page):
     parsed = ParsedPage(page.html())  # every tag is closed in turn
-    assert parsed.text.count(SHOWN) == 2 + 1 + 1 + 2 + 1 + 1  # titles, card, note, caption and row, heading, picture
+    # titles, card, note, caption and row, heading, picture; those of a group; name and text of a fact
+    assert parsed.text.count(SHOWN) == 2 + 1 + 1 + 2 + 1 + 1 + 2 + 2
+    assert [text for text in parsed.text if SHOWN in text and text.startswith(SHOWN) and text != SHOWN] == [f"{SHOWN} "]
+    assert f"python x.py --config {SHOWN}" in parsed.text
     attributes = [
         value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("alt", "title")
     ]
@@ -96,6 +102,18 @@ def test_charts_are_drawn_for_the_light_and_the_dark_page(page):
 def test_headers_of_tables_say_what_they_head(page):
     scopes = [attributes["scope"] for tag, attributes in ParsedPage(page.html()).tags if tag == "th"]
     assert scopes == ["col", "col", "row", *["col"] * 3, *["row"] * 4]
+
+
+def test_a_table_can_be_scrolled_without_a_mouse_and_has_a_name(page):
+    regions = [one for tag, one in ParsedPage(page.html()).tags if one.get("class") == "scroll"]
+    assert [one["tabindex"] for one in regions] == ["0", "0"]
+    assert [one["aria-label"] for one in regions] == [f"Table: {SHOWN}", "Table: weights, features, 1-shot"]
+
+
+def test_the_first_pictures_of_a_group_are_set_off(page):
+    tags = ParsedPage(page.html()).tags
+    [start] = [at for at, (_, one) in enumerate(tags) if one.get("class") == "group"]
+    assert [one.get("class") for tag, one in tags[start:] if tag == "figure"] == ["marked", None]
 
 
 def test_a_table_as_markdown_and_for_a_terminal():
