@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 # A room may import the rooms below it.
 STAGES = [("launch",), ("finetune", "fewshot"), ("pretrain",)]
 ROOMS = [
-    *("training", "record", "plan", "weights", "shards", "datasets", "engine", "stream", "index", "images", "storage"),
-    *("checkpoint", "ranks", "model", "page", "ground"),
+    *("history", "training", "record", "plan", "weights", "shards", "datasets", "engine", "stream", "index", "images"),
+    *("storage", "checkpoint", "ranks", "model", "page", "ground"),
 ]
 MODULES_OF_A_FOLDER, LINES_OF_A_MODULE, PARAMETERS = 12, 400, 9
 

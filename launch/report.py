@@ -1,0 +1,38 @@
+"""A run's page and its certificate, also while it is going on.
+
+    python launch/report.py runs/h14                        # runs/h14/report/run.html
+    python launch/report.py runs/a runs/b --out compared    # several runs in one page
+    python launch/report.py runs/h14 --verify               # what was promised of this run, proved from its files
+
+Exit status: 0 done; 2 when what was given is at fault, or, with --verify, when something does not hold.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launch/
+
+import argparse
+
+from pretrain.history.history import RunHistory
+from pretrain.ranks.command import DONE, Parser, run_command
+
+
+def main() -> int:
+    args = parser().parse_args()
+    for path in args.runs:
+        RunHistory.read(path)
+    return DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    main = Parser(prog="launch/report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = main.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, as --out of a training command")
+    add("--out", type=Path, metavar="DIR", help="where the page goes (default: RUN/report)")
+    add("--verify", action="store_true", help="the certificate: what holds, what does not, what cannot be known")
+    return main
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""The files of a run folder, read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain import files
+from pretrain.errors import InputError
+from pretrain.record.folder import CONFIG, RunFolder
+
+Line = dict[str, Any]
+ENDS = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run's command, and what followed until it ended or was killed.
+
+    Args:
+        start: its event `start`.
+        events: all of its events, in their order.
+        lines: the lines of training and evaluation that it wrote, in the order of their times, also those that a later
+            start has taken back.
+    """
+
+    start: Line
+    events: tuple[Line, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def began(self) -> float:
+        """When its process began, in seconds since 1970."""
+        return float(self.start["began"])
+
+    @property
+    def last(self) -> float:
+        """When it is last heard of, in seconds since 1970."""
+        return max(float(line["at"]) for line in (*self.events, *self.lines))
+
+    @property
+    def end(self) -> Line | None:
+        """The event that it ended with; None of one that was killed, or is going on."""
+        return self.events[-1] if self.events[-1]["event"] in ENDS else None
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """A run as its folder tells it.
+
+    Args:
+        config: as config.json holds it.
+        lines: of metrics.jsonl, those of training steps; `step` is completed steps.
+        evaluations: of metrics.jsonl, the others.
+        discarded: lines of both kinds that a resume has taken back.
+        events: of events.jsonl; empty of a run that was trained before there was one.
+        quarantine: of quarantine.jsonl.
+    """
+
+    folder: RunFolder
+    config: dict[str, Any]
+    lines: tuple[Line, ...]
+    evaluations: tuple[Line, ...]
+    discarded: tuple[Line, ...]
+    events: tuple[Line, ...]
+    quarantine: tuple[Line, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> RunHistory:
+        """Read a run folder; the run may be going on, and the last line of a file be torn.
+
+        Raises:
+            InputError: no run folder, or a line that is no JSON; names file and line.
+        """
+        folder = RunFolder(path)
+        if not files.is_file(folder.path / CONFIG):
+            what = f"no {CONFIG} in it" if files.is_folder(folder.path) else "no such folder"
+            raise InputError(f"run {path}: {what}; the folder of a run (--out of a training command) would be right")
+        text = (folder.path / CONFIG).read_text(encoding="utf-8")
+        try:
+            config = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{folder.path / CONFIG}: no JSON: {error}") from None
+        metrics = read_lines(folder.metrics)
+        return cls(
+            folder,
+            config,
+            tuple(line for line in metrics if "loss" in line),
+            tuple(line for line in metrics if "loss" not in line),
+            read_lines(folder.metrics.with_name(f"{folder.metrics.stem}.discarded.jsonl")),
+            read_lines(folder.events),
+            read_lines(folder.quarantine),
+        )
+
+    @property
+    def name(self) -> str:
+        """The run's name, as its config has it."""
+        return str(self.config["name"])
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The starts of the run, in their order; empty where they were not recorded."""
+        begins = [number for number, event in enumerate(self.events) if event["event"] == "start"]
+        written = sorted(
+            (line for line in (*self.lines, *self.evaluations, *self.discarded) if "at" in line),
+            key=lambda line: float(line["at"]),
+        )
+        found = []
+        for begin, end in zip(begins, [*begins[1:], len(self.events)], strict=True):
+            events = self.events[begin:end]
+            until = float(self.events[end]["at"]) if end < len(self.events) else float("inf")
+            lines = tuple(line for line in written if float(events[0]["at"]) <= float(line["at"]) < until)
+            found.append(Attempt(events[0], events, lines))
+        return tuple(found)
+
+
+def read_lines(path: Path) -> tuple[Line, ...]:
+    """The lines of a JSON-lines file; empty where there is none. A last line that is torn is left out.
+
+    Raises:
+        InputError: another line is no JSON object; names it.
+    """
+    if not files.exists(path):
+        return ()
+    with files.naming(path):
+        raw: Sequence[bytes] = path.read_bytes().split(b"\n")[:-1]  # a torn line has no end
+    found = []
+    for number, line in enumerate(raw, start=1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} is no JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: line {number} is no JSON object")
+        found.append(value)
+    return tuple(found)
