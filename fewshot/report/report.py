@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.cache import NetworkFeatures, repeated_images
+from fewshot.comparison import METHOD, compare
 from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.features import LAYERS, headline, preprocessing
 from fewshot.given import GivenFeatures
@@ -118,6 +119,7 @@ def report_networks(
         config.name,
         config.fewshot,
         scores,
+        query_labels=task.query_labels,
         draws=task.draws,
         weights=describe_networks(features),
         images=describe_task(task, repeated_images(next(iter(features[0].files.values())))),
@@ -144,6 +146,7 @@ def report_given(
         name,
         protocol,
         scores,
+        query_labels=given.query_labels,
         draws=draws,
         weights=[weights],
         images=describe_rows(given, draws),
@@ -157,6 +160,7 @@ def build_report(
     protocol: ProtocolSection,
     scores: Scores,
     *,
+    query_labels: NDArray[np.int64],
     draws: Sequence[Draw],
     weights: Sequence[Mapping[str, Any]],
     images: Mapping[str, Any],
@@ -165,6 +169,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The content of report.json. `run`: what else fixes the numbers (config, ranks, devices)."""
     preparations = {one["id"]: one["preprocessing"] for one in weights}
+    leading = {one["id"]: one["headline"] for one in weights}
     distinct = list(dict.fromkeys(preparations.values()))
     used = dict.fromkeys(row.features for row in scores.results)
     return {
@@ -195,6 +200,10 @@ def build_report(
             {**asdict(row), "query_std_error": math.sqrt(row.mean * (1 - row.mean) / images["query"]["images"])}
             for row in summarise(scores.results)
         ],
+        "comparisons": {
+            "method": METHOD,
+            "rows": [asdict(row) for row in compare(scores, query_labels, leading)],
+        },
         "oracle": {"note": _ORACLE, "curves": [asdict(row) for row in scores.sweeps]},
         "seconds": scores.seconds,
         "run": dict(run),

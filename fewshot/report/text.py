@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fewshot.features import LAYERS
 from fewshot.probes.table import PROBES, SWEPT
 from pretrain.console import printable
-from pretrain.page.text import Table, markdown_text
+from pretrain.page.text import Table, markdown_text, sentence
 
+_COMPARED = ("a - b", "shots", "points", "95 % over query images", "draws with a ahead")
+_FEW = 6  # comparisons on the console
 _ENDED = "†"  # beside an accuracy of a probe that was not trained to its end
 
 
@@ -21,7 +22,10 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [_caption(report, probe), *_scores(report, [probe]).text()]
     paths = [(one["id"], str(one["checkpoint"])) for one in report["weights"] if "checkpoint" in one]
     lines += [f"{printable(id)}: {printable(path)}" for id, path in paths]
-    return "\n".join([*lines, *_reading(report, [probe]), *_warnings(report)])
+    lines += [*_reading(report, [probe]), *_warnings(report)]
+    if compared := _shortly_compared(report):
+        lines += ["", *compared]
+    return "\n".join(lines)
 
 
 def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
@@ -31,13 +35,11 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     lines = [f"# Few-shot: {markdown_text(report['name'])}", "", *_headline(report, probe), ""]
     lines += [*map(markdown_text, _warnings(report)), "", f"## {_caption(report, probe)}", ""]
     lines += [*_scores(report, [probe]).markdown(), "", *(f"- {line}" for line in _reading(report, [probe]))]
-    if differences := _differences(report, probe):
-        lines += ["", "Ahead of the baselines, in percentage points of the mean:", ""]
-        lines += Table(["weights", "difference", *_shots(report)], differences).markdown()
     lines += [f"\n![{chart}]({chart})" for chart in charts if chart != "oracle.png"]
     if others:
         lines += ["", "## Other probes", "", *_scores(report, others).markdown()]
         lines += ["", *(f"- {line}" for line in _reading(report, others))]
+    lines += _comparisons(report)
     lines += ["", "## Every seed", "", "Accuracy in %.", "", *_seeds(report).markdown()]
     lines += _oracle(report, "oracle.png" in charts)
     return "\n".join([*lines, *_reproduction(report)]) + "\n"
@@ -84,7 +86,7 @@ def _mark(row: Mapping[str, Any]) -> str:
 def _headline(report: Mapping[str, Any], probe: str) -> list[str]:
     """One sentence for each WEIGHTS: the score at 5 shots, or at the most shots there are."""
     shots = report["protocol"]["shots"]
-    at = shots.index(5) if 5 in shots else len(shots) - 1
+    at = shots.index(_headline_shots(report))
     scores = {(row[0], row[1]): row[2 + at] for row in _scores(report, [probe]).rows}
     return [
         f"- **{markdown_text(one['id'])}: {scores[one['id'], one['headline']]} % at {shots[at]} shots** ({probe}, "
@@ -92,6 +94,12 @@ def _headline(report: Mapping[str, Any], probe: str) -> list[str]:
         for one in report["weights"]
         if (one["id"], one["headline"]) in scores
     ]
+
+
+def _headline_shots(report: Mapping[str, Any]) -> int:
+    """5, or the most shots there are."""
+    shots: list[int] = report["protocol"]["shots"]
+    return 5 if 5 in shots else shots[-1]
 
 
 def _reading(report: Mapping[str, Any], probes: Sequence[str]) -> list[str]:
@@ -148,20 +156,40 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _differences(report: Mapping[str, Any], probe: str) -> list[list[str]]:
-    means = {
-        (row["weights"], row["features"], row["shots"]): 100 * row["mean"]
-        for row in report["summary"]
-        if row["probe"] == probe
-    }
-    present, rows = set(_features(report)), []
-    for one in report["weights"]:
-        id, leading = one["id"], one["headline"]
-        for baseline in (name for name, layer in LAYERS.items() if layer.baseline):
-            if {(id, leading), (id, baseline)} <= present:
-                ahead = [means[id, leading, k] - means[id, baseline, k] for k in report["protocol"]["shots"]]
-                rows.append([id, f"{leading} - {baseline}", *(f"{points:+.2f}" for points in ahead)])
-    return rows
+def _comparisons(report: Mapping[str, Any]) -> list[str]:
+    """The section of report.md; nothing where nothing stands beside the reference."""
+    rows = report["comparisons"]["rows"]
+    if not rows:
+        return []
+    method = sentence(report["comparisons"]["method"])
+    lines = ["", "## Comparisons", "", f"In percentage points. {method}", ""]
+    cells = [[*_compared(row), *(f"{100 * points:+.2f}" for points in row["draws"])] for row in rows]
+    return lines + Table([*_COMPARED, *(f"seed {seed}" for seed in report["protocol"]["seeds"])], cells).markdown()
+
+
+def _shortly_compared(report: Mapping[str, Any]) -> list[str]:
+    """The console's lines: the first comparisons, at the shots of the headline."""
+    rows = [row for row in report["comparisons"]["rows"] if row["shots"] == _headline_shots(report)]
+    if not rows:
+        return []
+    lines = Table(_COMPARED, [_compared(row) for row in rows[:_FEW]]).text()
+    return [*lines, f"… {len(rows) - _FEW} more in report.md"] if len(rows) > _FEW else lines
+
+
+def _compared(row: Mapping[str, Any]) -> list[str]:
+    """The cells of _COMPARED."""
+    a, b = row["a"], row["b"]
+    named = [key for key in a if a[key] != b[key]]
+    sides = " - ".join(" ".join(side[key] for key in named) for side in (a, b))
+    low, difference, high = (f"{100 * row[key]:+.2f}" for key in ("low", "difference", "high"))
+    ahead = sum(points > 0 for points in row["draws"])
+    return [
+        sides,
+        f"{row['shots']}-shot",
+        f"{difference}{_mark(row)}",
+        f"{low} … {high}",
+        f"{ahead} of {len(row['draws'])}",
+    ]
 
 
 def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:

@@ -57,6 +57,7 @@ def report():
             name,
             protocol,
             Scores(rows, curves, {"probes": 1.25}),
+            query_labels=np.zeros(30, np.int64),
             draws=DRAWS,
             weights=[weights],
             images={"support": {"images": 60, "classes": 3}, "query": {"images": 30, "commonest_class": 0.4}},
@@ -165,10 +166,32 @@ def test_the_page_leads_with_the_five_shot_ridge(report):
     assert "| w | tanh | 62.00 ± 1.00 | 66.00 ± 1.00 |" in page
 
 
-def test_the_page_tells_how_far_the_baselines_are(report):
-    page = markdown(report())
-    assert "| w | tanh - pixels | +20.00 | +20.00 |" in page
-    assert "| w | tanh - untrained | +30.00 | +30.00 |" in page
+def compared(b, shots, difference, low, high, draws, **other):
+    """A row of `comparisons` against the ridge on w's tanh; b names what differs."""
+    a = {"weights": "w", "features": "tanh", "probe": "ridge"}
+    row = {"a": a, "b": a | b, "shots": shots, "difference": difference, "low": low, "high": high, "draws": draws}
+    return {"converged": True} | row | other
+
+
+def test_comparisons_stand_on_the_page_and_the_first_on_the_console(report):
+    found = report()
+    assert "Comparisons" not in markdown(found)
+    found["comparisons"]["rows"] = [
+        compared({"weights": "v"}, 5, 0.013, 0.004, 0.0221, (0.01, 0.02, 0.009)),
+        compared({"weights": "v", "features": "cls"}, 5, -0.01, -0.02, 0.001, (-0.02, 0.0, 0.01)),
+        compared({"probe": "logistic"}, 1, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), converged=False),
+        *(compared({"features": f"block {at}"}, 5, 0.1, 0.0, 0.2, (0.1, 0.1, 0.1)) for at in range(7)),
+    ]
+    page, console = markdown(found), table(found).splitlines()
+    assert "| w - v | 5-shot | +1.30 | +0.40 … +2.21 | 3 of 3 | +1.00 | +2.00 | +0.90 |" in page
+    assert "| w tanh - v cls | 5-shot | -1.00 | -2.00 … +0.10 | 1 of 3 | -2.00 | +0.00 | +1.00 |" in page
+    assert "| ridge - logistic | 1-shot | +0.00† | +0.00 … +0.00 | 0 of 3 |" in page
+    assert "It does not cover the choice of support sets" in page
+    first = next(line for line in console if " of 3" in line)
+    assert re.sub(" +", " ", first) == "w - v 5-shot +1.30 +0.40 … +2.21 3 of 3"
+    assert not [line for line in console if "logistic" in line]  # of other shots
+    assert console[-2].startswith("tanh - block 3 ")
+    assert console[-1] == "… 3 more in report.md"
 
 
 def test_the_page_holds_every_seed_and_all_that_is_needed_again(report):

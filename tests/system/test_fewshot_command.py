@@ -151,7 +151,7 @@ def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoi
     )
     assert two.returncode == 0, two.stderr
     first, second = report_in(tmp_path / "one"), report_in(tmp_path / "two")
-    for part in ("results", "summary", "weights", "protocol"):
+    for part in ("results", "summary", "weights", "protocol", "comparisons"):
         assert first[part] == second[part]
     assert second["run"]["ranks"] == 2
     assert two.stdout.count("report: ") == 1
@@ -164,6 +164,16 @@ def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoi
         ("first", 3, 16),
         ("second", 3, 16),
     ]
+    means = {(*(row[key] for key in ("weights", "features", "probe")), row["shots"]): row for row in first["summary"]}
+    for row in first["comparisons"]["rows"]:
+        a, b = (means[(*row[side].values(), row["shots"])]["mean"] for side in "ab")
+        assert row["difference"] == pytest.approx(a - b, abs=1e-12)
+        assert row["low"] <= row["difference"] <= row["high"]
+    compared = [tuple(row["b"].values()) for row in first["comparisons"]["rows"]]
+    assert compared[0] == ("second", "cls", "ridge")
+    assert ("first", "tanh", "logistic") in compared
+    assert "first tanh - second cls" in one.stdout
+
     names = {file.name for file in (tmp_path / "one" / "features").iterdir()}
     for name in names:
         kept = [(tmp_path / out / "features" / name).read_bytes() for out in ("one", "two")]
