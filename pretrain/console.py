@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TextIO
@@ -12,12 +13,31 @@ from typing import TextIO
 from pretrain.errors import InputError
 
 # Characters that move a terminal's cursor, set its title or turn the reading direction (C0, DEL, C1, line separators,
-# bidi controls), and bytes of a name that are not UTF-8.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# bidi controls), that show nothing, so that two names look alike, and bytes of a name that are not UTF-8. Joiners stay:
+# emoji and some scripts are written with them.
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+# A name that `isolated` has made stays as it is.
+ISOLATE, END = "\u2068", "\u2069"
+_ISOLATED = re.compile(rf"({ISOLATE}(?:(?!{_CONTROL.pattern}).)*{END})")
 
 
 def printable(text: str) -> str:
     """Text from outside (a class name, a key, a path) as one harmless line: control characters are escaped."""
+    parts = _ISOLATED.split(text)  # every second one is isolated
+    return "".join(part if number % 2 else _escaped(part) for number, part in enumerate(parts))
+
+
+def isolated(name: str) -> str:
+    """A name that is to stand beside other text, printable. One with right-to-left letters is isolated as in Unicode's
+    UAX 9: it reads in its own direction, and what stands before and after it keeps its place.
+    """
+    turns = any(unicodedata.bidirectional(letter) in ("R", "AL", "AN") for letter in _escaped(_ISOLATED.sub("", name)))
+    return f"{ISOLATE}{_escaped(name)}{END}" if turns else printable(name)
+
+
+def _escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -11,7 +11,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pretrain.console import printable
+from pretrain.console import isolated
 from pretrain.page.confusion import HEIGHT, Confusions, class_tables, draw_confusions, mistakes_table
 from pretrain.page.figure import FILL, GREY, draw_png, name_style, set_frame
 from pretrain.page.page import Chart, Page
@@ -28,7 +28,7 @@ _WIDTH = 12.8  # inches of a chart
 def table(report: Report) -> str:
     """The console's table, and what limits its meaning."""
     summary = _summary(report)
-    paths = [f"{printable(one['id'])}: {printable(one['checkpoint'])}" for one in report["weights"]]
+    paths = [f"{isolated(one['id'])}: {isolated(one['checkpoint'])}" for one in report["weights"]]
     lines = [summary.caption, *summary.text(), *paths, *_notes(report)]
     return "\n".join(lines)
 
@@ -143,11 +143,12 @@ def _protocol(report: Report) -> list[str]:
     for one in report["weights"]:
         step = "" if one["step"] is None else f"step {one['step']:,}, "
         lines.append(
-            f"{one['id']}: {one['checkpoint']}, {step}sha256 {one['sha256']}, {one['dtype']}, {one['probabilities']}; "
-            f"images: {one['preprocessing']}"
+            f"{isolated(one['id'])}: {isolated(one['checkpoint'])}, {step}sha256 {one['sha256']}, {one['dtype']}, "
+            f"{one['probabilities']}; images: {one['preprocessing']}"
         )
     lines += [
-        f"data.{name}: {', '.join(one['index'])}, {one['images']:,} images, index sha256 {one['index_sha256']}"
+        f"data.{name}: {', '.join(map(isolated, one['index']))}, {one['images']:,} images, "
+        f"index sha256 {one['index_sha256']}"
         for name, one in protocol["sets"].items()
     ]
     lines += [f"right: {protocol['right']}"]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from finetune.inside.view import Attention, Seen, View
 from pretrain import files
+from pretrain.console import isolated
 from pretrain.page.figure import GREY, draw_png, name_style, set_frame
 from pretrain.page.page import Chart, Page
 from pretrain.page.text import Table, shortened
@@ -235,7 +236,7 @@ def _shown(attention: Attention) -> list[tuple[Seen, Tensor]]:
 
 
 def _rollout_text(attention: Attention) -> str:
-    names = [one.caption for one, _ in _shown(attention)]
+    names = [isolated(one.caption) for one, _ in _shown(attention)]
     return f"{_count(len(names))}, each beside itself under its attention rollout: {', '.join(names)}."
 
 

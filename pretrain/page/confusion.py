@@ -11,6 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import FigureBase
 from numpy.typing import NDArray
 
+from pretrain.console import isolated
 from pretrain.page.figure import FILL, name_style
 from pretrain.page.text import Table, shortened
 
@@ -128,7 +129,7 @@ def _draw_mistakes(axes: Axes, confusions: Confusions, name: Name) -> None:
     counts = [count for _, _, count in mistakes]
     bars = axes.barh(range(len(mistakes)), counts, height=0.65, color=FILL)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=7)
-    names = [f"{shortened(name(label), 18)} → {shortened(name(other), 18)}" for label, other, _ in mistakes]
+    names = [" → ".join(isolated(shortened(name(one), 18)) for one in pair) for *pair, _ in mistakes]
     axes.set_yticks(range(len(mistakes)), names, fontsize=8, **name_style())
     axes.set_ylim(MISTAKES - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * max(counts))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from pretrain.console import printable
+from pretrain.console import END, ISOLATE, isolated, printable
 
 # What Markdown would read as markup; "_" only where it is not within a word.
 _MARKUP = re.compile(r"[\\`*\[\]<>|&$~]|(?<!\w)_|_(?!\w)")
@@ -27,7 +28,10 @@ def markdown_text(text: str) -> str:
 def shortened(text: str, letters: int) -> str:
     """One printable line of at most `letters` letters; a longer text ends in an ellipsis."""
     text = printable(text)
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+    if len(text) <= letters:
+        return text
+    cut = text[: letters - 1].rstrip() + "…"
+    return cut + END * (cut.count(ISOLATE) - cut.count(END))  # an isolated name that was cut ends with the text
 
 
 def sentence(words: str) -> str:
@@ -68,10 +72,16 @@ class Table:
 
     def text(self) -> list[str]:
         """The lines of a table for a terminal, without the caption; columns are two spaces apart."""
-        rows = [[printable(cell) for cell in row] for row in (self.header, *self.rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = [str.ljust if column < self.names else str.rjust for column in range(len(widths))]
-        return [
-            "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        rows = [[isolated(cell) for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(map(self._padded, row, widths, range(len(widths)))).rstrip() for row in rows]
+
+    def _padded(self, cell: str, width: int, column: int) -> str:
+        spaces = " " * (width - _columns(cell))
+        return cell + spaces if column < self.names else spaces + cell
+
+
+def _columns(text: str) -> int:
+    """The columns of a terminal that a printable text takes: two for a wide letter, none for a mark or a joiner."""
+    drawn = [letter for letter in text if unicodedata.category(letter) not in ("Mn", "Me", "Cf")]
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in drawn)

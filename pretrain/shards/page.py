@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from pretrain.console import isolated
 from pretrain.images.decode import UnreadableImage, decode
 from pretrain.index.index import Index
 from pretrain.index.indexfile import INDEX_NAME
@@ -47,7 +48,7 @@ def dataset_page(survey: Survey) -> Page:
     pictures = contact_sheet(index)
     page = Page(_title(index))
     if len(index.files) > 1:
-        page.notes(f"{file.path}: {file.samples:,} samples" for file in index.files)
+        page.notes(f"{isolated(str(file.path))}: {file.samples:,} samples" for file in index.files)
     page.cards(_headline(survey))
     page.notes(_faults(survey, pictures), warning=True)
     page.notes(constants(survey))
@@ -66,7 +67,7 @@ def _title(index: Index) -> str:
     """The folders (or files) of the index files."""
     names = [str(file.path.parent if file.path.name == INDEX_NAME else file.path) for file in index.files]
     more = [f"{len(names) - _FILES_NAMED} more"] if len(names) > _FILES_NAMED else []
-    return " + ".join(names[:_FILES_NAMED] + more)
+    return " + ".join(isolated(name) for name in names[:_FILES_NAMED] + more)
 
 
 def _headline(survey: Survey) -> dict[str, str]:
@@ -139,7 +140,7 @@ def choose(index: Index, wanted: int) -> NDArray[np.int64]:
 
 def _picture(index: Index, sample_id: int) -> Picture:
     labels = [label for label in index.labels([sample_id])[0].tolist() if label >= 0]
-    caption = ", ".join(class_name(index, label) for label in labels[:_LABELS_NAMED]) or "no label"
+    caption = ", ".join(isolated(class_name(index, label)) for label in labels[:_LABELS_NAMED]) or "no label"
     if len(labels) > _LABELS_NAMED:
         caption += f" +{len(labels) - _LABELS_NAMED}"
     _, data = read_image(index, sample_id)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from pretrain.console import printable
+from pretrain.console import isolated
 from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.index.indexfile import IndexFile, key_hash
@@ -192,7 +192,7 @@ def survey_text(figures: dict[str, Any]) -> str:
         f"{labels['per_sample_max']}",
         f"classes   {classes['count']:,}, {classes['empty']:,} of them empty; samples {_range(classes['samples'])}",
         *(
-            f"  {end:<8}" + ", ".join(f"{printable(row['class'])}: {row['samples']:,}" for row in classes[end])
+            f"  {end:<8}" + ", ".join(f"{isolated(row['class'])}: {row['samples']:,}" for row in classes[end])
             for end in ("most", "fewest")
         ),
         f"images    {images['read']:,} read; width {_range(images['width'])}, height {_range(images['height'])}",

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pretrain.console import isolated
 from pretrain.errors import InputError
-from pretrain.page.figure import DARK_PAPER, name_style
+from pretrain.page.figure import DARK_PAPER, draw_png, name_style
 from pretrain.page.page import THUMBNAIL, Chart, Group, Page, Picture, check_target
 from pretrain.page.text import Table, bytes_text, html_text, markdown_text, shortened
 from tests.page.parsed import ParsedPage
@@ -143,6 +144,59 @@ def test_text_is_escaped_for_where_it_goes():
         "100 kB",
         "3.2 TB",
     ]
+
+
+HEBREW, ARABIC = "\u05d7\u05ea\u05d5\u05dc", "\u0642\u0637\u0629"  # each reads from right to left
+
+
+def test_what_shows_nothing_or_turns_the_text_is_shown_as_an_escape():
+    for hidden in "\u200b\u2060\ufeff\xad\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c\udce9":
+        shown = f"a{hidden.encode('unicode_escape').decode()}b"
+        name = f"a{hidden}b"
+        assert html_text(name) == shortened(name, 9) == shown
+        assert markdown_text(name) == shown.replace("\\", "\\\\")
+        assert Table(["name"], [[name]]).text() == ["name", shown]
+    for whole in ("\U0001f469\u200d\U0001f4bb", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", HEBREW, "고양이"):
+        assert html_text(whole) == whole  # joiners belong to emoji and to Persian
+
+
+def test_a_name_from_right_to_left_leaves_its_neighbours_where_they_are():
+    """Bare, "HEBREW → ARABIC" would be laid out as ARABIC → HEBREW, and a table's figures in the other order."""
+    pair = f"{isolated(HEBREW)} → {isolated(ARABIC)}"
+    assert pair == f"\u2068{HEBREW}\u2069 → \u2068{ARABIC}\u2069"
+    assert isolated("cat") == "cat"
+    assert isolated(isolated(HEBREW)) == isolated(HEBREW)
+    for shown in (html_text(pair), markdown_text(pair), shortened(pair, 40), isolated(pair), *Table([pair], []).text()):
+        assert shown == pair
+    # What stands within an isolated name cannot end it.
+    assert isolated(f"{HEBREW}\u2069 x") == f"\u2068{HEBREW}\\u2069 x\u2069"
+    # One that is cut is ended.
+    assert shortened(pair, 11) == f"\u2068{HEBREW}\u2069 → \u2068…\u2069"
+
+
+def test_columns_of_a_terminal_stand_below_each_other():
+    rows = [(HEBREW, "12", "3"), ("고양이", "1", "2"), ("e\u0301", "1", "20")]
+    assert Table(("name", "a", "b"), rows).text() == [
+        "name     a   b",
+        f"\u2068{HEBREW}\u2069    12   3",
+        "고양이   1   2",
+        "e\u0301        1  20",
+    ]
+
+
+def test_a_name_in_a_figure_reads_as_it_is_written():
+    """No mathematics, no markup: the dollar signs are drawn."""
+
+    def pixels(name):
+        def draw_name(figure):
+            figure.text(0, 0.5, shortened(name, 60), **name_style())
+
+        return np.asarray(Image.open(io.BytesIO(draw_png(draw_name, 3, 0.5))).convert("L"))
+
+    formula, plain = pixels("$x^2$"), pixels("x2")
+    assert (formula < 128).any(axis=0).sum() > 2 * (plain < 128).any(axis=0).sum()
+    for strange in ("$\\frac{1$", "\\textbf{x}", "%d {0} \x00 \udce9", HEBREW, "\u202eabc", "👩\u200d💻", "_under", ""):
+        assert pixels(strange).shape == formula.shape
 
 
 def test_a_file_that_cannot_be_written_is_refused(page, tmp_path):
