@@ -70,6 +70,19 @@ class NetworkFeatures:
     widths: dict[str, int]
 
 
+def find_baselines(networks: Sequence[NetworkFeatures]) -> list[dict[str, str]]:
+    """For each network, its baselines by name, and the id of the network under which the rows of each stand.
+
+    Networks may share a baseline: the pixels of one image size, or the same network untrained. It is scored once, and
+    its rows stand under the first of them.
+    """
+    owners: dict[Path, str] = {}
+    return [
+        {name: owners.setdefault(file, one.network.id) for name, file in one.files.items() if LAYERS[name].baseline}
+        for one in networks
+    ]
+
+
 class FeatureCache:
     """The feature files of a task in one folder.
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fewshot.cache import FeatureSet, NetworkFeatures, read_feature
+from fewshot.cache import FeatureSet, NetworkFeatures, find_baselines, read_feature
 from fewshot.config import ProtocolSection
 from fewshot.features import headline
 from fewshot.given import GivenFeatures
@@ -91,26 +90,27 @@ class Scores:
 def score_networks(
     networks: Sequence[NetworkFeatures], task: Task, protocol: ProtocolSection, device: torch.device
 ) -> Scores:
-    """Fit and score every probe on every feature of every network, on `device`. For one rank alone.
+    """Fit and score every probe on every feature of every network, on `device`; a shared baseline once. For one rank.
 
     The λ sweep is made of each network's leading feature only.
     Raises InputError where features are not finite.
     """
     began = time.monotonic()
-    known: dict[tuple[Path, str, bool], Scores] = {}  # networks may share baselines
     scores = Scores()
-    parts = [(one, name) for one in networks for name in one.files]
-    distinct = {(one.files[name], name) for one, name in parts}
-    with Progress("probes", "support sets", len(distinct) * len(task.draws)) as progress:
+    parts = [
+        (one, name)
+        for one, baselines in zip(networks, find_baselines(networks), strict=True)
+        for name in one.files
+        if baselines.get(name, one.network.id) == one.network.id
+    ]
+    with Progress("probes", "support sets", len(parts) * len(task.draws)) as progress:
         for one, name in parts:
             leading = name == headline(list(one.files))
-            kept = one.files[name], name, leading
-            if kept not in known:
-                features = read_feature(one.files[name], name, f"weights {one.network.path}")
-                known[kept] = score(
-                    features, task.draws, task.query_labels, task.classes, protocol, device, leading, progress.advance
-                )
-            scores.add(known[kept], one.network.id, name)
+            features = read_feature(one.files[name], name, f"weights {one.network.source.path}")
+            found = score(
+                features, task.draws, task.query_labels, task.classes, protocol, device, leading, progress.advance
+            )
+            scores.add(found, one.network.id, name)
     scores.seconds["probes"] = time.monotonic() - began
     return scores
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not launch/, where fewshot.py hides fewshot
 
 import argparse
+import shlex
 import time
 from typing import Any
 
@@ -72,8 +73,8 @@ def probe_weights(args: argparse.Namespace) -> int:
     device = score.fp64_device(world.device)
     scores = score.score_networks(features, task, protocol, device)
     scores.seconds.update(features=extracted - began, total=time.monotonic() - began)
-    run = {"ranks": world.size, "batch": protocol.batch, "device": str(device)}
-    return finish(report.report_networks(config, features, task, scores, run), out)
+    run = {"ranks": world.size, "threads": torch.get_num_threads(), "command": shlex.join(sys.argv)}
+    return finish(report.report_networks(config, features, task, scores, device.type, run), out)
 
 
 def probe_file(args: argparse.Namespace) -> int:

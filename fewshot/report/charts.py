@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fewshot.features import LAYERS
+from fewshot.report.labels import is_baseline, ordered_features, weights_label
 from pretrain.page.figure import encode_figure, name_style
 from pretrain.page.text import shortened
 
@@ -44,23 +44,22 @@ def _draw_accuracy(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
     probe, shots = next(iter(report["protocol"]["probes"])), report["protocol"]["shots"]
     colours = cycle(f"C{number}" for number in range(10))
     drawn: Lines = []
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in report["summary"]:
-        if row["probe"] == probe:
-            groups.setdefault((row["weights"], row["features"]), []).append(row)
     several = len(report["weights"]) > 1
-    for (id, feature), rows in groups.items():
+    for id, feature in ordered_features(report):
+        rows = [
+            row for row in report["summary"] if (row["weights"], row["features"], row["probe"]) == (id, feature, probe)
+        ]
         line = axes.errorbar(
             [row["shots"] for row in rows],
             [100 * row["mean"] for row in rows],
             yerr=[100 * (row["std"] or 0) for row in rows],
-            color="0.45" if feature in LAYERS and LAYERS[feature].baseline else next(colours),
+            color="0.45" if is_baseline(report, id, feature) else next(colours),
             linestyle=_BASELINE_DASHES.get(feature, "-"),
             marker="o",
             markersize=4,
             capsize=3,
         )
-        drawn.append((line, f"{id} {feature}" if several else feature))
+        drawn.append((line, f"{weights_label(report, id, feature)} {feature}" if several else feature))
     drawn.append((axes.axhline(100 * report["protocol"]["chance"], color="0.7", linewidth=0.8), "chance"))
     axes.set_xscale("log")
     axes.set_xticks(shots, [str(k) for k in shots])

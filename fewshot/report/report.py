@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.cache import NetworkFeatures, repeated_images
+from fewshot.cache import NetworkFeatures, find_baselines, repeated_images
 from fewshot.comparison import METHOD, compare
 from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.features import LAYERS, headline, preprocessing
@@ -42,7 +42,7 @@ _ORACLE = "oracle on the query set: each λ scored on the images that would choo
 
 
 def describe_networks(features: Sequence[NetworkFeatures]) -> list[dict[str, Any]]:
-    """The report's `weights` for networks."""
+    """The report's `weights` for networks. `baselines`: for each, the weights whose rows are those of the baseline."""
     return [
         {
             "id": (network := one.network).id,
@@ -58,8 +58,9 @@ def describe_networks(features: Sequence[NetworkFeatures]) -> list[dict[str, Any
             "preprocessing": preprocessing(network.spec.image_size),
             "widths": one.widths,
             "dtype": dtype_name(network.dtype),
+            "baselines": baselines,
         }
-        for one in features
+        for one, baselines in zip(features, find_baselines(features), strict=True)
     ]
 
 
@@ -110,10 +111,15 @@ def _commonest(labels: NDArray[np.int64]) -> float:
 
 
 def report_networks(
-    config: FewshotConfig, features: Sequence[NetworkFeatures], task: Task, scores: Scores, run: Mapping[str, Any]
+    config: FewshotConfig,
+    features: Sequence[NetworkFeatures],
+    task: Task,
+    scores: Scores,
+    device: str,
+    run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of report.json for networks. `run`: ranks, batch and device."""
-    dtype = config.fewshot.dtype
+    """The content of report.json for networks. `run`: how it was run, which changes no number."""
+    dtype, batch = config.fewshot.dtype, config.fewshot.batch
     exactly = ", products in no TF32" if dtype == "float32" else ", as a run under that type logs its score"
     return build_report(
         config.name,
@@ -123,7 +129,7 @@ def report_networks(
         draws=task.draws,
         weights=describe_networks(features),
         images=describe_task(task, repeated_images(next(iter(features[0].files.values())))),
-        arithmetic=f"features in {dtype}{exactly}; probes in float64",
+        arithmetic=f"features in {dtype}{exactly}, {batch} images at a time; probes in float64; on {device}",
         run={**run, "config": config.model_dump(mode="json")},
     )
 
@@ -141,6 +147,7 @@ def report_given(
         "preprocessing": "none: features as given",
         "widths": {"given": given.features.query.shape[1]},
         "dtype": str(given.features.query.dtype),
+        "baselines": {},
     }
     return build_report(
         name,
@@ -151,7 +158,7 @@ def report_given(
         weights=[weights],
         images=describe_rows(given, draws),
         arithmetic="features as given; probes in float64",
-        run={"device": "cpu"},
+        run={"config": {"fewshot": protocol.model_dump(mode="json")}},
     )
 
 
@@ -167,7 +174,7 @@ def build_report(
     arithmetic: str,
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of report.json. `run`: what else fixes the numbers (config, ranks, devices)."""
+    """The content of report.json. `run` and the seconds stand together, apart from what is the same every time."""
     preparations = {one["id"]: one["preprocessing"] for one in weights}
     leading = {one["id"]: one["headline"] for one in weights}
     distinct = list(dict.fromkeys(preparations.values()))
@@ -205,8 +212,7 @@ def build_report(
             "rows": [asdict(row) for row in compare(scores, query_labels, leading)],
         },
         "oracle": {"note": _ORACLE, "curves": [asdict(row) for row in scores.sweeps]},
-        "seconds": scores.seconds,
-        "run": dict(run),
+        "run": {**run, "seconds": scores.seconds},
         "versions": versions(),
         "git_commit": git_commit(),
     }

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from fewshot.probes.table import PROBES, SWEPT
+from fewshot.report.labels import headline_shots, ordered_features, weights_label
 from pretrain.console import printable
 from pretrain.page.text import Table, markdown_text, sentence
 
@@ -35,6 +36,9 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     lines = [f"# Few-shot: {markdown_text(report['name'])}", "", *_headline(report, probe), ""]
     lines += [*map(markdown_text, _warnings(report)), "", f"## {_caption(report, probe)}", ""]
     lines += [*_scores(report, [probe]).markdown(), "", *(f"- {line}" for line in _reading(report, [probe]))]
+    if differences := _differences(report, probe):
+        lines += ["", "Ahead of the baselines, in percentage points of the mean:", ""]
+        lines += Table(["weights", "difference", *_shots(report)], differences).markdown()
     lines += [f"\n![{chart}]({chart})" for chart in charts if chart != "oracle.png"]
     if others:
         lines += ["", "## Other probes", "", *_scores(report, others).markdown()]
@@ -42,7 +46,7 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     lines += _comparisons(report)
     lines += ["", "## Every seed", "", "Accuracy in %.", "", *_seeds(report).markdown()]
     lines += _oracle(report, "oracle.png" in charts)
-    return "\n".join([*lines, *_reproduction(report)]) + "\n"
+    return "\n".join([*lines, *_reproduction(report), *_run(report)]) + "\n"
 
 
 def _scores(report: Mapping[str, Any], probes: Sequence[str]) -> Table:
@@ -53,9 +57,10 @@ def _scores(report: Mapping[str, Any], probes: Sequence[str]) -> Table:
         spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
         key = row["weights"], row["features"], row["probe"]
         means.setdefault(key, []).append(f"{100 * row['mean']:.2f}{spread}{_mark(row)}")
-    names = [(*feature, probe) for feature in _features(report) for probe in probes]
+    names = [(*feature, probe) for feature in ordered_features(report) for probe in probes]
     head = ("weights", "features", *(("probe",) if named else ()))
-    return Table([*head, *_shots(report)], [[*key[: len(head)], *means[key]] for key in names], names=len(head))
+    rows = [[weights_label(report, *key[:2]), *key[1 : len(head)], *means[key]] for key in names]
+    return Table([*head, *_shots(report)], rows, names=len(head))
 
 
 def _seeds(report: Mapping[str, Any]) -> Table:
@@ -67,11 +72,11 @@ def _seeds(report: Mapping[str, Any]) -> Table:
         found.setdefault(key, []).append(f"{100 * row['accuracy']:.2f}{_mark(row)}")
     keys = [
         (id, feature, probe, k)
-        for id, feature in _features(report)
+        for id, feature in ordered_features(report)
         for probe in protocol["probes"]
         for k in protocol["shots"]
     ]
-    rows = [[*map(str, key), *found[key]] for key in keys]
+    rows = [[weights_label(report, *key[:2]), *map(str, key[1:]), *found[key]] for key in keys]
     return Table(["weights", "features", "probe", "shots", *(f"seed {seed}" for seed in protocol["seeds"])], rows)
 
 
@@ -86,7 +91,7 @@ def _mark(row: Mapping[str, Any]) -> str:
 def _headline(report: Mapping[str, Any], probe: str) -> list[str]:
     """One sentence for each WEIGHTS: the score at 5 shots, or at the most shots there are."""
     shots = report["protocol"]["shots"]
-    at = shots.index(_headline_shots(report))
+    at = shots.index(headline_shots(report))
     scores = {(row[0], row[1]): row[2 + at] for row in _scores(report, [probe]).rows}
     return [
         f"- **{markdown_text(one['id'])}: {scores[one['id'], one['headline']]} % at {shots[at]} shots** ({probe}, "
@@ -94,12 +99,6 @@ def _headline(report: Mapping[str, Any], probe: str) -> list[str]:
         for one in report["weights"]
         if (one["id"], one["headline"]) in scores
     ]
-
-
-def _headline_shots(report: Mapping[str, Any]) -> int:
-    """5, or the most shots there are."""
-    shots: list[int] = report["protocol"]["shots"]
-    return 5 if 5 in shots else shots[-1]
 
 
 def _reading(report: Mapping[str, Any], probes: Sequence[str]) -> list[str]:
@@ -169,7 +168,7 @@ def _comparisons(report: Mapping[str, Any]) -> list[str]:
 
 def _shortly_compared(report: Mapping[str, Any]) -> list[str]:
     """The console's lines: the first comparisons, at the shots of the headline."""
-    rows = [row for row in report["comparisons"]["rows"] if row["shots"] == _headline_shots(report)]
+    rows = [row for row in report["comparisons"]["rows"] if row["shots"] == headline_shots(report)]
     if not rows:
         return []
     lines = Table(_COMPARED, [_compared(row) for row in rows[:_FEW]]).text()
@@ -190,6 +189,22 @@ def _compared(row: Mapping[str, Any]) -> list[str]:
         f"{low} … {high}",
         f"{ahead} of {len(row['draws'])}",
     ]
+
+
+def _differences(report: Mapping[str, Any], probe: str) -> list[list[str]]:
+    means = {
+        (row["weights"], row["features"], row["shots"]): 100 * row["mean"]
+        for row in report["summary"]
+        if row["probe"] == probe
+    }
+    present, rows = set(ordered_features(report)), []
+    for one in report["weights"]:
+        id, leading = one["id"], one["headline"]
+        for baseline, owner in one["baselines"].items():
+            if (id, leading) in present:
+                ahead = [means[id, leading, k] - means[owner, baseline, k] for k in report["protocol"]["shots"]]
+                rows.append([id, f"{leading} - {baseline}", *(f"{points:+.2f}" for points in ahead)])
+    return rows
 
 
 def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:
@@ -215,7 +230,7 @@ def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:
 
 
 def _reproduction(report: Mapping[str, Any]) -> list[str]:
-    protocol, run = report["protocol"], report["run"]
+    protocol = report["protocol"]
     lines = ["", "## To get this again", ""]
     lines += Table(
         ["weights", "path", "step", "sha256", "features: width", "type", "images"],
@@ -245,8 +260,6 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
         *(f"- {name}: {markdown_text(text)}" for name, text in protocol["probes"].items()),
         *(f"- features `{name}`: {text}" for name, text in protocol["features"].items()),
         f"- arithmetic: {protocol['arithmetic']}",
-        *(f"- {key}: {markdown_text(_plain(value))}" for key, value in run.items() if key != "config"),
-        "- wall time: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in report["seconds"].items()),
         "- versions: " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
         f"- commit: {report['git_commit'] or 'unknown'}",
         "",
@@ -260,6 +273,18 @@ def _reproduction(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _run(report: Mapping[str, Any]) -> list[str]:
+    """The last section: all that differs where the same numbers come out."""
+    run = {key: value for key, value in report["run"].items() if key not in ("config", "seconds")}
+    return [
+        "",
+        "## This run",
+        "",
+        *(f"- {key}: {markdown_text(str(value))}" for key, value in run.items()),
+        "- wall time: " + ", ".join(f"{part} {taken:.1f} s" for part, taken in report["run"]["seconds"].items()),
+    ]
+
+
 def _caption(report: Mapping[str, Any], probe: str) -> str:
     protocol = report["protocol"]
     strength = f", λ = {protocol['l2']:g}" if PROBES[probe].configured else ""
@@ -269,11 +294,6 @@ def _caption(report: Mapping[str, Any], probe: str) -> str:
     kinds = sorted({one["dtype"] for one in report["weights"]} & {"bfloat16", "float16"})
     arithmetic = f", features in {' and '.join(kinds)}" if kinds else ""
     return f"Accuracy in % on {images:,} query images: {probe}{strength}, {spread}{arithmetic}"
-
-
-def _features(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(weights, features) in the order of the rows."""
-    return list(dict.fromkeys((row["weights"], row["features"]) for row in report["summary"]))
 
 
 def _plain(value: object) -> str:

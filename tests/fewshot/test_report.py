@@ -52,6 +52,7 @@ def report():
             "preprocessing": "squash to 256x256",
             "widths": {"tanh": 48},
             "dtype": "float32",
+            "baselines": {"pixels": id, "untrained": id},
         }
         return build_report(
             name,
@@ -194,6 +195,23 @@ def test_comparisons_stand_on_the_page_and_the_first_on_the_console(report):
     assert console[-1] == "… 3 more in report.md"
 
 
+def test_a_baseline_of_several_weights_stands_once_and_last_and_each_is_told_how_far_ahead_it_is(report):
+    found = report()
+    later = {**found["weights"][0], "id": "v", "baselines": {"pixels": "w", "untrained": "v"}}
+    found["weights"].append(later)
+    for part in ("results", "summary"):
+        own = [{**row, "weights": "v"} for row in found[part] if row["features"] != "pixels"]
+        found[part] += own
+    rows = [line.split()[:2] for line in table(found).splitlines()[2:7]]
+    assert rows == [["w", "tanh"], ["v", "tanh"], ["all", "weights"], ["w", "untrained"], ["v", "untrained"]]
+    page = markdown(found)
+    assert "| all weights | pixels | 42.00 ± 1.00 |" in page
+    for id in "wv":
+        assert f"| {id} | tanh - pixels | +20.00 |" in page
+    found["weights"].append({**later, "id": "u", "baselines": {}})
+    assert "| w and 1 more | pixels | 42.00 ± 1.00 |" in markdown(found)
+
+
 def test_the_page_holds_every_seed_and_all_that_is_needed_again(report):
     page = markdown(report())
     assert "| w | tanh | ridge | 5 | 65.00 | 66.00 | 67.00 |" in page
@@ -305,7 +323,7 @@ def test_words_with_underscores_stay_readable(report):
 def test_another_report_is_kept_and_the_same_one_written_again(report, tmp_path):
     def make(id):
         kept = set_aside(report(id), tmp_path / "report")
-        write_report(report(id) | {"seconds": {"probes": 9.0}}, tmp_path)
+        write_report(report(id) | {"run": {"seconds": {"probes": 9.0}}}, tmp_path)
         return kept and kept.name
 
     assert [make("a"), make("a"), make("b"), make("b"), make("a")] == [None, None, "report-1", None, "report-2"]

@@ -158,8 +158,12 @@ def test_networks_are_scored_alike_by_one_rank_and_by_two(digit_config, checkpoi
 
     features = {(row["weights"], row["features"]) for row in first["results"]}
     assert features == {("first", name) for name in ("tanh", "pre_tanh", "cls", "pixels", "untrained")} | {
-        ("second", name) for name in ("cls", "pixels", "untrained")
+        ("second", name) for name in ("cls", "untrained")
     }
+    assert [one["baselines"] for one in first["weights"]] == [
+        {"untrained": "first", "pixels": "first"},
+        {"untrained": "second", "pixels": "first"},
+    ]
     assert [(one["id"], one["step"], one["image_size"]) for one in first["weights"]] == [
         ("first", 3, 16),
         ("second", 3, 16),

@@ -1,0 +1,31 @@
+"""What the rows of a report are called in its tables and charts, and in which order they stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def ordered_features(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(weights, features) of the rows: as they stand in the report, baselines after the others."""
+    found = dict.fromkeys((row["weights"], row["features"]) for row in report["summary"])
+    return sorted(found, key=lambda pair: is_baseline(report, *pair))
+
+
+def is_baseline(report: Mapping[str, Any], id: str, feature: str) -> bool:
+    """Whether the rows of `feature` that stand under weights `id` are a baseline's."""
+    return any(one["baselines"].get(feature) == id for one in report["weights"])
+
+
+def weights_label(report: Mapping[str, Any], id: str, feature: str) -> str:
+    """The weights that rows are of: their id; of a baseline that several share, how many do."""
+    sharing = [one["id"] for one in report["weights"] if one["baselines"].get(feature) == id]
+    if len(sharing) < 2:
+        return id
+    return "all weights" if len(sharing) == len(report["weights"]) else f"{id} and {len(sharing) - 1} more"
+
+
+def headline_shots(report: Mapping[str, Any]) -> int:
+    """The shots of the headline: 5, or the most there are."""
+    shots: list[int] = report["protocol"]["shots"]
+    return 5 if 5 in shots else shots[-1]
