@@ -15,6 +15,7 @@ from typing import Any
 
 from pretrain import files
 from pretrain.errors import InputError
+from pretrain.record.lines import CHECK
 from pretrain.storage.location import local_path
 
 CONFIG, METRICS, QUARANTINE, EVENTS = "config.json", "metrics.jsonl", "quarantine.jsonl", "events.jsonl"
@@ -76,7 +77,8 @@ class RunFolder:
             return {}
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         found = [line for line in lines if '"loss": ' not in line and line.endswith("\n")]  # as `evaluated`
-        return {name: value for name, value in json.loads(found[-1]).items() if name != "step"} if found else {}
+        last = json.loads(found[-1]) if found else {}
+        return {name: value for name, value in last.items() if name not in ("step", "at", CHECK)}
 
     def evaluated(self, step: int) -> bool:
         """Whether `metrics.jsonl` has an evaluation after `step` steps: its only lines without a loss."""

@@ -66,7 +66,7 @@ class Metrics:
         self._world, self._every, self._of = world, section.every, workload
         peaks = [peak for peak in all_gather_list([workload.peak_flops]) if peak is not None]
         self._peak = sum(peaks) if len(peaks) == world.size else None
-        self._lines = Lines(folder.metrics)  # rank 0's
+        self._lines = Lines(folder.metrics, checked=world.main)  # rank 0's
         self._writer: Any = None
         if section.tensorboard:
             self._writer = together(lambda: _writer(folder, start) if world.main else None)
@@ -158,6 +158,11 @@ class Metrics:
             return
         self.say(f"step {done}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
         self._write(done, values)
+
+    @property
+    def check(self) -> str:
+        """The running check of metrics.jsonl; empty on ranks other than 0."""
+        return self._lines.check
 
     def say(self, line: str) -> None:
         """A line on rank 0's console."""

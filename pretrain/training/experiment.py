@@ -301,6 +301,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, e
             "guard": guard.state(),
             "config": setup.resolved,
             "origin": setup.origin,
+            "metrics": metrics.check,
         }
 
     with ExitStack() as stack:

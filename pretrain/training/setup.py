@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import ceil, log2
 from typing import Any
 
@@ -189,15 +190,24 @@ def check_index(index: Index, key: str, world: World, timeouts: Timeouts | None 
 
 
 def machines(setup: Setup) -> dict[str, Any]:
-    """On what the run trains, and how it is laid out, as its event `start` tells. Collective."""
-    layout = setup.recipe.layout
+    """What the event `start` tells of a run, as a resume may change it. Collective.
+
+    On what it trains and how it is laid out; what its files are to hold: lines of metrics, learning rates, an audit.
+    """
+    config, layout, schedule = setup.config, setup.recipe.layout, setup.recipe.schedule
     return {
         "ranks": layout.ranks,
         "hosts": len(set(all_gather_list([socket.gethostname()]))),
         "device": device_name(setup.world.device),
-        "zero_stage": setup.config.deepspeed.stage,
+        "torch": version("torch"),
+        "zero_stage": config.deepspeed.stage,
         "micro_batch": layout.micro_batch,
         "global_batch": layout.global_batch,
+        "steps": schedule.steps,
+        "lr": schedule.lr,
+        "schedule": schedule.section.model_dump(mode="json"),
+        "logging_every": config.logging.every,
+        "audit": config.data.audit,
     }
 
 
