@@ -4,6 +4,33 @@ import json
 
 import pytest
 
+from tests.conftest import history
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_run_trains_bit_for_bit_as_without_it(run, digits, tiny_config, tmp_path, stage):
+    """Losses and gradient norms too are equal, with all that draws at random switched on."""
+    plain = tiny_config(
+        tmp_path / "plain.json",
+        model={"dropout": 0.2, "drop_path": 0.2, "layers": 2},
+        data={"mixup": 0.4, "audit": True},
+        train={"steps": 3},
+        optimizer={"averaging": {"decay": 0.9}},
+        deepspeed={"zero_optimization": {"stage": stage}},
+    )
+    section = {"every": 1, "support": str(digits / "train"), "query": str(digits / "test"), "shots": [5]}
+    scored = tmp_path / "scored.json"
+    scored.write_text(json.dumps(json.loads(plain.read_text()) | {"fewshot": section}))
+    found = {}
+    for config in (plain, scored):
+        done = run("launch/pretrain.py", "--config", config, "--out", tmp_path / config.stem, ranks=2)
+        assert done.returncode == 0, done.stderr
+        found[config.stem] = history(tmp_path / config.stem)
+    assert found["scored"].trained == found["plain"].trained
+    assert [step for step, *_ in found["plain"].losses] == [1, 2, 3]
+    names = {"fewshot/5shot_ridge", "averaged/fewshot/5shot_ridge"}
+    assert [line["step"] for line in found["scored"].metrics if names <= set(line)] == [1, 2, 3]
+
 
 @pytest.mark.long
 def test_in_the_runs_arithmetic_the_score_afterwards_is_the_logged_one(run, digits, tmp_path):
