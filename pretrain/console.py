@@ -30,10 +30,15 @@ def printable(text: str) -> str:
 
 
 def isolated(name: str) -> str:
-    """A name that is to stand beside other text, printable. One with right-to-left letters is isolated as in Unicode's
-    UAX 9: it reads in its own direction, and what stands before and after it keeps its place.
+    """A name or path that is to stand beside other text, printable. What has right-to-left letters, of a path each part,
+    is isolated as in Unicode's UAX 9: it reads in its own direction, and what stands beside it keeps its place.
     """
-    turns = any(unicodedata.bidirectional(letter) in ("R", "AL", "AN") for letter in _escaped(_ISOLATED.sub("", name)))
+    return "/".join(map(_isolated, name.split("/")))
+
+
+def _isolated(name: str) -> str:
+    others = _escaped(_ISOLATED.sub("", name))
+    turns = any(unicodedata.bidirectional(letter) in ("R", "AL", "AN") for letter in others)
     return f"{ISOLATE}{_escaped(name)}{END}" if turns else printable(name)
 
 

@@ -62,7 +62,7 @@ def write(view: View, folder: Path) -> Path:
 def build_page(view: View) -> Page:
     """The page of a view."""
     weights, spec = view.weights, view.weights.spec
-    page = Page(f"Inside {weights.source}")
+    page = Page(f"Inside {isolated(str(weights.source))}")
     page.cards(
         {
             "weights": "averaged" if weights.averaged else "raw",
@@ -170,6 +170,7 @@ def draw_distances(figure: Figure, attention: Attention) -> None:
         axes.scatter(range(1, layers + 1), distances[:, head], s=16, color=colours[head], label=f"head {head + 1}")
     axes.axhline(attention.uniform, color=GREY, linestyle=":")
     axes.set_ylim(0, 1.08 * max(attention.uniform, distances.max()) or 1)
+    axes.set_xlim(0.5, layers + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer; dotted: attention to all patches alike", fontsize=9)
     axes.set_ylabel("pixels", fontsize=9)

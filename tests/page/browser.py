@@ -87,7 +87,7 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def open(self, page: Path, *, width: int, dark: bool = False, media: str = "screen") -> Opened:
+    def open(self, page: Path, *, width: int, dark: bool = False, media: str = "") -> Opened:
         """Open a file in a window `width` pixels wide and look at what happens."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])

@@ -168,6 +168,8 @@ def test_a_name_from_right_to_left_leaves_its_neighbours_where_they_are():
     assert isolated(isolated(HEBREW)) == isolated(HEBREW)
     for shown in (html_text(pair), markdown_text(pair), shortened(pair, 40), isolated(pair), *Table([pair], []).text()):
         assert shown == pair
+    # The parts of a path stay in their order too.
+    assert isolated(f"/{HEBREW}/5/{ARABIC}") == f"/\u2068{HEBREW}\u2069/5/\u2068{ARABIC}\u2069"
     # What stands within an isolated name cannot end it.
     assert isolated(f"{HEBREW}\u2069 x") == f"\u2068{HEBREW}\\u2069 x\u2069"
     # One that is cut is ended.
