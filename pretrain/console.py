@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def isolated(name: str) -> str:
-    """A name or path that is to stand beside other text, printable. What has right-to-left letters, of a path each part,
+    """A name or path to stand beside other text, printable. One with right-to-left letters (of a path, each such part)
     is isolated as in Unicode's UAX 9: it reads in its own direction, and what stands beside it keeps its place.
     """
     return "/".join(map(_isolated, name.split("/")))

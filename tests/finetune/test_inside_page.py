@@ -85,7 +85,7 @@ def test_every_figure_is_told_in_words(written):
     assert "3 × 3 learned position embeddings" in embeddings
     assert "over 20 images" in distance
     assert "12.png" in rollout
-    assert sum(tag == "source" for tag, _ in parsed.tags) == 3  # the dark page's
+    assert len(list(parsed.images(dark=True))) == 3
 
 
 def test_hostile_names_show_as_they_are(written):

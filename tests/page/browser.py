@@ -114,6 +114,15 @@ class Browser:
             window_width=overflow[1],
         )
 
+    def charts_on_paper(self) -> set[str]:
+        """Of the page that is open, what colours its charts would be printed in: light, dark."""
+        scheme = self.run("matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'")
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", media="print", features=features)
+        shown = self.run("[...document.images].filter(image => image.offsetWidth).map(image => image.className)")
+        self.call("Emulation.setEmulatedMedia", media="", features=features)
+        return {"light", "dark"} & set(shown)
+
     def faults(self) -> list[str]:
         """What axe-core objects to on the page that is open, a line each: impact, rule, elements."""
         self.run(Path(str(AXE)).read_text(encoding="utf-8") + "; 0")

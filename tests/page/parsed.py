@@ -18,7 +18,7 @@ class ParsedPage(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img", "source"):
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -27,10 +27,10 @@ class ParsedPage(HTMLParser):
     def handle_data(self, data):
         self.text.append(data)
 
-    def images(self):
-        """(attributes, decoded image) of every img."""
+    def images(self, dark=False):
+        """(attributes, decoded image) of every img of the light page, or of those that only the dark page has."""
         for tag, attributes in self.tags:
-            if tag == "img":
+            if tag == "img" and (attributes.get("class") == "dark") == dark:
                 _, data = attributes["src"].split(";base64,")
                 image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
                 image.load()

@@ -106,6 +106,7 @@ def test_a_page_in_a_browser(name, pages, browser, request):
     opened = browser.open(page, width=PAPER, media="print")
     assert opened.content_width <= PAPER
     browser.open(page, width=DESK, dark=True)
+    assert browser.charts_on_paper() == {"light"}
     pdf = browser.pdf()
     assert page_count(pdf) > 0
     if kept:
