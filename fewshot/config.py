@@ -70,10 +70,6 @@ class ProtocolSection(Section):
     @field_validator("probes")
     @classmethod
     def _known_probes(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
-        if "sgd" in probes:
-            raise ValueError(
-                "sgd is not among this version's probes; logistic trains the same linear layer to its optimum"
-            )
         return _known(probes, PROBES)
 
     @field_validator("features")

@@ -18,6 +18,7 @@ from fewshot.config import ProtocolSection
 from fewshot.features import headline
 from fewshot.given import GivenFeatures
 from fewshot.probes.fitted import Fitted
+from fewshot.probes.support import Support
 from fewshot.probes.table import PROBES, SWEPT
 from fewshot.task import Draw, Task, draw_support
 from pretrain.progress import Progress
@@ -153,12 +154,13 @@ def score(
     largest = max(len(draw.ids) for draw in draws) * features.query.shape[1] * classes
     with _threads_for(largest):
         for draw in draws:
-            support = torch.from_numpy(features.rows(draw.ids)).to(device).double()
+            rows = torch.from_numpy(features.rows(draw.ids)).to(device).double()
             labels = torch.from_numpy(draw.labels).to(device)
-            fits = {}
+            support = Support(rows, labels, classes)
             for probe in [PROBES[name] for name in protocol.probes]:
-                l2 = protocol.l2 if probe.configured else probe.l2
-                fitted = fits[probe.name] = probe.fit(support, labels, classes, l2 or 0.0)
+                told = protocol.l2 if probe.configured else probe.l2
+                fitted = probe.fit(support, told or 0.0)
+                l2 = told if fitted.l2 is None else fitted.l2
                 classified = predict(fitted, features.query, device)
                 right = share_right(classified, query_labels)
                 row = Result("", probe.name, "", draw.shots, draw.seed, l2, right, fitted.converged)
@@ -166,7 +168,7 @@ def score(
                 if leading or probe.name == protocol.probes[0]:
                     scores.predicted[row] = classified.astype(smallest)
             if leading and protocol.oracle:
-                swept = fits.get(SWEPT.name) or SWEPT.fit(support, labels, classes, protocol.l2)
+                swept = SWEPT.fit(support, protocol.l2)
                 assert swept.with_l2 is not None
                 curve = [
                     share_right(predict(swept.with_l2(l2), features.query, device), query_labels) for l2 in SWEPT.sweep

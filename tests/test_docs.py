@@ -15,6 +15,7 @@ import pretrain.engine.optimizer
 import pretrain.weights.formats.format
 import pretrain.weights.formats.table
 import pretrain.weights.read
+from fewshot.probes.support import Support
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec, spec_from_arch
 from pretrain.model.vit import VisionTransformer
@@ -87,7 +88,7 @@ def test_the_probe_of_the_page_separates(monkeypatch):
     exec(snippets()["A probe"], names)
     labels = torch.arange(12) % 4
     features = torch.nn.functional.one_hot(labels, 4).double() + 0.01 * torch.randn(12, 4, dtype=torch.double)
-    assert names["PROBES"]["cosine_mean"].fit(features, labels, 4, 0.0)(features).tolist() == labels.tolist()
+    assert names["PROBES"]["cosine_mean"].fit(Support(features, labels, 4), 0.0)(features).tolist() == labels.tolist()
 
 
 def test_the_layer_of_the_page_is_found(monkeypatch):

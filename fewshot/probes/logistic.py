@@ -7,21 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewshot.probes.fitted import Fitted
-from fewshot.probes.ridge import Scaling
+from fewshot.probes.support import Support
 
 LOGISTIC_L2 = 1.0
 ITERATIONS, GRADIENT = 1000, 1e-6
 
 
-def fit_logistic(support: Tensor, labels: Tensor, classes: int, l2: float) -> Fitted:
+def fit_logistic(support: Support, l2: float) -> Fitted:
     """One linear layer under softmax cross-entropy, trained to its optimum: full-batch L-BFGS from zero.
 
     Minimises Σᵢ CE(Wxᵢ + b, yᵢ) + λ/2·‖W‖² on standardised features, b free: with λ = 1 what scikit-learn's
     LogisticRegression does by default (C = 1). Converged is a mean gradient of at most 100 · GRADIENT after at most
     ITERATIONS.
     """
-    scaling = Scaling.of(support)
-    x = scaling(support)
+    x, labels, classes = support.scaled, support.labels, support.classes
     n, d = x.shape
     weight, bias = x.new_zeros(d, classes, requires_grad=True), x.new_zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -42,6 +41,6 @@ def fit_logistic(support: Tensor, labels: Tensor, classes: int, l2: float) -> Fi
         optimizer.step(loss)
         loss()
     left = max(float(p.grad.abs().max()) for p in (weight, bias) if p.grad is not None)
-    solved, offset = weight.detach(), bias.detach()
+    scores = support.scaling.linear(weight.detach(), bias.detach())
     # Not "left > …": of features so large that the loss overflows, the gradient is NaN.
-    return Fitted(lambda features: scaling(features) @ solved + offset, left <= 100 * GRADIENT)
+    return Fitted(scores, converged=left <= 100 * GRADIENT)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as Reference
 
-from fewshot.probes.ridge import SWEEP, Ridge, Scaling, decompose
+from fewshot.probes.decomposition import decompose
+from fewshot.probes.ridge import SWEEP, fit_ridge
+from fewshot.probes.support import Scaling, Support
 from fewshot.task import draw_support
 
 REGIMES = {"more rows than columns": (200, 24), "fewer rows than columns": (40, 90), "as many": (60, 59)}
@@ -34,11 +36,11 @@ def test_the_closed_form_solves_the_normal_equations(labelled, l2):
 
 def test_weights_are_those_of_scikit_learn(labelled):
     x, labels = labelled
-    probe = Ridge.fit(x, labels, 5)
     # Not seen in the predictions: with as many images of each class the bias is the same for all.
     design = np.concatenate([Scaling.of(x)(x), np.full((len(x), 1), 100.0)], axis=1)
     reference = Reference(alpha=1024.0, fit_intercept=False, solver="cholesky").fit(design, targets(labels))
-    assert np.allclose(probe.solved.weights(1024.0).T, reference.coef_, rtol=0, atol=1e-9)
+    found = Support(x, labels, 5).decomposition.weights(1024.0)
+    assert np.allclose(found.T, reference.coef_, rtol=0, atol=1e-9)
 
 
 def literally(support_x, support_y, query_x, l2):
@@ -61,7 +63,7 @@ def literally(support_x, support_y, query_x, l2):
 def test_predictions_are_those_of_the_protocol_word_for_word(digits, shots):
     x, y, query_x, _ = digits
     (draw,) = draw_support(y, classes=10, shots=[shots], seeds=[0])
-    found = Ridge.fit(torch.from_numpy(x[draw.ids]), torch.from_numpy(draw.labels), 10).classifier(1024.0)
+    found = fit_ridge(Support(torch.from_numpy(x[draw.ids]), torch.from_numpy(draw.labels), 10), 1024.0)
     expected = literally(x[draw.ids].astype(np.float64), draw.labels, query_x.astype(np.float64), 1024.0)
     assert found(torch.from_numpy(query_x)).tolist() == expected.tolist()
 
@@ -79,16 +81,16 @@ def test_one_decomposition_serves_the_whole_sweep(labelled):
 def test_the_probe_is_fp64_although_features_are_not(labelled):
     x, labels = labelled
     shifted = (x + 1e3).float()
-    assert torch.equal(
-        Ridge.fit(shifted, labels, 5).solved.weights(1.0),
-        Ridge.fit(shifted.double(), labels, 5).solved.weights(1.0),
+    single, double = (
+        Support(features, labels, 5).decomposition.weights(1.0) for features in (shifted, shifted.double())
     )
+    assert torch.equal(single, double)
 
 
 def test_a_feature_that_never_varies_does_no_harm(labelled):
     x, labels = labelled
     padded = torch.cat([x, x.new_full((len(x), 1), 7.0)], dim=1)
-    plain, wide = (Ridge.fit(features, labels, 5).classifier(1.0) for features in (x, padded))
+    plain, wide = (fit_ridge(Support(features, labels, 5), 1.0) for features in (x, padded))
     assert torch.equal(plain(x), wide(padded))
 
 

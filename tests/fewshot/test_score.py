@@ -39,7 +39,8 @@ def test_every_probe_is_scored_on_every_draw(digits):
 def test_lambda_stands_where_there_is_one(digits):
     results = scored(digits, shots=(1,), seeds=(0,)).results
     assert {row.probe: row.l2 for row in results} == {
-        "ridge": 1024.0, "logistic": 1.0, "knn10": None, "knn20": None, "nearest_mean": None,
+        "ridge": 1024.0, "ridge_held_out": 1024.0, "logistic": 1.0, "sgd": None, "knn10": None, "knn20": None,
+        "nearest_mean": None,
     }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def test_small_problems_take_one_thread_and_give_the_others_back(digits, monkeyp
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
-        scored(digits, shots=(1,), seeds=(0,), advance=lambda: seen.append(torch.get_num_threads()))
+        scored(digits, probes=("ridge",), shots=(1,), seeds=(0,), advance=lambda: seen.append(torch.get_num_threads()))
         assert (seen, torch.get_num_threads()) == ([within], 2)
     finally:
         torch.set_num_threads(before)
@@ -140,8 +141,8 @@ def test_a_probe_that_has_not_converged_is_told_in_its_row_and_in_the_mean(digit
 
 
 def test_another_probe_is_one_entry_in_the_table(digits, monkeypatch):
-    def fit(support, labels, classes, l2):
-        return probes.Fitted(lambda features: torch.zeros(len(features), classes))
+    def fit(support, l2):
+        return probes.Fitted(lambda features: torch.zeros(len(features), support.classes))
 
     monkeypatch.setitem(probes.PROBES, "first", probes.Probe("first", "always the first class", fit, l2=2.0))
     results = scored(digits, probes=("first",), shots=(1,), seeds=(0,)).results
