@@ -287,7 +287,8 @@ def _run(report: Mapping[str, Any]) -> list[str]:
 
 def _caption(report: Mapping[str, Any], probe: str) -> str:
     protocol = report["protocol"]
-    strength = f", λ = {protocol['l2']:g}" if PROBES[probe].configured else ""
+    chosen = ", λ chosen on the support set" if PROBES[probe].chosen else ""
+    strength = chosen or (f", λ = {protocol['l2']:g}" if PROBES[probe].configured else "")
     seeds = protocol["seeds"]
     spread = f"mean ± std over seeds {' '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     images = protocol["images"]["query"]["images"]
