@@ -14,14 +14,23 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the root, not launc
 
 import argparse
 
+from pretrain.console import deliver, say
+from pretrain.errors import InputError
 from pretrain.history.history import RunHistory
 from pretrain.ranks.command import DONE, Parser, run_command
+
+REPORT = "report"  # in the folder of the run
 
 
 def main() -> int:
     args = parser().parse_args()
-    for path in args.runs:
-        RunHistory.read(path)
+    if len(args.runs) > 1 and args.out is None and not args.verify:
+        raise InputError("--out: not given; the page of several runs needs a folder, e.g. --out runs/compared")
+    runs = [RunHistory.read(path) for path in args.runs]
+    from pretrain.history.page import summary, write_page  # matplotlib
+
+    deliver(summary(runs))
+    say(f"page: {write_page(runs, args.out or runs[0].folder.path / REPORT)}")
     return DONE
 
 

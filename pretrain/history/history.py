@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pretrain import files
 from pretrain.errors import InputError
-from pretrain.record.folder import CONFIG, RunFolder
+from pretrain.record.folder import CLAIM, CONFIG, RunFolder
 
 Line = dict[str, Any]
 ENDS = ("finished", "stopped", "failed")
@@ -84,6 +89,8 @@ class RunHistory:
             config = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{folder.path / CONFIG}: no JSON: {error}") from None
+        if not isinstance(config, dict) or not {"name", "train"} <= config.keys():
+            raise InputError(f"{folder.path / CONFIG}: not that of a run: it has no name, or no section train")
         metrics = read_lines(folder.metrics)
         return cls(
             folder,
@@ -101,6 +108,35 @@ class RunHistory:
         return str(self.config["name"])
 
     @property
+    def steps(self) -> int:
+        """The length of the whole run."""
+        return int(self.config["train"]["steps"])
+
+    @property
+    def global_batch(self) -> int:
+        """Images of a step."""
+        return int(self.config["train"]["global_batch"])
+
+    @property
+    def step(self) -> int:
+        """Completed steps, as far as they are written down."""
+        return max((int(line["step"]) for line in (*self.lines[-1:], *self.events[-1:])), default=0)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a process holds the folder's claim, now."""
+        try:
+            file = (self.folder.path / CLAIM).open("rb")
+        except OSError:
+            return False
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+            except OSError as error:
+                return error.errno in (errno.EACCES, errno.EAGAIN)
+        return False
+
+    @cached_property
     def attempts(self) -> tuple[Attempt, ...]:
         """The starts of the run, in their order; empty where they were not recorded."""
         begins = [number for number, event in enumerate(self.events) if event["event"] == "start"]
@@ -108,13 +144,14 @@ class RunHistory:
             (line for line in (*self.lines, *self.evaluations, *self.discarded) if "at" in line),
             key=lambda line: float(line["at"]),
         )
-        found = []
-        for begin, end in zip(begins, [*begins[1:], len(self.events)], strict=True):
-            events = self.events[begin:end]
-            until = float(self.events[end]["at"]) if end < len(self.events) else float("inf")
-            lines = tuple(line for line in written if float(events[0]["at"]) <= float(line["at"]) < until)
-            found.append(Attempt(events[0], events, lines))
-        return tuple(found)
+        times = [float(line["at"]) for line in written]
+        firsts = [bisect_left(times, float(self.events[begin]["at"])) for begin in begins]
+        return tuple(
+            Attempt(self.events[begin], self.events[begin:end], tuple(written[first:until]))
+            for (begin, end), (first, until) in zip(
+                pairwise([*begins, len(self.events)]), pairwise([*firsts, len(written)]), strict=True
+            )
+        )
 
 
 def read_lines(path: Path) -> tuple[Line, ...]:

@@ -53,6 +53,20 @@ def bytes_text(count: float) -> str:
     return f"{count / scale:.0f} {unit}" if count >= 99.5 * scale else f"{count / scale:.3g} {unit}"
 
 
+def number_text(value: float) -> str:
+    """A number as a person says it: three digits, however small; whole from a hundred on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 3m05s, 7h12m, 3d04h."""
+    whole = round(seconds)
+    for unit, below, name, lower in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
+        if whole >= unit:
+            return f"{whole // unit}{name}{whole % unit // below:02d}{lower}"
+    return f"{whole}s"
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under a header. The first `names` columns are names, aligned left; the others are figures."""

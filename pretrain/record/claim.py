@@ -14,8 +14,8 @@ from pathlib import Path
 from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World, together
+from pretrain.record.folder import CLAIM
 
-_FILE = ".claim"
 _ENDING = 10.0  # seconds for a run that is just ending
 _LEASE = 120.0  # seconds for a run on another host: of a host that is lost, NFSv4 releases the lock after 90
 
@@ -30,7 +30,7 @@ def claimed(folder: Path, world: World) -> Iterator[None]:
     Raises:
         InputError: another run holds it.
     """
-    handle = together(lambda: _lock(folder / _FILE) if world.main else None)
+    handle = together(lambda: _lock(folder / CLAIM) if world.main else None)
     try:
         yield
     finally:

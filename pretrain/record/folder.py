@@ -19,6 +19,7 @@ from pretrain.record.lines import CHECK
 from pretrain.storage.location import local_path
 
 CONFIG, METRICS, QUARANTINE, EVENTS = "config.json", "metrics.jsonl", "quarantine.jsonl", "events.jsonl"
+CLAIM = ".claim"  # locked while a run is under way
 CHECKPOINTS, AUDIT, TENSORBOARD, INSPECTION = "checkpoints", "audit", "tensorboard", "inspection"
 
 

@@ -13,11 +13,12 @@ import torch
 
 from pretrain.console import say
 from pretrain.engine.step import Update
+from pretrain.page.text import duration_text, number_text
 from pretrain.ranks.collectives import World, all_gather_list, gather_rows, together
 from pretrain.record.folder import RunFolder
 from pretrain.record.lines import Lines
 from pretrain.record.pulse import Pulse, Window
-from pretrain.record.section import LoggingSection
+from pretrain.record.section import TELLING, LoggingSection
 from pretrain.stream.counters import Counters
 
 # Where a rank's data spend their time: thread-milliseconds per image.
@@ -27,7 +28,6 @@ _PARTS = ("read", "starved", "decode", "augment", "collate")
 # which all ranks take as long as the slowest. (ZeRO 3 gathers parameters in the forward pass already: there only the
 # data tell the ranks apart.)
 PARTS = ("data", "forward")
-TELLING = 1.2  # an excess that the progress line mentions
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ class Metrics:
         width = len(str(self._of.steps))
         line = (
             f"step {done:>{width}}/{self._of.steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"grad {figure(values['grad_norm'])}  {figure(values['images_per_second'])} images/s  "
+            f"grad {number_text(values['grad_norm'])}  {number_text(values['images_per_second'])} images/s  "
             f"data wait {values['data_wait']:.0%}  "
             + (f"MFU {values['mfu']:.1%}  " if values["mfu"] is not None else "")
-            + f"{clock(seconds_left)} left"
+            + f"{duration_text(seconds_left)} left"
         )
         if self._skipped:
             line += f"  {self._skipped} updates skipped"
@@ -227,21 +227,7 @@ def slowest(times: Sequence[Sequence[float]]) -> Straggler:
     return Straggler(rank, part, totals[rank] / max(statistics.median_low(totals), 1e-9))
 
 
-def figure(value: float) -> str:
-    """A number as a person says it: three digits, however small; whole from a hundred on."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _writer(folder: RunFolder, start: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a person says them: 42s, 3m05s, 7h12m, 3d04h."""
-    whole = round(seconds)
-    for unit, below, name, lower in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
-        if whole >= unit:
-            return f"{whole // unit}{name}{whole % unit // below:02d}{lower}"
-    return f"{whole}s"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pretrain.section import Section, key
 
+TELLING = 1.2  # excess of the slowest rank's time over the usual one's that is told
+
 
 class LoggingSection(Section):
     """What is written down, and how often."""

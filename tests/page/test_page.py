@@ -12,7 +12,7 @@ from pretrain.console import isolated
 from pretrain.errors import InputError
 from pretrain.page.figure import DARK_PAPER, draw_png, name_style
 from pretrain.page.page import THUMBNAIL, Chart, Group, Page, Picture, check_target
-from pretrain.page.text import Table, bytes_text, html_text, markdown_text, shortened
+from pretrain.page.text import Table, bytes_text, duration_text, html_text, markdown_text, number_text, shortened
 from tests.page.parsed import ParsedPage
 
 NAME = '5$ & <b>6$\x1b]0;title\x07\u202e\n\udce9 "quoted"'
@@ -212,3 +212,18 @@ def test_a_file_that_cannot_be_written_is_refused(page, tmp_path):
     with pytest.raises(InputError, match=r"x\.html: No such file"):
         page.write(tmp_path / "no" / "x.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_have_three_digits_however_small():
+    values = {12_345.6: "12,346", 100: "100", 23.456: "23.5", 2.5: "2.5", 0.0512: "0.0512", 0: "0"}
+    assert {value: number_text(value) for value in values} == values
+
+
+def test_time_left_reads_as_people_say_it():
+    assert [duration_text(s) for s in (0.4, 42, 185, 7 * 3600 + 720, 3 * 86400 + 4 * 3600)] == [
+        "0s",
+        "42s",
+        "3m05s",
+        "7h12m",
+        "3d04h",
+    ]

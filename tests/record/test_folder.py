@@ -11,7 +11,6 @@ import torch
 from pretrain.errors import InputError
 from pretrain.ranks.collectives import World
 from pretrain.record.folder import RunFolder
-from pretrain.record.metrics import clock
 from pretrain.training.config import RunConfig
 from pretrain.training.experiment import begin
 
@@ -88,13 +87,3 @@ def test_the_config_record_says_what_it_ran_under(tmp_path):
     assert {"torch", "deepspeed", "webdataset", "python"} <= set(record["versions"])
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"config.json", "checkpoints"}, "nothing is left beside it"
-
-
-def test_time_left_reads_as_people_say_it():
-    assert [clock(s) for s in (0.4, 42, 185, 7 * 3600 + 720, 3 * 86400 + 4 * 3600)] == [
-        "0s",
-        "42s",
-        "3m05s",
-        "7h12m",
-        "3d04h",
-    ]

@@ -12,7 +12,7 @@ from pretrain.plan.peak import listed, peak_flops, unlisted
 from pretrain.ranks.collectives import World
 from pretrain.record import pulse as module
 from pretrain.record.folder import RunFolder
-from pretrain.record.metrics import Metrics, Workload, figure
+from pretrain.record.metrics import Metrics, Workload
 from pretrain.record.pulse import Pulse
 from pretrain.record.section import LoggingSection
 from pretrain.stream.counters import Counters
@@ -123,8 +123,3 @@ def test_a_slow_run_shows_digits(lines):
     _, console = lines(320.0, None)
     assert "0.05 images/s" in console
     assert "grad 0.0034" in console
-
-
-def test_figures_have_three_digits_however_small():
-    values = {12_345.6: "12,346", 100: "100", 23.456: "23.5", 2.5: "2.5", 0.0512: "0.0512", 0: "0"}
-    assert {value: figure(value) for value in values} == values

@@ -1,0 +1,222 @@
+"""The page of one run or several."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pretrain import files
+from pretrain.history.curves import charts, loss_chart
+from pretrain.history.history import RunHistory
+from pretrain.history.marks import ending, starts_table
+from pretrain.history.overlay import Overlay, flat
+from pretrain.history.saved import saved_checkpoints
+from pretrain.history.scores import score_charts, scores_table
+from pretrain.history.series import COLUMNS, Series
+from pretrain.page.page import Page
+from pretrain.page.text import Table, bytes_text, number_text, shortened
+
+NAME = "run.html"
+_NAMED = 4  # runs in the title
+_SHOWN = 60  # letters of a value that differs between configs
+
+
+def run_page(runs: Sequence[RunHistory]) -> Page:
+    """The page of `runs`. Raises InputError where a run is given twice, or a line holds what is no number."""
+    overlay = Overlay.of(runs)
+    page = Page(_title(overlay))
+    if len(runs) == 1:
+        page.cards(headline(runs[0]))
+    else:
+        page.table(_runs_table(overlay))
+    page.notes(_faults(overlay), warning=True)
+    loss = loss_chart(overlay)
+    page.grid([*([loss] if loss else []), *charts(overlay)])
+    page.notes(_reading(overlay))
+    if evaluated := scores_table(overlay):
+        page.heading("Evaluations while training")
+        page.grid(score_charts(overlay))
+        page.table(evaluated)
+    page.heading("Starts")
+    for run, label in zip(runs, overlay.labels, strict=True):
+        if run.attempts:
+            page.table(starts_table(run, label if len(runs) > 1 else ""))
+    page.heading("What the runs are" if len(runs) > 1 else "What the run is")
+    if len(runs) > 1:
+        page.table(_differences_table(overlay))
+    for run, label in zip(runs, overlay.labels, strict=True):
+        page.facts(({"run": label} if len(runs) > 1 else {}) | protocol(run))
+        if command := run.config.get("command"):
+            page.command(shlex.join(map(str, command)))
+        if kept := checkpoints_table(run, label if len(runs) > 1 else ""):
+            page.table(kept)
+    return page
+
+
+def _title(overlay: Overlay) -> str:
+    more = [f"{len(overlay.labels) - _NAMED} more"] if len(overlay.labels) > _NAMED else []
+    return "Run" + "s" * (len(overlay.runs) > 1) + " " + " · ".join([*overlay.labels[:_NAMED], *more])
+
+
+# How it stands
+
+
+def state(run: RunHistory) -> str:
+    """Whether the run is going on, or how it ended."""
+    if run.attempts:
+        return ending(run, len(run.attempts) - 1)
+    if run.under_way:
+        return "going on"
+    return "finished" if run.step >= run.steps else "ended early"
+
+
+def headline(run: RunHistory) -> dict[str, str]:
+    """The figures that come first."""
+    found = {"state": state(run), "steps": f"{run.step:,} of {run.steps:,}"}
+    if run.lines:
+        found["images"] = f"{run.lines[-1]['images']:,}"
+        found["epoch"] = f"{run.lines[-1]['epoch']:.2f}"
+        for name, title in (("loss", "loss, smoothed"), ("images_per_second", "images/s, smoothed")):
+            known = Series.of(run.lines, name).smoothed().known
+            found[title] = number_text(known.y[-1]) if len(known.y) else "no number"
+    return found
+
+
+def _runs_table(overlay: Overlay) -> Table:
+    of_runs = [headline(run) for run in overlay.runs]
+    names = list(dict.fromkeys(name for found in of_runs for name in found))
+    rows = [
+        [label, *(found.get(name, "–") for name in names)] for label, found in zip(overlay.labels, of_runs, strict=True)
+    ]
+    return Table(["run", *names], rows)
+
+
+def summary(runs: Sequence[RunHistory]) -> list[str]:
+    """For the console: how each run stands, and what its last evaluation found."""
+    overlay = Overlay.of(runs)
+    found = []
+    for run, label in zip(runs, overlay.labels, strict=True):
+        figures = headline(run)
+        found.append(f"{label}: {', '.join(f'{name} {figure}' for name, figure in figures.items())}")
+        if run.evaluations:
+            last = run.evaluations[-1]
+            values = {name: value for name, value in last.items() if name not in ("step", "at")}
+            told = "  ".join(f"{name} {'none' if value is None else f'{value:.4g}'}" for name, value in values.items())
+            found.append(f"  step {last['step']:,}: {told}")
+    return [*found, *_faults(overlay)]
+
+
+def _faults(overlay: Overlay) -> Iterable[str]:
+    """What is amiss with the runs, or not known of them, a sentence each."""
+    for run, label in zip(overlay.runs, overlay.labels, strict=True):
+        of_run = f"{label}: " if len(overlay.runs) > 1 else ""
+        none = [line["step"] for line in run.lines if line["loss"] is None]
+        if not run.lines:
+            yield f"{of_run}no training step has been logged yet."
+        if none:
+            where = (
+                f"step {none[0]:,}" if len(none) == 1 else f"{len(none):,} logged steps, {none[0]:,} to {none[-1]:,}"
+            )
+            yield f"{of_run}the loss was no number at {where}: a gap in its curve."
+        if not run.events:
+            yield (
+                f"{of_run}there is no {run.folder.events.name}, which earlier versions did not write: starts, "
+                "saves and what the time went to are not known."
+            )
+
+
+def _reading(overlay: Overlay) -> list[str]:
+    """How to read the charts."""
+    longest = max((Series.of(run.lines, "loss") for run in overlay.runs), key=lambda series: len(series.x))
+    found = []
+    if len(longest.x) > 2 * COLUMNS:
+        found.append(
+            f"Faint: from the least to the largest of the values in each of {COLUMNS:,} parts of the axis, so no peak "
+            "is lost; the line is the mean of the smoothed values there."
+        )
+    elif longest.span > 1:
+        found.append("Faint: each logged value.")
+    if longest.span > 1:
+        found.append(
+            f"Smoothed: exponential average over {longest.span:,} logged values, a fiftieth of them (weight "
+            f"{1 - 1 / longest.span:.4g}), without a bias towards the first, as in TensorBoard."
+        )
+    if any(run.discarded for run in overlay.runs):
+        found.append("Dotted curves: steps that a resume or a roll-back took back and that were trained again.")
+    if any(len(run.attempts) > 1 for run in overlay.runs):
+        found.append("Dotted upright lines: resumes.")
+    if overlay.by_images:
+        found.append("The axis counts images, because the runs' global batches differ.")
+    return found
+
+
+# What it is
+
+
+def protocol(run: RunHistory) -> dict[str, str]:
+    """The recorded facts of a run: network, data, recipe, versions."""
+    config, train = run.config, run.config["train"]
+    optimizer, data = config.get("optimizer", {}), config.get("data", {})
+    network = config.get("network") or config.get("model") or {}
+    found = {
+        "folder": str(run.folder.path),
+        "network": ", ".join(f"{name} {value}" for name, value in flat(network).items()),
+        "began from": ", ".join(f"{name} {value}" for name, value in flat(config.get("origin") or {}).items()),
+        "data.train": flat({"train": data.get("train")})["train"],
+        "data.eval": flat({"eval": data.get("eval")})["eval"],
+        "index": _index(run),
+        "recipe": ", ".join(
+            [
+                f"{run.steps:,} steps of {run.global_batch:,} images",
+                f"loss {train.get('loss')}",
+                *(f"{name} {value}" for name, value in flat(optimizer).items() if value != "null"),
+                *(f"{name} {value}" for name, value in flat(config.get("schedule", {})).items()),
+            ]
+        ),
+        "seed": str(config.get("seed")),
+        "commit": str(config.get("git_commit")),
+        "versions": ", ".join(f"{name} {version}" for name, version in flat(config.get("versions", {})).items()),
+    }
+    return {name: text for name, text in found.items() if text not in ("", "None", "null")}
+
+
+def _index(run: RunHistory) -> str:
+    """The hash of the index that the newest checkpoint's order is of."""
+    streams = (saved.state["stream"] for saved in saved_checkpoints(run.folder)[:1])
+    return next((f"{stream['index_hash']}, {stream['samples']:,} samples" for stream in streams), "")
+
+
+def checkpoints_table(run: RunHistory, caption: str = "") -> Table | None:
+    """A row for each checkpoint in the folder, the newest first."""
+    rows = [
+        [
+            saved.path.name,
+            f"{saved.state['step']:,}",
+            ", ".join(saved.named),
+            bytes_text(saved.bytes),
+            str(saved.state["ranks"]),
+            str(saved.state["zero_stage"]),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(saved.written)),
+            saved.state["seal"][:12],
+        ]
+        for saved in saved_checkpoints(run.folder)
+    ]
+    if not rows:
+        return None
+    header = ["checkpoint", "step", "named", "size", "ranks", "ZeRO", "written (UTC)", "seal"]
+    return Table(header, rows, f"Checkpoints, {caption}" if caption else "Checkpoints")
+
+
+def _differences_table(overlay: Overlay) -> Table:
+    rows = [[key, *(shortened(value, _SHOWN) for value in values)] for key, values in overlay.differences().items()]
+    return Table(["key", *overlay.labels], rows or [["none", *["" for _ in overlay.runs]]], "Where the configs differ")
+
+
+def write_page(runs: Sequence[RunHistory], out: Path) -> Path:
+    """Write the page into the folder `out`, made if need be; returns its path. Raises InputError as `run_page`."""
+    page = run_page(runs)
+    files.make_folder(out)
+    page.write(out / NAME)
+    return out / NAME
