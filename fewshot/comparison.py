@@ -9,7 +9,6 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.features import LAYERS
 from fewshot.score import Result, Scores
 
 RESAMPLES = 10_000
@@ -58,8 +57,8 @@ class Comparison:
 def compare(scores: Scores, labels: NDArray[np.int64], leading: Mapping[str, str | None]) -> list[Comparison]:
     """Compare the reference, the first probe on the leading feature of the first network, with what stands beside it.
 
-    That is, in this order: the leading features of the other networks, the other features of its own network, the
-    baselines, and the other probes on the same feature. A row for each number of shots.
+    That is, in this order: the leading features of the other networks, the other features and the baselines of its own
+    network, and the other probes on the same feature. A row for each number of shots.
 
     Args:
         labels: of the query images, int64 [m].
@@ -75,14 +74,14 @@ def compare(scores: Scores, labels: NDArray[np.int64], leading: Mapping[str, str
     a = next((side for side in sides if leading.get(side.weights) == side.features), None)
     if a is None:
         return []
-    same_probe = [side for side in sides if side.probe == a.probe and side != a]
-    baselines = [side for side in same_probe if side.features in LAYERS and LAYERS[side.features].baseline]
-    features = [side for side in same_probe if side.weights == a.weights and side not in baselines]
-    networks = [side for side in same_probe if side.weights != a.weights and leading.get(side.weights) == side.features]
-    probes = [side for side in sides if side == Side(a.weights, a.features, side.probe) and side != a]
+    others = [side for side in sides if side != a]
+    leaders = [Side(id, feature, a.probe) for id, feature in leading.items() if feature]
+    networks = [side for side in others if side in leaders]
+    features = [side for side in others if side == Side(a.weights, side.features, a.probe)]
+    probes = [side for side in others if side == Side(a.weights, a.features, side.probe)]
     return [
         _comparison(scores, labels, a, b, sides[a][shots], sides[b][shots])
-        for b in (*networks, *features, *baselines, *probes)
+        for b in (*networks, *features, *probes)
         for shots in sides[a]
     ]
 

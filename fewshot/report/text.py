@@ -36,9 +36,6 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     lines = [f"# Few-shot: {markdown_text(report['name'])}", "", *_headline(report, probe), ""]
     lines += [*map(markdown_text, _warnings(report)), "", f"## {_caption(report, probe)}", ""]
     lines += [*_scores(report, [probe]).markdown(), "", *(f"- {line}" for line in _reading(report, [probe]))]
-    if differences := _differences(report, probe):
-        lines += ["", "Ahead of the baselines, in percentage points of the mean:", ""]
-        lines += Table(["weights", "difference", *_shots(report)], differences).markdown()
     lines += [f"\n![{chart}]({chart})" for chart in charts if chart != "oracle.png"]
     if others:
         lines += ["", "## Other probes", "", *_scores(report, others).markdown()]
@@ -189,22 +186,6 @@ def _compared(row: Mapping[str, Any]) -> list[str]:
         f"{low} … {high}",
         f"{ahead} of {len(row['draws'])}",
     ]
-
-
-def _differences(report: Mapping[str, Any], probe: str) -> list[list[str]]:
-    means = {
-        (row["weights"], row["features"], row["shots"]): 100 * row["mean"]
-        for row in report["summary"]
-        if row["probe"] == probe
-    }
-    present, rows = set(ordered_features(report)), []
-    for one in report["weights"]:
-        id, leading = one["id"], one["headline"]
-        for baseline, owner in one["baselines"].items():
-            if (id, leading) in present:
-                ahead = [means[id, leading, k] - means[owner, baseline, k] for k in report["protocol"]["shots"]]
-                rows.append([id, f"{leading} - {baseline}", *(f"{points:+.2f}" for points in ahead)])
-    return rows
 
 
 def _oracle(report: Mapping[str, Any], chart: bool) -> list[str]:

@@ -38,6 +38,7 @@ def test_the_reference_is_compared_with_what_differs_from_it_in_one_way():
             ("b", "cls", "ridge", 60),
             ("b", "cls", "knn10", 50),
             ("b", "mean", "ridge", 40),
+            ("b", "untrained", "ridge", 30),
         ),
         LABELS,
         {"a": "tanh", "b": "cls"},
