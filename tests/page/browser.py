@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-AXE = os.environ.get("AXE")  # axe.min.js of the npm package axe-core
+AXE = Path(os.environ.get("AXE") or Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js")
 _PATIENCE = 120  # seconds for one answer
 _OPTIONS = (
     "--headless --no-sandbox --remote-debugging-pipe --no-first-run --disable-gpu --disable-dev-shm-usage "
@@ -125,7 +125,7 @@ class Browser:
 
     def faults(self) -> list[str]:
         """What axe-core objects to on the page that is open, a line each: impact, rule, elements."""
-        self.run(Path(str(AXE)).read_text(encoding="utf-8") + "; 0")
+        self.run(AXE.read_text(encoding="utf-8") + "; 0")
         found = self.run("axe.run(document, {resultTypes: ['violations']}).then(found => found.violations)")
         return [
             f"{one['impact']}: {one['id']}: {one['help']}: {[node['html'][:200] for node in one['nodes'][:3]]}"

@@ -15,7 +15,7 @@ from tests.page.browser import AXE, CHROMIUM, Browser, page_count
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian package chromium), or its path in CHROMIUM"),
-    pytest.mark.skipif(not AXE, reason="needs the path of axe.min.js (npm package axe-core) in AXE"),
+    pytest.mark.skipif(not AXE.exists(), reason="needs axe-core (npm package axe-core), or axe.min.js's path in AXE"),
 ]
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder that keeps them, and the PDFs
