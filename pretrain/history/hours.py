@@ -131,7 +131,7 @@ def _of_attempt(attempt: Attempt, resumes: Sequence[tuple[float, int]]) -> Attem
     if loop is not None:  # it was killed, or is going on
         spent["unknown"] -= _add_loop(spent, loop, None, attempt, resumes)
     spent[doing] += attempt.last - edge
-    return AttemptHours(attempt, spent)
+    return AttemptHours(attempt, {part: round(seconds, 3) + 0.0 for part, seconds in spent.items()})  # 0.0 of -0.0
 
 
 def _add_loop(

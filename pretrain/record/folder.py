@@ -61,6 +61,10 @@ class RunFolder:
         for name in audits[rank::ranks]:
             _rewind(self.path / AUDIT / name, lambda line: line["step"] < step)
 
+    def mend_events(self) -> None:
+        """Drop a torn last line of `events.jsonl`, which takes no line back otherwise."""
+        _rewind(self.events, lambda line: True)
+
     def sync(self, rank: int) -> None:
         """Flush the files to the disk: this rank's audit and, on rank 0, the common ones."""
         common = [self.metrics, self.quarantine, self.events] if rank == 0 else []
@@ -78,8 +82,7 @@ class RunFolder:
             return {}
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         found = [line for line in lines if '"loss": ' not in line and line.endswith("\n")]  # as `evaluated`
-        last = json.loads(found[-1]) if found else {}
-        return {name: value for name, value in last.items() if name not in ("step", "at", CHECK)}
+        return scores(json.loads(found[-1])) if found else {}
 
     def evaluated(self, step: int) -> bool:
         """Whether `metrics.jsonl` has an evaluation after `step` steps: its only lines without a loss."""
@@ -100,6 +103,12 @@ class RunFolder:
                     found = json.loads(line)
                     if found[name] is not None:
                         yield found["step"], found[name]
+
+
+def scores(line: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation found, by name: its line in `metrics.jsonl` without what every line has."""
+    besides = ("step", "at", CHECK)
+    return {name: value for name, value in line.items() if name not in besides and not name.startswith("time/")}
 
 
 def versions() -> dict[str, str]:
@@ -143,8 +152,8 @@ def _rewind(path: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
             raise InputError(f"{path}: line {number} tells no step; mend or remove that line") from None
     if discarded:
         aside = path.with_name(f"{path.stem}.discarded.jsonl")
-        with files.naming(aside), aside.open("a", encoding="utf-8") as file:
-            file.writelines(discarded)
-            file.flush()
-            os.fsync(file.fileno())
+        with files.naming(aside):
+            before, text = aside.read_text(encoding="utf-8") if files.exists(aside) else "", "".join(discarded)
+            if not before.endswith(text):  # a start that was killed before the next line had done as much
+                files.write_text(aside, before + text)
     files.write_text(path, "".join(kept))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from pretrain.console import say
 from pretrain.engine.step import Update
 from pretrain.page.text import duration_text, number_text
 from pretrain.ranks.collectives import World, all_gather_list, gather_rows, together
+from pretrain.record.events import now
 from pretrain.record.folder import RunFolder
 from pretrain.record.lines import Lines
 from pretrain.record.pulse import Pulse, Window
@@ -152,12 +152,13 @@ class Metrics:
             }
         return values
 
-    def evaluated(self, done: int, values: dict[str, float]) -> None:
-        """Write down what the evaluators found after `done` steps."""
+    def evaluated(self, done: int, values: dict[str, float], pulse: Pulse) -> None:
+        """Write down what the evaluators found after `done` steps, and the pauses that `pulse` measured up to now."""
+        pauses = pulse.pauses()
         if not self._world.main:
             return
         self.say(f"step {done}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        self._write(done, values)
+        self._write(done, {**values, **pauses})
 
     @property
     def check(self) -> str:
@@ -195,7 +196,7 @@ class Metrics:
         self._write(done, values)
 
     def _write(self, done: int, values: dict[str, Any]) -> None:
-        self._lines.add({"step": done, **values, "at": round(time.time(), 3)})
+        self._lines.add({"step": done, **values, "at": now()})
         if self._writer is None:
             return
         try:

@@ -24,7 +24,7 @@ class Window:
     seconds: float  # of training: saves and evaluations are not counted
     waited: float  # for batches
     forward: float  # of the device, in forward passes
-    paused: dict[str, float]  # by what it was for, as `Pulse.paused`
+    paused: dict[str, float]  # by what it was for, as `Pulse.paused`; without what `Pulse.pauses` has told
 
     def times(self, waited: float | None = None) -> dict[str, float]:
         """What the time went to, by the names of metrics.jsonl.
@@ -33,8 +33,11 @@ class Window:
             waited: for batches, on the worst rank, for which all wait; None: on this one.
         """
         waited = min(self.waited if waited is None else waited, self.seconds)
-        spent = {"training": self.seconds - waited, "waiting": waited, **self.paused}
-        return {f"time/{part}": round(seconds, 3) for part, seconds in spent.items()}
+        return _named({"training": self.seconds - waited, "waiting": waited, **self.paused})
+
+
+def _named(spent: dict[str, float]) -> dict[str, float]:
+    return {f"time/{part}": round(seconds, 3) for part, seconds in spent.items()}
 
 
 class Stopwatch:
@@ -115,6 +118,12 @@ class Pulse:
             yield
         finally:
             self._paused[what] = self._paused.get(what, 0.0) + time.perf_counter() - began
+
+    def pauses(self) -> dict[str, float]:
+        """The pauses since the last call (or window), by the names of metrics.jsonl; no window counts them again."""
+        taken, self._paused = self._paused, {}
+        self._began += sum(taken.values())
+        return _named(taken)
 
     def window(self, *, wait: bool = True) -> Window:
         """The time since the last call (or the start).

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint
@@ -35,7 +32,7 @@ from pretrain.ranks.stop import Stop
 from pretrain.ranks.watchdog import Watchdog
 from pretrain.record.best import Best
 from pretrain.record.claim import claimed
-from pretrain.record.events import Events
+from pretrain.record.events import Events, now, process_began
 from pretrain.record.folder import RunFolder
 from pretrain.record.inspection import Inspection
 from pretrain.record.ledger import Audit, Ledger
@@ -87,7 +84,7 @@ def run(
         DivergedError: training went wrong.
     """
     folder = RunFolder(out)
-    began = time.time() if stop else psutil.Process().create_time()  # one of several begins when its turn has come
+    began = now() if stop else process_began()  # one of several begins when its turn has come
     try:
         chosen, network = beginning(folder, init, needed=config.needs_weights)
         setup = prepare(config, network, folder, world, evaluators)
@@ -333,8 +330,8 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, e
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        events.add("train", start)
         pulse.window()  # the first one begins here
+        events.add("train", start)
         if start > 0 and missed(setup, start) and not keeper.evaluate(start):
             return False
         return train(

@@ -88,7 +88,7 @@ class Keeper:
             values = evaluate(chosen, self._engine, done, before_batch)
         if values is None:
             return False
-        self._metrics.evaluated(done, values)
+        self._metrics.evaluated(done, values, self._pulse)
         if self._best is not None:
             self._keep_best(self._best, done, values)
         return True

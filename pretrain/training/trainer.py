@@ -62,7 +62,8 @@ def train(
         made = update(engine, lr=lr, decay=decay, refused=refused)
         if made.skipped and guard.calm(step):
             pulse.beat(step, "save")
-            ledger.inspect(step, float(step_loss), made.skipped)
+            with pulse.paused("saving"):
+                ledger.inspect(step, float(step_loss), made.skipped)
         ledger.step(step, agreed, made, pulse)
         guard.note(step, agreed.loss, made.grad_norm, made.skipped)
         if not keeper.step(step + 1, *requests):

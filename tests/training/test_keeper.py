@@ -91,7 +91,7 @@ class Metrics(dict):
     def say(self, line):
         self.told += line
 
-    def evaluated(self, done, values):
+    def evaluated(self, done, values, pulse):
         self[done] = values
 
 
