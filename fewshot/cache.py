@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 
 from fewshot import features
 from fewshot.config import FewshotConfig
-from fewshot.features import IMAGES, LAYERS, PIXEL_SIDE, Extraction, Layer, Source, count_repeated, extract, widths
+from fewshot.features import (
+    IMAGES,
+    PIXEL_SIDE,
+    Extraction,
+    Layer,
+    Source,
+    count_repeated,
+    extract,
+    layers_of,
+    missing_block,
+    widths,
+)
 from fewshot.task import Task
 from pretrain import files
 from pretrain.console import say
@@ -78,7 +89,11 @@ def find_baselines(networks: Sequence[NetworkFeatures]) -> list[dict[str, str]]:
     """
     owners: dict[Path, str] = {}
     return [
-        {name: owners.setdefault(file, one.network.id) for name, file in one.files.items() if LAYERS[name].baseline}
+        {
+            layer.name: owners.setdefault(one.files[layer.name], one.network.id)
+            for layer in layers_of(list(one.files))
+            if layer.baseline
+        }
         for one in networks
     ]
 
@@ -116,14 +131,14 @@ class FeatureCache:
         Reads the weights, once on each rank. Collective.
 
         Raises:
-            InputError: the network has none of the features; a shard is not in place, or an image cannot be read
-                (StorageError: for now). The same on every rank.
+            InputError: the network has none of the features, or not a block of them; a shard is not in place, or an
+                image cannot be read (StorageError: for now). The same on every rank.
         """
         present = self._widths(network)
         weights = together(lambda: network.source.read(network.averaged))
         found: dict[str, Path] = {}
         for source in _SOURCES:
-            layers = [LAYERS[name] for name in present if LAYERS[name].network == source]
+            layers = [layer for layer in layers_of(list(present)) if layer.network == source]
             if not layers:
                 continue
             names = [layer.name for layer in layers]
@@ -141,7 +156,8 @@ class FeatureCache:
         return NetworkFeatures(network, weights.sha256, found, present)
 
     def check(self, networks: Sequence[Network]) -> None:
-        """Refuse, before any features are computed, a network that has none of those that the config names.
+        """Refuse, before any features are computed, a network that has none of those that the config names, or not a
+        block that it names.
 
         Raises:
             InputError: as `features`, on every rank.
@@ -151,8 +167,15 @@ class FeatureCache:
 
     def _widths(self, network: Network) -> dict[str, int]:
         """The features of a network, in the order of their sources, and how many numbers each has for an image."""
-        names = self._config.fewshot.features
-        present = widths(network.spec, sorted(names, key=lambda name: _SOURCES.index(LAYERS[name].network)))
+        names, depth = self._config.fewshot.features, network.spec.layers
+        for name in names:
+            if missing_block(name, depth):
+                raise InputError(
+                    f"fewshot.features: {name}: the network of {network.source.path} has {depth} blocks; block1 to "
+                    f"block{depth}, or from the end block-1 to block-{depth}, would be right"
+                )
+        ordered = sorted(layers_of(names), key=lambda layer: _SOURCES.index(layer.network))
+        present = widths(network.spec, [layer.name for layer in ordered])
         if not present:
             raise InputError(
                 f"fewshot.features: {' '.join(names)}: the network of {network.path} has none of these (no "

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from fewshot.features import LAYERS
+from fewshot.features import BLOCK_FORMS, LAYERS, find_layer, nearest_layer
 from fewshot.probes.table import PROBES
 from pretrain.section import FolderName, Indices, Section, Seeds, Shots, each_once, key
 from pretrain.storage.retry import TIMEOUTS, Timeouts
@@ -54,7 +54,8 @@ class ProtocolSection(Section):
     probes: tuple[str, ...] = key(tuple(PROBES), about=f"Probes to fit, of {' '.join(PROBES)}.")
     features: tuple[str, ...] = key(
         ("tanh", "pre_tanh", "cls", "pixels", "untrained"),
-        about=f"Features to probe, of {' '.join(LAYERS)}; those that a network does not have are left out.",
+        about=f"Features to probe, of {' '.join(LAYERS)} {BLOCK_FORMS}. Of the former, those that a network does not "
+        "have are left out.",
     )
     oracle: bool = key(True, about="Whether the report also shows the ridge for every λ of 2^-10 to 2^19.")
     batch: int = key(64, about="Images that a rank computes together.", gt=0)
@@ -75,7 +76,12 @@ class ProtocolSection(Section):
     @field_validator("features")
     @classmethod
     def _known_features(cls, features: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(features, LAYERS)
+        for name in features:
+            if find_layer(name) is None:
+                like = nearest_layer(name)
+                meant = f", is {like} meant?" if like else ";"
+                raise ValueError(f"found {name!r}{meant} known: {' '.join(LAYERS)} {BLOCK_FORMS}")
+        return features
 
 
 class FewshotConfig(Section):

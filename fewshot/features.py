@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.errors import nearest
 from pretrain.images.transforms import SquashImages, to_float
 from pretrain.index.index import Index
-from pretrain.model.arithmetic import exact_float32
+from pretrain.model.arithmetic import exact_float32, threads
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.progress import Progress
@@ -26,10 +30,12 @@ from pretrain.stream.fault import Fault, first_fault
 from pretrain.stream.loader import Batch, LoaderOptions, evaluation_batches
 
 IMAGES = "images"  # beside the layers: digests of the images
+CLASS_TOKEN = "class_token"
 PIXEL_SIDE = 32  # pixels a side, at most, of the pixel baseline
+SLICE = 8  # images that a thread of a CPU computes together
 
-# By name: the images [b, c, h, w] in [-1, 1] as IMAGES, what the network returns with `features=True` [b, ·], and the
-# outputs of the submodules that a layer taps.
+# By name: the images [b, c, h, w] in [-1, 1] as IMAGES, what the network returns with `features=True` [b, ·], its
+# parameter CLASS_TOKEN where it has one, and the outputs of the submodules that a layer taps.
 Outputs = Mapping[str, Tensor]
 Source = Literal["trained", "untrained", "none"]
 
@@ -93,6 +99,49 @@ LAYERS: dict[str, Layer] = {
 }
 
 
+# A block's: counted from 1, or from the end with -1 as the last.
+BLOCK = re.compile(r"block(-?[1-9]\d*)_(cls|mean)", re.ASCII)
+BLOCK_FORMS = "blockN_cls blockN_mean (block N, from 1; block-1_cls is of the last)"
+
+
+def find_layer(name: str) -> Layer | None:
+    """The layer of that name: an entry of the table, or a block's; None where there is none."""
+    if name in LAYERS:
+        return LAYERS[name]
+    if not (found := BLOCK.fullmatch(name)):
+        return None
+    number, kind = int(found[1]), found[2]
+    tap = f"blocks.{number if number < 0 else number - 1}"
+    which = f"block {number}" if number > 0 else "the last block" if number == -1 else f"block {-number} from the end"
+    what = "class token (without one: patch tokens averaged)" if kind == "cls" else "patch tokens, averaged,"
+
+    def forward(outputs: Outputs) -> Tensor:
+        tokens = outputs[tap]
+        if CLASS_TOKEN not in outputs:
+            return tokens.mean(dim=1)
+        return tokens[:, 0] if kind == "cls" else tokens[:, 1:].mean(dim=1)
+
+    return Layer(name, f"{what} of the residual stream after {which}, before the final norm", forward, taps=(tap,))
+
+
+def nearest_layer(name: str) -> str | None:
+    """The layer whose name `name` is a misspelling of; None where none is near."""
+    number = re.search(r"-?[1-9]\d*", name, re.ASCII)
+    blocks = [f"block{number[0] if number else 1}_{kind}" for kind in ("cls", "mean")]
+    return nearest(name.lower(), [*LAYERS, *blocks])
+
+
+def layers_of(names: Sequence[str]) -> list[Layer]:
+    """The layers of names that `find_layer` knows."""
+    return [layer for name in names if (layer := find_layer(name))]
+
+
+def missing_block(name: str, depth: int) -> bool:
+    """Whether `name` is that of a block which a network of `depth` blocks does not have."""
+    found = BLOCK.fullmatch(name)
+    return found is not None and abs(int(found[1])) > depth
+
+
 def representation(spec: ViTSpec) -> Layer:
     """The layer that the protocol probes: after tanh where there is a representation head, else the class token."""
     return LAYERS["tanh" if spec.representation_size else "cls"]
@@ -100,7 +149,7 @@ def representation(spec: ViTSpec) -> Layer:
 
 def headline(features: Sequence[str]) -> str | None:
     """The feature that leads a network's report: the first that is no baseline; None of baselines alone."""
-    return next((name for name in features if not LAYERS[name].baseline), None)
+    return next((layer.name for layer in layers_of(features) if not layer.baseline), None)
 
 
 def widths(spec: ViTSpec, names: Sequence[str]) -> dict[str, int]:
@@ -108,7 +157,7 @@ def widths(spec: ViTSpec, names: Sequence[str]) -> dict[str, int]:
 
     Found by running the network on the meta device, which computes nothing.
     """
-    layers, found = [LAYERS[name] for name in names], {}
+    layers, found = layers_of(names), {}
     with torch.device("meta"), torch.no_grad():
         model = VisionTransformer(spec)
         layers = [layer for layer in layers if all(_submodule(model, tap) for tap in layer.taps)]
@@ -136,14 +185,18 @@ def _submodule(model: nn.Module, tap: str) -> nn.Module | None:
 
 @contextmanager
 def _tapped(model: nn.Module | None, layers: Sequence[Layer]) -> Iterator[Callable[[Tensor], Outputs]]:
-    """A function of images that returns all that the forwards of `layers` may read."""
-    tapped: dict[str, Tensor] = {}
+    """A function of images that returns all that the forwards of `layers` may read; threads may call it at once."""
+    kept = threading.local()
 
     def keep(tap: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, inputs, output: tapped.update({tap: output})
+        return lambda module, inputs, output: kept.tapped.update({tap: output})
 
     def run(images: Tensor) -> Outputs:
-        return {IMAGES: images, **(model(images, features=True) if model else {}), **tapped}
+        kept.tapped = {}
+        return {IMAGES: images, **own, **(model(images, features=True) if model else {}), **kept.tapped}
+
+    token = getattr(model, CLASS_TOKEN, None)
+    own = {} if token is None else {CLASS_TOKEN: token}
 
     taps = dict.fromkeys(tap for layer in layers for tap in layer.taps)
     found = {tap: _submodule(model, tap) for tap in taps} if model else {}
@@ -153,6 +206,31 @@ def _tapped(model: nn.Module | None, layers: Sequence[Layer]) -> Iterator[Callab
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _computing(
+    model: nn.Module | None, layers: Sequence[Layer], device: torch.device
+) -> Iterator[Callable[[Tensor], list[Tensor]]]:
+    """A function of images [b, c, h, w] that returns the layers, fp32 [b, ·] each.
+
+    A CPU computes SLICE images on one thread, and as many slices at once as torch has threads: their number then
+    changes no digit. Parameters that DeepSpeed partitions (ZeRO-3) are gathered for one slice at a time.
+    """
+    partitioned = model is not None and any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    at_once = 1 if partitioned else torch.get_num_threads()
+    with exact_float32(), _tapped(model, layers) as run, threads(1), ThreadPoolExecutor(at_once) as pool:
+
+        def compute(images: Tensor) -> list[Tensor]:
+            with torch.no_grad():  # not inference_mode: parameters gathered inside would be unfit for training
+                outputs = run(images)
+                return [layer.forward(outputs).float() for layer in layers]
+
+        def compute_slices(images: Tensor) -> list[Tensor]:
+            found = (map if at_once == 1 else pool.map)(compute, images.split(SLICE))
+            return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+        yield compute if device.type != "cpu" else compute_slices
 
 
 @dataclass(frozen=True)
@@ -190,8 +268,8 @@ def extract(
 
     Images are squashed and centre-cropped (`SquashImages`), fp32 in [-1, 1]. The network computes in the type of its
     weights; fp32 is fp32, with no TF32 in its products (`exact_float32`). The last batches are padded, so each image is
-    computed in the same row of the same shape of batch: bit-equal for any number of ranks. Another batch size may
-    change the last digits, as matrix products of another shape do.
+    computed in the same row of the same shape of batch: bit-equal for any number of ranks, and on a CPU of threads.
+    Another batch size may change the last digits, as matrix products of another shape do.
 
     Args:
         model: whose outputs the layers read; None where they read the images alone.
@@ -222,13 +300,10 @@ def extract(
         ids=ids,
     )
     grey: list[Fault] = []
-    # Not inference_mode: under ZeRO-3 the parameters gathered inside would be unfit for training afterwards.
     with (
         batches,
         _evaluating(model),
-        torch.no_grad(),
-        exact_float32(),
-        _tapped(model, layers) as run,
+        _computing(model, layers, world.device) as compute,
         Progress(doing, "images", len(ids) if world.main else 0) as progress,
     ):
         for part in batches:
@@ -237,8 +312,7 @@ def extract(
                 fault = first_fault(all_gather_list([replace(one, reason=one.describe(index)) for one in refused]))
                 raise fault.error(f"{doing}: ", "" if fault.passing else "; mend it or leave it out")
             grey += part.faults
-            outputs = run(to_float(part.images.to(world.device, non_blocking=True), torch.float32))
-            features = [layer.forward(outputs).float() for layer in layers]
+            features = compute(to_float(part.images.to(world.device, non_blocking=True), torch.float32))
             rows = gather_rows(torch.cat(features, dim=1))
             labelled = gather_rows(torch.stack([torch.from_numpy(part.ids), _digests(part)], dim=1).to(world.device))
             if rows is None or labelled is None:

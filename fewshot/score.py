@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -21,6 +20,7 @@ from fewshot.probes.fitted import Fitted
 from fewshot.probes.support import Support
 from fewshot.probes.table import PROBES, SWEPT
 from fewshot.task import Draw, Task, draw_support
+from pretrain.model.arithmetic import threads
 from pretrain.progress import Progress
 
 _CHUNK = 1024  # query images held in fp64 at once
@@ -152,7 +152,9 @@ def score(
     """
     scores, smallest = Scores(), np.min_scalar_type(classes - 1)
     largest = max(len(draw.ids) for draw in draws) * features.query.shape[1] * classes
-    with _threads_for(largest):
+    # More than one for small products would wait for one another: twenty times as long, where other processes want the
+    # cores too. And the last digits would hang on their number.
+    with threads(1 if largest < _SMALL else torch.get_num_threads()):
         for draw in draws:
             rows = torch.from_numpy(features.rows(draw.ids)).to(device).double()
             labels = torch.from_numpy(draw.labels).to(device)
@@ -176,20 +178,6 @@ def score(
                 scores.sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEPT.sweep, tuple(curve)))
             advance()
     return scores
-
-
-@contextmanager
-def _threads_for(multiplications: int) -> Iterator[None]:
-    """One thread inside the block where products are small.
-
-    More would wait for one another: twenty times as long, where other processes want the cores too.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if multiplications < _SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def predict(fitted: Fitted, query: NDArray[np.floating[Any]], device: torch.device) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fewshot.cache import NetworkFeatures, find_baselines, repeated_images
 from fewshot.comparison import METHOD, compare
 from fewshot.config import FewshotConfig, ProtocolSection
-from fewshot.features import LAYERS, headline, preprocessing
+from fewshot.features import headline, layers_of, preprocessing
 from fewshot.given import GivenFeatures
 from fewshot.probes.table import PROBES
 from fewshot.report.charts import draw_charts
@@ -178,7 +178,8 @@ def build_report(
     preparations = {one["id"]: one["preprocessing"] for one in weights}
     leading = {one["id"]: one["headline"] for one in weights}
     distinct = list(dict.fromkeys(preparations.values()))
-    used = dict.fromkeys(row.features for row in scores.results)
+    used = list(dict.fromkeys(row.features for row in scores.results))
+    described = {layer.name: layer.description for layer in layers_of(used)}
     return {
         "name": name,
         "protocol": {
@@ -198,7 +199,7 @@ def build_report(
             "query_std_error": _QUERY_ERROR,
             "l2": protocol.l2,
             "probes": {probe: PROBES[probe].description for probe in protocol.probes},
-            "features": {name: LAYERS[name].description if name in LAYERS else "from a file" for name in used},
+            "features": {name: described.get(name, "from a file") for name in used},
             "arithmetic": arithmetic,
         },
         "weights": [dict(one) for one in weights],

@@ -1,4 +1,4 @@
-"""The arithmetic of a network: fp32 that is fp32, and what its types are called."""
+"""The arithmetic of a network: fp32 that is fp32, on how many threads, and what its types are called."""
 
 from __future__ import annotations
 
@@ -36,6 +36,20 @@ def exact_float32() -> Iterator[None]:
             backends.cudnn.allow_tf32 = convolution
         for part, value in zip(parts, before, strict=True):
             part.fp32_precision = value
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside, torch computes on `count` threads of the CPU, here and in Python threads that begin inside.
+
+    On how many the terms of a product or an eigendecomposition are shared changes their last digits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _unless_mixed(read: Callable[[], Any]) -> Any:

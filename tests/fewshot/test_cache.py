@@ -135,6 +135,17 @@ def test_nothing_left_to_probe_is_refused(setting, network):
         cache.check([network(representation_size=48), network()])
 
 
+def test_a_block_beyond_the_networks_depth_is_refused_with_the_network_and_its_depth(setting, network):
+    for name in ("block3_cls", "block-3_mean"):
+        cache, _ = setting(("cls", name))
+        with pytest.raises(
+            InputError, match=rf"{name}: the network of .*step_00000003 has 2 blocks; block1 to block2, or"
+        ):
+            cache.check([network()])
+    cache, _ = setting(("block-2_cls", "block2_mean"))
+    assert cache.features(network()).widths == {"block-2_cls": 32, "block2_mean": 32}
+
+
 def test_features_are_of_the_checkpoint_and_of_a_fresh_network(setting, network, tiny, drawn):
     cache, task = setting(("cls", "untrained"), seed=7)
     found, fresh = cache.features(network()), VisionTransformer(tiny())

@@ -12,7 +12,9 @@ from fewshot.features import (
     Layer,
     count_repeated,
     extract,
+    find_layer,
     headline,
+    nearest_layer,
     pixels,
     preprocessing,
     widths,
@@ -174,6 +176,59 @@ def test_features_called_float32_are_computed_in_float32(digit_shards, tiny, dra
 
 
 ALL = tuple(LAYERS)
+
+
+def test_any_number_of_threads_gives_the_features_of_one_to_the_last_bit(tiny, drawn, digit_shards, ids, alone):
+    """Width 24 and this depth: products that torch shares among threads otherwise, with other last digits."""
+    model, before = drawn(tiny(patch_size=4, layers=4, width=24, mlp=24, heads=3)), torch.get_num_threads()
+    layers = [LAYERS["cls"], find_layer("block2_mean")]
+    found = {}
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            found[count] = extract(
+                model, layers, Index.open(digit_shards[1]), ids, Extraction(model.spec, 32, 1, alone)
+            )
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    for count in (2, 3, 8):
+        for name in ("cls", "block2_mean", IMAGES):
+            assert np.array_equal(found[count][name], found[1][name])
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_blocks_features_are_the_residual_stream_after_it_counted_from_either_end(
+    tiny, drawn, digit_shards, alone, pool
+):
+    model, index = drawn(tiny(layers=3, pool=pool)), Index.open(digit_shards[1])
+    names = ["block1_cls", "block1_mean", "block-3_mean", "block3_cls", "block-1_cls"]
+    assert widths(model.spec, names) == dict.fromkeys(names, 32)
+    layers = [find_layer(name) for name in names]
+    found = extract(model, layers, index, np.arange(5), Extraction(model.spec, 4, 1, alone))
+    assert np.array_equal(found["block1_mean"], found["block-3_mean"])
+    assert np.array_equal(found["block3_cls"], found["block-1_cls"])
+    model.norm = torch.nn.Identity()  # of what stands after the last block, "cls" is then the residual stream
+    plain = [LAYERS["cls"], LAYERS["mean"]]
+    assert np.array_equal(
+        found["block3_cls"], extract(model, plain, index, np.arange(5), Extraction(model.spec, 4, 1, alone))["cls"]
+    )
+    model.blocks = model.blocks[:1]
+    first = extract(model, plain, index, np.arange(5), Extraction(model.spec, 4, 1, alone))
+    assert np.array_equal(found["block1_cls"], first["cls"])
+    assert np.array_equal(found["block1_mean"], first["mean"])
+    assert np.array_equal(first["cls"], first["mean"]) == (pool == "mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("block0_cls", "block1_cls"), ("block06_cls", "block6_cls"), ("blocks6_mean", "block6_mean"),
+        ("Block-2_CLS", "block-2_cls"), ("block_6_max", "block6_mean"), ("pretanh", "pre_tanh"), ("weight", None),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_layers_is_near_to_one_that_is(name, meant):
+    assert (find_layer(name), nearest_layer(name)) == (None, meant)
 
 
 def test_widths_are_those_of_the_features_that_the_network_has(tiny, drawn, digit_shards, alone):
