@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.model.arithmetic import threads
+
 _ROWS = 1024  # left out at once
 
 
@@ -67,9 +69,9 @@ def decompose(x: Tensor, labels: Tensor, classes: int) -> Decomposition:
     """
     n, d = x.shape
     if n >= d:
-        eigenvalues, q = torch.linalg.eigh(x.T @ x)
+        eigenvalues, q = _eigh(x.T @ x)
         return Decomposition(eigenvalues, q, q, q.T @ _times_targets(x, labels, classes))
-    eigenvalues, q = torch.linalg.eigh(x @ x.T)
+    eigenvalues, q = _eigh(x @ x.T)
     return Decomposition(eigenvalues, q, x.T @ q, _times_targets(q, labels, classes))
 
 
@@ -92,3 +94,10 @@ def _times_targets(x: Tensor, labels: Tensor, classes: int) -> Tensor:
 def _add_targets(x: Tensor, own: Tensor) -> Tensor:
     """x [b, k] + Y, in place: -1, and +1 at each row's own class [b, 1]."""
     return x.sub_(1).scatter_add_(1, own, x.new_full(own.shape, 2.0))
+
+
+def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, in columns, of a symmetric matrix, on one thread of the CPU: more change digits."""
+    with threads(1):
+        eigenvalues, vectors = torch.linalg.eigh(gram)
+        return eigenvalues, vectors

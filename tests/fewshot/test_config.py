@@ -46,7 +46,10 @@ def test_the_shipped_config_is_the_published_setting():
         ("fewshot.l2=0", r"fewshot\.l2: found 0"),
         ('fewshot.probes=["rigde"]', r"fewshot\.probes: found 'rigde'; known: ridge ridge_held_out logistic sgd knn10"),
         ('fewshot.features=["given"]', r"fewshot\.features: found 'given'; known: tanh"),
-        ('fewshot.features=["block_6"]', r"fewshot\.features: found 'block_6', is block6_cls meant\? known: tanh"),
+        (
+            'fewshot.features=["block_6_cls"]',
+            r"fewshot\.features: found 'block_6_cls', is block6_cls meant\? known: tanh",
+        ),
         ("model.image_size=0", r"model\.image_size"),
         ("data.train=x", r"data\.train: unknown key"),
         ("data.patience_minutes=30", r"data\.patience_minutes: found 30; .*less than 30"),

@@ -181,14 +181,11 @@ ALL = tuple(LAYERS)
 def test_any_number_of_threads_gives_the_features_of_one_to_the_last_bit(tiny, drawn, digit_shards, ids, alone):
     """Width 24 and this depth: products that torch shares among threads otherwise, with other last digits."""
     model, before = drawn(tiny(patch_size=4, layers=4, width=24, mlp=24, heads=3)), torch.get_num_threads()
-    layers = [LAYERS["cls"], find_layer("block2_mean")]
-    found = {}
+    layers, how, found = [LAYERS["cls"], find_layer("block2_mean")], Extraction(model.spec, 32, 1, alone), {}
     try:
         for count in (1, 2, 3, 8):
             torch.set_num_threads(count)
-            found[count] = extract(
-                model, layers, Index.open(digit_shards[1]), ids, Extraction(model.spec, 32, 1, alone)
-            )
+            found[count] = extract(model, layers, Index.open(digit_shards[1]), ids, how)
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)
@@ -204,17 +201,18 @@ def test_a_blocks_features_are_the_residual_stream_after_it_counted_from_either_
     model, index = drawn(tiny(layers=3, pool=pool)), Index.open(digit_shards[1])
     names = ["block1_cls", "block1_mean", "block-3_mean", "block3_cls", "block-1_cls"]
     assert widths(model.spec, names) == dict.fromkeys(names, 32)
-    layers = [find_layer(name) for name in names]
-    found = extract(model, layers, index, np.arange(5), Extraction(model.spec, 4, 1, alone))
+
+    def extracted(layers):
+        return extract(model, layers, index, np.arange(5), Extraction(model.spec, 4, 1, alone))
+
+    found = extracted([find_layer(name) for name in names])
     assert np.array_equal(found["block1_mean"], found["block-3_mean"])
     assert np.array_equal(found["block3_cls"], found["block-1_cls"])
     model.norm = torch.nn.Identity()  # of what stands after the last block, "cls" is then the residual stream
     plain = [LAYERS["cls"], LAYERS["mean"]]
-    assert np.array_equal(
-        found["block3_cls"], extract(model, plain, index, np.arange(5), Extraction(model.spec, 4, 1, alone))["cls"]
-    )
+    assert np.array_equal(found["block3_cls"], extracted(plain)["cls"])
     model.blocks = model.blocks[:1]
-    first = extract(model, plain, index, np.arange(5), Extraction(model.spec, 4, 1, alone))
+    first = extracted(plain)
     assert np.array_equal(found["block1_cls"], first["cls"])
     assert np.array_equal(found["block1_mean"], first["mean"])
     assert np.array_equal(first["cls"], first["mean"]) == (pool == "mean")
