@@ -17,14 +17,16 @@ import argparse
 from pretrain.console import deliver, say
 from pretrain.errors import InputError
 from pretrain.history.history import RunHistory
-from pretrain.ranks.command import DONE, Parser, run_command
+from pretrain.ranks.command import DONE, INPUT_AT_FAULT, Parser, run_command
 
 REPORT = "report"  # in the folder of the run
 
 
 def main() -> int:
     args = parser().parse_args()
-    if len(args.runs) > 1 and args.out is None and not args.verify:
+    if args.verify:
+        return verify(args.runs, args.out)
+    if len(args.runs) > 1 and args.out is None:
         raise InputError("--out: not given; the page of several runs needs a folder, e.g. --out runs/compared")
     runs = [RunHistory.read(path) for path in args.runs]
     from pretrain.history.page import summary, write_page  # matplotlib
@@ -32,6 +34,21 @@ def main() -> int:
     deliver(summary(runs))
     say(f"page: {write_page(runs, args.out or runs[0].folder.path / REPORT)}")
     return DONE
+
+
+def verify(runs: list[Path], out: Path | None) -> int:
+    """Print the certificate of each run and write it down; 2 where something does not hold."""
+    from pretrain.history.proof.certificate import certify, write  # torch
+
+    made = []
+    for run in runs:
+        made.append(certify(run))
+        deliver([made[-1].text()])
+        if out is None:
+            say(f"written: {write(made[-1:], run / REPORT)}")
+    if out is not None:
+        say(f"written: {write(made, out)}")
+    return DONE if all(one.holds for one in made) else INPUT_AT_FAULT
 
 
 def parser() -> argparse.ArgumentParser:
