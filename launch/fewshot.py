@@ -2,6 +2,7 @@
 
     deepspeed launch/fewshot.py --config fewshot/imagenet.json --init runs/h14 data.support=T data.query=V
     python launch/fewshot.py --config C --init runs/h14 --init runs/l16       # one rank; several networks
+    python launch/fewshot.py --config C --init runs/h14 --every 10000         # accuracy over training
     python launch/fewshot.py --features F.npz --out runs/given --shots 1,5    # features from elsewhere
 
 Exit status: 0 done, 2 when what was given is at fault.
@@ -55,7 +56,8 @@ def probe_weights(args: argparse.Namespace) -> int:
     world = processgroup.start()
     collectives.together(lambda: reportfolder.check_out(out) if world.main else None)  # one rank writes everything
     dtype = getattr(torch, protocol.dtype)
-    networks = open_networks(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
+    size, kinds = config.model.image_size, KINDS[args.weights]
+    networks = open_networks(args.init, size, averaged=kinds, dtype=dtype, every=args.every)
     if world.main:
         for channels in {network.spec.channels for network in networks}:
             for note in task.colour_notes(channels, config.data.timeouts()):
@@ -78,8 +80,8 @@ def probe_weights(args: argparse.Namespace) -> int:
 
 
 def probe_file(args: argparse.Namespace) -> int:
-    if args.init or args.weights != "raw":
-        other = "--init" if args.init else f"--weights {args.weights}"
+    if args.init or args.weights != "raw" or args.every is not None:
+        other = "--init" if args.init else f"--weights {args.weights}" if args.weights != "raw" else "--every"
         raise InputError(f"--features and {other}: one of the two; features need no weights")
     if not main_rank():
         return DONE
@@ -128,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
     add("--init", action="append", metavar="WEIGHTS", help=many)
     kinds = "of --init: as trained (the default), their Polyak average, or both side by side"
     add("--weights", choices=tuple(KINDS), default="raw", help=kinds)
+    steps = "of each --init, a run folder: all checkpoints after a multiple of N steps, and the newest"
+    add("--every", type=int, metavar="N", help=steps)
     add("--features", type=Path, metavar="F.npz", help="support_x, support_y, query_x, query_y to probe")
     out = "default: runs/<name of the config, or of F>; another report that it holds is kept, as report-1, …"
     add("--out", type=Path, metavar="DIR", help=out)

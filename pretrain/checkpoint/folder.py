@@ -79,7 +79,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except ABSENT:
         return []
-    return sorted(filter(is_checkpoint_name, (folder / name for name in names)), key=_step, reverse=True)
+    return sorted(filter(is_checkpoint_name, (folder / name for name in names)), key=step_of, reverse=True)
 
 
 def is_checkpoint_name(path: Path) -> bool:
@@ -178,7 +178,7 @@ def remove_partial(folder: Path) -> None:
 def remove_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of more than `step` steps, newest first, and update `latest`. For one rank."""
     for path in list_checkpoints(folder):
-        if _step(path) > step:
+        if step_of(path) > step:
             _remove(path)
     update_latest(folder)
 
@@ -188,7 +188,7 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
 
     The first within these steps, not the one at a multiple of them: a run that saves by the clock seldom has that one.
     """
-    found = [(_step(path), path) for path in list_checkpoints(folder)]
+    found = [(step_of(path), path) for path in list_checkpoints(folder)]
     firsts = {step // keep_every: step for step, _ in found} if keep_every else {}  # newest first: the last one stays
     firsts.pop(0, None)
     best = (folder / BEST).read_text(encoding="utf-8").strip() if files.exists(folder / BEST) else None
@@ -200,7 +200,7 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
 def update_latest(folder: Path) -> None:
     """Write the name of the newest checkpoint under `folder` into `latest`, if there is one. For one rank."""
     for path in list_checkpoints(folder)[:1]:
-        point_to(folder, LATEST, _step(path))
+        point_to(folder, LATEST, step_of(path))
 
 
 def point_to(folder: Path, name: str, step: int) -> None:
@@ -226,7 +226,8 @@ def _first_whole(
     return None, passed_over
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint."""
     return int(path.name.removeprefix(_PREFIX))
 
 

@@ -14,7 +14,7 @@ from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.pieces import read_tensors, weight_kind
 from pretrain.checkpoint.step import STATE, Checkpoint
 from pretrain.console import say
-from pretrain.errors import InputError
+from pretrain.errors import FileSystemError, InputError, StorageError
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import tensor_shapes
 from pretrain.ranks.collectives import is_main, on_main, require_same, together
@@ -24,6 +24,8 @@ from pretrain.weights.download import Remote
 from pretrain.weights.read import find_in_file
 from pretrain.weights.tensorfile import INDEX
 from pretrain.weights.weights import Weights, fingerprint
+
+_STEPS = 8  # named in a message
 
 
 class Source(Protocol):
@@ -237,6 +239,49 @@ def choose(path: str | Path) -> Source:
     for fault in passed_over.values() if is_main() else ():
         say(f"weights {path}: passed over: {fault}")
     return SavedSource(found)
+
+
+def choose_every(path: str | Path, every: int) -> list[Source]:
+    """The checkpoints of a run folder after a multiple of `every` steps, and its newest, by step; all hashes checked.
+
+    Collective, with the same result on every rank. One that is damaged is refused: without it, what a report shows of
+    a run would depend on which of its files are whole.
+
+    Raises:
+        InputError: no run folder; none of its checkpoints is at a multiple; some of those are damaged, all are named.
+    """
+    if every < 1:
+        raise InputError(f"--every {every}: a number of steps, 1 or more, would be right")
+    if is_remote(path) or on_main(lambda: _is_file(Path(path))):
+        raise InputError(
+            f"--every {every}: {path} is one set of weights; a run folder, for its checkpoints, would be right"
+        )
+    checkpoint, folder = on_main(lambda: _classify(Path(path)))
+    if checkpoint is not None:
+        raise InputError(f"--every {every}: {path} is one checkpoint; the run folder that holds it would be right")
+    newest = choose(path)
+    there = {checkpoints.step_of(one): one for one in reversed(checkpoints.list_on_main(folder))}
+    chosen = {step: one for step, one in there.items() if step % every == 0}
+    if not chosen:
+        steps = ", ".join(map(str, there)) if len(there) < _STEPS else f"{min(there)} to {max(there)}"
+        raise InputError(
+            f"--every {every}: weights {path}: no checkpoint after a multiple of {every} steps; there are those of "
+            f"{steps} steps. --every 1 takes all of them; a run keeps more than its newest with checkpoint.keep_every"
+        )
+    found: dict[int, Source] = {}
+    faults = []
+    for step, one in chosen.items():
+        try:
+            found[step] = newest if step == newest.step else SavedSource(checkpoints.read_verified(one))
+        except (StorageError, FileSystemError):
+            raise
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError(f"--every {every}: {'; '.join(faults)}. To leave a step out, move its folder away")
+    if list(there) == [newest.step] and is_main():
+        say(f"note: weights {path}: one checkpoint alone; a run keeps more with checkpoint.keep_every")
+    return [*found.values(), *(() if newest.step in found else (newest,))]
 
 
 def find(path: str | Path) -> Source:

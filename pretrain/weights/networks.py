@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from pretrain.errors import InputError
 from pretrain.model.spec import ViTSpec
 from pretrain.ranks.collectives import together
-from pretrain.weights.load import FileSource, SavedSource, Source, choose
+from pretrain.weights.load import FileSource, SavedSource, Source, choose, choose_every
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Network:
 
     Args:
         id: what a report calls it.
+        run: what a report calls all that it has of the same run.
         path: as given.
         source: what it names.
         spec, dtype: the network as it is run here.
@@ -32,6 +33,7 @@ class Network:
     averaged: bool
     spec: ViTSpec
     dtype: torch.dtype = torch.float32
+    run: str = ""
 
     @property
     def trained_size(self) -> int:
@@ -50,6 +52,7 @@ def open_networks(
     *,
     averaged: Sequence[bool] = (False,),
     dtype: torch.dtype = torch.float32,
+    every: int | None = None,
 ) -> list[Network]:
     """Find and verify every WEIGHTS, so that a fault in the last is found before the first is run. Reads no tensors.
 
@@ -58,14 +61,15 @@ def open_networks(
     Args:
         image_size: to run them at; None: each as trained.
         averaged: which weights of each path: as trained (False), their Polyak average (True), or both in turn.
+        every: of each path, which is a run's, all checkpoints after a multiple of so many steps (`choose_every`).
 
     Raises:
-        InputError: no such weights, the same ones twice, no average, an image size below a patch.
+        InputError: no such weights, the same ones twice, no average, an image size below a patch; with `every`, as
+            `choose_every`.
     """
     found: dict[Path, Network] = {}
     networks = []
-    for path in paths:
-        source = choose(path)
+    for path, source in _sources(paths, every):
         sizes = {"image_size": image_size or source.spec.image_size, "dropout": 0.0, "drop_path": 0.0}
         spec = together(partial(replace, source.spec, **sizes))
         first = found.setdefault(source.path.resolve(), Network("", path, source, False, spec, dtype))
@@ -80,30 +84,51 @@ def open_networks(
                     f"--weights both: {path} holds averaged weights alone; --weights averaged would be right"
                 )
             networks[-1] = replace(first, averaged=True)
-    return [replace(network, id=id) for network, id in zip(networks, _ids(networks), strict=True)]
+    return name_networks(networks)
+
+
+def _sources(paths: Sequence[str | Path], every: int | None) -> Iterator[tuple[str | Path, Source]]:
+    for path in paths:
+        for source in [choose(path)] if every is None else choose_every(path, every):
+            yield path, source
+
+
+def name_networks(networks: Sequence[Network]) -> list[Network]:
+    """With what a report calls each: its run, by as many last parts of the path as it takes to tell all apart, then the
+    step where a checkpoint was named or the run has several, and whether it is the average.
+    """
+    places = [_place(one.source) for one in networks]
+    for depth in range(1, max(map(len, places)) + 1):
+        named = [replace(one, run="/".join(place[-depth:])) for one, place in zip(networks, places, strict=True)]
+        ids = _ids(named)
+        if len({one.run for one in named}) == len(set(places)) and len(set(ids)) == len(ids):
+            break
+    else:  # a run may be called as a step of another is
+        ids = [f"{id}: {one.source.path}" for id, one in zip(ids, named, strict=True)]
+    return [replace(one, id=id) for one, id in zip(named, ids, strict=True)]
 
 
 def _ids(networks: Sequence[Network]) -> list[str]:
-    """What each is called in a report: its run, by as many last parts of the path as tell the runs apart, then the step
-    where a checkpoint was named or the run has several, and whether it is the average.
-    """
-    runs = [_run_folder(one.source) for one in networks]
-    depth = 1
-    while depth < max(len(run.parts) for run in runs) and len({run.parts[-depth:] for run in runs}) < len(set(runs)):
-        depth += 1
+    steps: dict[str, set[int | None]] = {}
+    for one in networks:
+        steps.setdefault(one.run, set()).add(one.source.step)
     ids = []
-    for network, run in zip(networks, runs, strict=True):
-        steps = {other.source.step for other, theirs in zip(networks, runs, strict=True) if theirs == run}
-        saved = isinstance(network.source, SavedSource)
-        named = saved and (len(steps) > 1 or Path(network.path).resolve() == network.source.path.resolve())
-        name = Path(*run.parts[-depth:]).as_posix().lstrip("/")
-        ids.append(name + (f" step {network.source.step}" if named else "") + (" averaged" if network.averaged else ""))
+    for one in networks:
+        itself = isinstance(one.source, SavedSource) and Path(one.path).resolve() == one.source.path.resolve()
+        step = f" step {one.source.step}" if itself or len(steps[one.run]) > 1 else ""
+        ids.append(one.run + step + (" averaged" if one.averaged else ""))
     return ids
 
 
-def _run_folder(source: Source) -> Path:
-    """The run folder of a checkpoint; of one that lies elsewhere, the folder that holds it; a file itself."""
-    if not isinstance(source, SavedSource):
-        return Path(source.name.partition("://")[2] or source.path.resolve())
+def _place(source: Source) -> tuple[str, ...]:
+    """The parts of the path of a checkpoint's run folder; of one that lies elsewhere, of the folder that holds it; of a
+    file itself. Of a URL, scheme and host are the first part.
+    """
+    scheme, separator, rest = source.name.partition("://")
+    if separator and isinstance(source, FileSource):
+        host, *parts = rest.split("/")
+        return (f"{scheme}://{host}", *parts)
     path = source.path.resolve()
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if isinstance(source, SavedSource):
+        path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return path.parts[1:]

@@ -223,6 +223,8 @@ def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(dig
         (["--config", "CONFIG", "--init", "x" * 300], f"{'x' * 300}: File name too long"),
         (["--config", "x" * 300, "--init", "x"], f"{'x' * 300}: File name too long"),
         (["--config", "CONFIG"], "--init is missing"),
+        (["--config", "CONFIG", "--init", "x", "--every", "ten"], "--every: invalid int value: 'ten'"),
+        (["--features", "DIGITS", "--every", "5"], "--features and --every: one of the two"),
         (
             ["--config", "CONFIG", "--init", "x", 'fewshot.probes=["sgd"]'],
             "sgd is not among this version's probes",
