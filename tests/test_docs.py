@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
+import sys
 import textwrap
 from pathlib import Path
 
@@ -15,7 +18,9 @@ import pretrain.engine.optimizer
 import pretrain.weights.formats.format
 import pretrain.weights.formats.table
 import pretrain.weights.read
+from fewshot.config import FewshotConfig
 from fewshot.probes.support import Support
+from pretrain.configfile import read_config
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec, spec_from_arch
 from pretrain.model.vit import VisionTransformer
@@ -66,6 +71,18 @@ class TestPage:
     def test_table_cells_are_short(self, page):
         cells = [cell for line in prose(page).splitlines() if line.startswith("|") for cell in line.split("|")]
         assert [cell for cell in cells if len(cell) > LONGEST_CELL] == []
+
+
+def test_the_few_shot_commands_of_the_pages_are_understood(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["launch", *sys.path])
+    command = runpy.run_path(str(ROOT / "launch" / "fewshot.py"))
+    pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/fewshot.md"))
+    found = re.findall(r"^ *(?:deepspeed|python) launch/fewshot\.py (.*)$", pages, flags=re.M)
+    assert len(found) > 5
+    for words in found:
+        if words != "--keys":
+            given = command["parser"]().parse_intermixed_args(shlex.split(words, comments=True))
+            read_config(FewshotConfig, given.config or command["DEFAULT"], command["overrides"](given))
 
 
 def test_the_house_names_every_room():

@@ -37,10 +37,10 @@ def markdown(report: Mapping[str, Any], charts: Sequence[str] = ()) -> str:
     lines += [*map(markdown_text, _warnings(report)), "", f"## {_caption(report, probe)}", ""]
     lines += [*_scores(report, [probe]).markdown(), "", *(f"- {line}" for line in _reading(report, [probe]))]
     lines += [f"\n![{chart}]({chart})" for chart in charts if chart != "oracle.png"]
+    lines += _comparisons(report)
     if others:
         lines += ["", "## Other probes", "", *_scores(report, others).markdown()]
         lines += ["", *(f"- {line}" for line in _reading(report, others))]
-    lines += _comparisons(report)
     lines += ["", "## Every seed", "", "Accuracy in %.", "", *_seeds(report).markdown()]
     lines += _oracle(report, "oracle.png" in charts)
     return "\n".join([*lines, *_reproduction(report), *_run(report)]) + "\n"
