@@ -175,10 +175,10 @@ def test_an_average_is_told_from_a_file_of_its_name():
 
 
 def test_a_file_a_run_and_a_step_of_one_name_are_told_apart(trained, tmp_path):
-    run = trained("a.npz", 7, 8)  # of a folder too
+    run = trained("a.safetensors", 7, 8)  # of a folder too
     (tmp_path / "files").mkdir()
-    file = tmp_path / "files" / "a.npz"
-    export(choose(run), FORMATS["npz"], file)
-    assert ids(run, file) == [f"{tmp_path.name}/a.npz", "files/a.npz"]
+    file = tmp_path / "files" / "a.safetensors"
+    export(choose(run), FORMATS["safetensors"], file)
+    assert ids(run, file) == [f"{tmp_path.name}/a.safetensors", "files/a.safetensors"]
     named = run / "checkpoints" / "step_00000007"
-    assert len(set(ids(run, named, trained("a.npz step 7", 1)))) == 3
+    assert len(set(ids(run, named, trained("a.safetensors step 7", 1)))) == 3
