@@ -12,6 +12,7 @@ from pretrain.history.history import Attempt, Line, RunHistory
 PARTS = ("training", "waiting", "saving", "evaluating", "starting", "closing", "lost", "unknown", "other")
 _STATED = ("training", "waiting", "saving", "evaluating")  # as time/… of metrics lines and events
 _OFF = 0.01  # share of an attempt that the parts may leave
+_LEAST = 0.1  # seconds that are worth a word
 
 
 @dataclass(frozen=True)
@@ -171,19 +172,17 @@ def _notes(history: RunHistory, told: Sequence[AttemptHours], between: Sequence[
     notes = []
     if first := int(told[0].attempt.start["step"]):
         notes.append(f"the first {first:,} steps were trained before events were recorded; their time is not in here")
-    for number, hours in enumerate(told, start=1):
-        attempt, wall = hours.attempt, hours.wall
-        if attempt.end is None:
-            ended = "was killed" if number < len(told) else "was killed or is going on"
+    for number, each in enumerate(told, start=1):
+        if each.attempt.end is None:
+            going_on = number == len(told) and history.under_way
+            ended = "is under way" if going_on else "was killed"
+            notes.append(f"attempt {number} {ended}: what it did after its last record is not known, and not in here")
+        if backward := [part for part in PARTS if each.seconds[part] < -_LEAST]:
             notes.append(
-                f"attempt {number} {ended}: it recorded no end, and what it did after its last record is not known; it "
-                "lasted longer than is told here"
+                f"attempt {number}: {' and '.join(backward)} is less than nothing; the clock was set back meanwhile"
             )
-        if abs(hours.seconds["other"]) > _OFF * wall:
-            notes.append(f"attempt {number}: the parts leave {hours.seconds['other']:.1f} s of {wall:.1f} s")
-        backward = [part for part in PARTS if part != "other" and hours.seconds[part] < -_OFF * abs(wall)]
-        if backward or wall < 0:
-            notes.append(f"attempt {number}: its clock was set back ({', '.join(backward) or 'its end is early'})")
+        elif each.seconds["other"] > max(_OFF * each.wall, _LEAST):
+            notes.append(f"attempt {number}: the parts leave {each.seconds['other']:.1f} s of {each.wall:.1f} s")
     for number, gap in enumerate(between, start=2):
         if gap < 0:
             notes.append(
