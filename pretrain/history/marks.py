@@ -130,5 +130,5 @@ def starts_table(run: RunHistory, caption: str = "") -> Table:
                 str(start["micro_batch"]),
             ]
         )
-    header = ("start", "when (UTC)", "ended", "from step", "to step", "trained again", "lasted")
+    header = ("attempt", "when (UTC)", "ended", "from step", "to step", "trained again", "lasted")
     return Table((*header, "ranks × device", "hosts", "ZeRO", "micro-batch"), rows, caption, names=3)

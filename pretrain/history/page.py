@@ -10,13 +10,16 @@ from pathlib import Path
 from pretrain import files
 from pretrain.history.curves import charts, loss_chart
 from pretrain.history.history import RunHistory
-from pretrain.history.marks import ending, starts_table
+from pretrain.history.hours import hours
+from pretrain.history.marks import ending, marks, starts_table
 from pretrain.history.overlay import Overlay, flat
 from pretrain.history.saved import saved_checkpoints
-from pretrain.history.scores import score_charts, scores_table
+from pretrain.history.scores import score_charts, scores_table, values
 from pretrain.history.series import COLUMNS, Series
+from pretrain.history.timeline import device_hours, ledger_table, timeline_chart
 from pretrain.page.page import Page
-from pretrain.page.text import Table, bytes_text, number_text, shortened
+from pretrain.page.text import Table, bytes_text, number_text, sentence, shortened
+from pretrain.record.section import TELLING
 
 NAME = "run.html"
 _NAMED = 4  # runs in the title
@@ -39,10 +42,16 @@ def run_page(runs: Sequence[RunHistory]) -> Page:
         page.heading("Evaluations while training")
         page.grid(score_charts(overlay))
         page.table(evaluated)
-    page.heading("Starts")
-    for run, label in zip(runs, overlay.labels, strict=True):
-        if run.attempts:
-            page.table(starts_table(run, label if len(runs) > 1 else ""))
+    timeline = timeline_chart(overlay)
+    if timeline:
+        page.heading("Attempts and time")
+        page.grid([timeline])
+        for run, label in zip(runs, overlay.labels, strict=True):
+            if run.attempts:
+                of_run = f", {label}" if len(runs) > 1 else ""
+                page.table(starts_table(run, f"Starts{of_run}"))
+                page.table(ledger_table(run, f"Time{of_run}"))
+                page.notes(map(sentence, hours(run).notes))
     page.heading("What the runs are" if len(runs) > 1 else "What the run is")
     if len(runs) > 1:
         page.table(_differences_table(overlay))
@@ -81,6 +90,8 @@ def headline(run: RunHistory) -> dict[str, str]:
         for name, title in (("loss", "loss, smoothed"), ("images_per_second", "images/s, smoothed")):
             known = Series.of(run.lines, name).smoothed().known
             found[title] = number_text(known.y[-1]) if len(known.y) else "no number"
+    if run.attempts:
+        found[device_hours(run)] = number_text(hours(run).gpu_hours)
     return found
 
 
@@ -102,9 +113,10 @@ def summary(runs: Sequence[RunHistory]) -> list[str]:
         found.append(f"{label}: {', '.join(f'{name} {figure}' for name, figure in figures.items())}")
         if run.evaluations:
             last = run.evaluations[-1]
-            values = {name: value for name, value in last.items() if name not in ("step", "at")}
-            told = "  ".join(f"{name} {'none' if value is None else f'{value:.4g}'}" for name, value in values.items())
-            found.append(f"  step {last['step']:,}: {told}")
+            told = "  ".join(
+                f"{name} {'nan' if value is None else f'{value:.4g}'}" for name, value in values(last).items()
+            )
+            found.append(f"  step {last['step']:,}: {'  '.join(told)}")
     return [*found, *_faults(overlay)]
 
 
@@ -131,6 +143,10 @@ def _reading(overlay: Overlay) -> list[str]:
     """How to read the charts."""
     longest = max((Series.of(run.lines, "loss") for run in overlay.runs), key=lambda series: len(series.x))
     found = []
+    if any(mark.lane == "slow rank" for run in overlay.runs for mark in marks(run)):
+        found.append(
+            f"Slow rank: one takes more than {TELLING:g} times as long as the usual one for data and forward pass."
+        )
     if len(longest.x) > 2 * COLUMNS:
         found.append(
             f"Faint: from the least to the largest of the values in each of {COLUMNS:,} parts of the axis, so no peak "

@@ -9,40 +9,46 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from pretrain.history.curves import curve_text, draw_starts, name_lines
+from pretrain.history.history import Line
 from pretrain.history.overlay import Overlay, Style
 from pretrain.history.series import Series
 from pretrain.page.figure import name_style, set_frame, set_plain_ticks
 from pretrain.page.page import Chart
-from pretrain.page.text import Table, number_text, shortened
+from pretrain.page.text import Table, shortened
+from pretrain.record.lines import CHECK
 
 
 @dataclass(frozen=True)
 class Score:
     """Values of evaluations that share a chart: one name, of the raw and the averaged weights, at several shots.
 
-    curves: run style, variant, series.
+    curves: the run's style, the variant, its name in metrics.jsonl, and the values.
     """
 
     title: str
-    curves: Sequence[tuple[Style, str, Series]]
+    curves: Sequence[tuple[Style, str, str, Series]]
 
 
+_NO_SCORES = ("step", "at", CHECK)
 _SHARE = re.compile(r"top[15]|shot")  # values in [0, 1] that are shown in %
+
+
+def values(line: Line) -> dict[str, float | None]:
+    """What an evaluation found, by name."""
+    return {name: value for name, value in line.items() if name not in _NO_SCORES}
 
 
 def scores(overlay: Overlay) -> list[Score]:
     """What the runs' evaluations found, a chart for each kind."""
-    names = dict.fromkeys(name for run in overlay.runs for line in run.evaluations for name in line)
-    kinds: dict[str, list[tuple[Style, str, Series]]] = {}
+    names = dict.fromkeys(name for run in overlay.runs for line in run.evaluations for name in values(line))
+    kinds: dict[str, list[tuple[Style, str, str, Series]]] = {}
     for name in names:
-        if name in ("step", "at"):
-            continue
         kind, variant = _kind(name)
         factor = 100 if _SHARE.search(name) else 1
         for run, style in zip(overlay.runs, overlay.styles(), strict=True):
             series = Series.of(run.evaluations, name, overlay.scale(run))
             if len(series.known.x):
-                kinds.setdefault(kind, []).append((style, variant, Series(series.x, series.y * factor)))
+                kinds.setdefault(kind, []).append((style, variant, name, Series(series.x, series.y * factor)))
     return [Score(kind, found) for kind, found in kinds.items()]
 
 
@@ -63,7 +69,7 @@ def score_charts(overlay: Overlay) -> list[Chart]:
 
 def _score_chart(overlay: Overlay, score: Score) -> Chart:
     unit = "%" if _SHARE.search(score.title) else ""
-    variants = list(dict.fromkeys(variant for _, variant, _ in score.curves))
+    variants = list(dict.fromkeys(variant for _, variant, *_ in score.curves))
     several = len(overlay.runs) > 1
 
     def name(style: Style, variant: str) -> str:
@@ -76,7 +82,7 @@ def _score_chart(overlay: Overlay, score: Score) -> Chart:
         set_frame(axes, "")
         axes.set_title(shortened(score.title, 60), fontsize=10, loc="left", **name_style())
         drawn = []
-        for style, variant, series in score.curves:
+        for style, variant, _, series in score.curves:
             at = variants.index(variant)
             colour = style.colour if several else f"C{at % 8}"
             known = series.known
@@ -96,11 +102,11 @@ def _score_chart(overlay: Overlay, score: Score) -> Chart:
         set_plain_ticks(axes.xaxis)
         draw_starts(axes, overlay)
         if len(drawn) > 1:
-            name_lines(axes, drawn, [name(style, variant) for style, variant, _ in score.curves])
+            name_lines(axes, drawn, [name(style, variant) for style, variant, *_ in score.curves])
 
     parts = [
         (f"{name(style, variant)}: " if name(style, variant) else "") + curve_text(series, unit, overlay.axis)
-        for style, variant, series in score.curves
+        for style, variant, _, series in score.curves
     ]
     return Chart(f"{score.title}, by {overlay.axis}. " + "; ".join(parts), draw)
 
@@ -110,13 +116,13 @@ def scores_table(overlay: Overlay) -> Table | None:
     several = len(overlay.runs) > 1
     rows = []
     for score in scores(overlay):
-        unit = " %" if _SHARE.search(score.title) else ""
-        for style, variant, series in score.curves:
+        percent = bool(_SHARE.search(score.title))
+        for style, _, name, series in score.curves:
             known = series.known
             row = [style.label] if several else []
-            row += [f"{score.title}, {variant}" if variant else score.title]
+            row.append(name)
             for at in (-1, int(known.y.argmin()), int(known.y.argmax())):
-                row += [f"{number_text(known.y[at])}{unit}", f"{known.x[at]:,.0f}"]
+                row += [f"{known.y[at]:.2f} %" if percent else f"{known.y[at]:.4g}", f"{known.x[at]:,.0f}"]
             rows.append(row)
     if not rows:
         return None
