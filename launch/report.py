@@ -29,10 +29,12 @@ def main() -> int:
     if len(args.runs) > 1 and args.out is None:
         raise InputError("--out: not given; the page of several runs needs a folder, e.g. --out runs/compared")
     runs = [RunHistory.read(path) for path in args.runs]
+    from pretrain.history.overlay import Overlay
     from pretrain.history.page import summary, write_page  # matplotlib
 
-    deliver(summary(runs))
-    say(f"page: {write_page(runs, args.out or runs[0].folder.path / REPORT)}")
+    overlay = Overlay.of(runs)
+    deliver(summary(overlay))
+    say(f"page: {write_page(overlay, args.out or runs[0].folder.path / REPORT)}")
     return DONE
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pretrain.history.marks import LANES, Mark, marks
 from pretrain.history.overlay import Overlay, Style
@@ -132,8 +133,7 @@ def _draw(axes: Axes, overlay: Overlay, quantity: Quantity, found: Sequence[Curv
             draw_raw(axes, curve.raw, end, style.colour)
         back = curve.taken_back
         axes.plot(back.x, back.y, color=style.colour, linestyle=":", linewidth=0.9, alpha=0.7)
-    values = np.concatenate([curve.smooth.known.y for curve in found])
-    _scale(axes, values, quantity.from_zero)
+    _scale(axes, np.concatenate([curve.raw.known.y for curve in found]), quantity.from_zero)
     axes.set_xlim(0, end)
     axes.set_xlabel(overlay.axis)
     axes.set_ylabel("%" if quantity.percent else quantity.unit)
@@ -171,6 +171,9 @@ def _scale(axes: Axes, values: np.ndarray, from_zero: bool) -> None:
         axes.set_ylim(bottom=0)
     elif len(values) and values.min() > 0 and values.max() > _FAR_APART * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        set_plain_ticks(axes.yaxis)
 
 
 def name_lines(axes: Axes, drawn: Sequence[object], labels: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pretrain.errors import InputError
 from pretrain.history.history import RunHistory
+from pretrain.history.hours import Hours, hours
 from pretrain.page.text import shortened
 
 _COLOURS = 8  # of a chart, light or dark
@@ -29,10 +30,11 @@ class Style:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Runs with their labels, in the order given."""
+    """Runs, what they are called, and where their time went, in the order given."""
 
     runs: Sequence[RunHistory]
     labels: Sequence[str]
+    hours: Sequence[Hours]
 
     @classmethod
     def of(cls, runs: Sequence[RunHistory]) -> Overlay:
@@ -41,7 +43,7 @@ class Overlay:
         twice = [str(folder) for folder, count in folders.items() if count > 1]
         if twice:
             raise InputError(f"RUN {twice[0]}: given twice; each run once would be right")
-        return cls(runs, labels(runs))
+        return cls(runs, labels(runs), [hours(run) for run in runs])
 
     def styles(self) -> list[Style]:
         """One for each run."""

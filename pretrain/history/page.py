@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pretrain import files
 from pretrain.history.curves import charts, loss_chart
 from pretrain.history.history import RunHistory
-from pretrain.history.hours import hours
+from pretrain.history.hours import Hours
 from pretrain.history.marks import ending, marks, starts_table
 from pretrain.history.overlay import Overlay, flat
 from pretrain.history.saved import saved_checkpoints
@@ -26,12 +26,12 @@ _NAMED = 4  # runs in the title
 _SHOWN = 60  # letters of a value that differs between configs
 
 
-def run_page(runs: Sequence[RunHistory]) -> Page:
-    """The page of `runs`. Raises InputError where a run is given twice, or a line holds what is no number."""
-    overlay = Overlay.of(runs)
+def run_page(overlay: Overlay) -> Page:
+    """The page of the runs. Raises InputError where a line holds what is no number."""
+    runs = overlay.runs
     page = Page(_title(overlay))
     if len(runs) == 1:
-        page.cards(headline(runs[0]))
+        page.cards(headline(runs[0], overlay.hours[0]))
     else:
         page.table(_runs_table(overlay))
     page.notes(_faults(overlay), warning=True)
@@ -46,12 +46,12 @@ def run_page(runs: Sequence[RunHistory]) -> Page:
     if timeline:
         page.heading("Attempts and time")
         page.grid([timeline])
-        for run, label in zip(runs, overlay.labels, strict=True):
+        for run, told, label in zip(runs, overlay.hours, overlay.labels, strict=True):
             if run.attempts:
                 of_run = f", {label}" if len(runs) > 1 else ""
                 page.table(starts_table(run, f"Starts{of_run}"))
-                page.table(ledger_table(run, f"Time{of_run}"))
-                page.notes(map(sentence, hours(run).notes))
+                page.table(ledger_table(told, f"Time{of_run}"))
+                page.notes(map(sentence, told.notes))
     page.heading("What the runs are" if len(runs) > 1 else "What the run is")
     if len(runs) > 1:
         page.table(_differences_table(overlay))
@@ -81,22 +81,22 @@ def state(run: RunHistory) -> str:
     return "finished" if run.step >= run.steps else "ended early"
 
 
-def headline(run: RunHistory) -> dict[str, str]:
+def headline(run: RunHistory, told: Hours) -> dict[str, str]:
     """The figures that come first."""
     found = {"state": state(run), "steps": f"{run.step:,} of {run.steps:,}"}
     if run.lines:
         found["images"] = f"{run.lines[-1]['images']:,}"
-        found["epoch"] = f"{run.lines[-1]['epoch']:.2f}"
+        found["epoch"] = f"{run.lines[-1]['epoch']:,.2f}"
         for name, title in (("loss", "loss, smoothed"), ("images_per_second", "images/s, smoothed")):
             known = Series.of(run.lines, name).smoothed().known
             found[title] = number_text(known.y[-1]) if len(known.y) else "no number"
-    if run.attempts:
-        found[device_hours(run)] = number_text(hours(run).gpu_hours)
+    if told.attempts:
+        found[device_hours(told)] = number_text(told.gpu_hours)
     return found
 
 
 def _runs_table(overlay: Overlay) -> Table:
-    of_runs = [headline(run) for run in overlay.runs]
+    of_runs = [headline(run, told) for run, told in zip(overlay.runs, overlay.hours, strict=True)]
     names = list(dict.fromkeys(name for found in of_runs for name in found))
     rows = [
         [label, *(found.get(name, "–") for name in names)] for label, found in zip(overlay.labels, of_runs, strict=True)
@@ -104,19 +104,16 @@ def _runs_table(overlay: Overlay) -> Table:
     return Table(["run", *names], rows)
 
 
-def summary(runs: Sequence[RunHistory]) -> list[str]:
+def summary(overlay: Overlay) -> list[str]:
     """For the console: how each run stands, and what its last evaluation found."""
-    overlay = Overlay.of(runs)
     found = []
-    for run, label in zip(runs, overlay.labels, strict=True):
-        figures = headline(run)
+    for run, told, label in zip(overlay.runs, overlay.hours, overlay.labels, strict=True):
+        figures = headline(run, told)
         found.append(f"{label}: {', '.join(f'{name} {figure}' for name, figure in figures.items())}")
         if run.evaluations:
             last = run.evaluations[-1]
-            told = "  ".join(
-                f"{name} {'nan' if value is None else f'{value:.4g}'}" for name, value in values(last).items()
-            )
-            found.append(f"  step {last['step']:,}: {'  '.join(told)}")
+            named = [f"{name} {'nan' if value is None else f'{value:.4g}'}" for name, value in values(last).items()]
+            found.append(f"  step {last['step']:,}: {'  '.join(named)}")
     return [*found, *_faults(overlay)]
 
 
@@ -230,9 +227,9 @@ def _differences_table(overlay: Overlay) -> Table:
     return Table(["key", *overlay.labels], rows or [["none", *["" for _ in overlay.runs]]], "Where the configs differ")
 
 
-def write_page(runs: Sequence[RunHistory], out: Path) -> Path:
+def write_page(overlay: Overlay, out: Path) -> Path:
     """Write the page into the folder `out`, made if need be; returns its path. Raises InputError as `run_page`."""
-    page = run_page(runs)
+    page = run_page(overlay)
     files.make_folder(out)
     page.write(out / NAME)
     return out / NAME

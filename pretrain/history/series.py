@@ -45,12 +45,12 @@ class Series:
         Raises:
             InputError: one is no number.
         """
-        found = [(line["step"], line[name]) for line in lines if name in line]
+        found = [line for line in lines if name in line]
         try:
-            x, y = np.array(found, np.float64).reshape(-1, 2).T  # null becomes NaN
+            x, y = (np.array([line[key] for line in found], np.float64) for key in ("step", name))  # null becomes NaN
         except (TypeError, ValueError):
-            odd = next(pair for pair in found if not all(isinstance(one, int | float | None) for one in pair))
-            raise InputError(f"metrics.jsonl: step {odd[0]!r}, {name} {odd[1]!r}: no number") from None
+            odd = next(line[name] for line in found if not isinstance(line[name], int | float | None))
+            raise InputError(f"metrics.jsonl: {name} is {odd!r} in a line; a number would be right") from None
         return cls(x * scale, np.where(np.isfinite(y), y, np.nan))
 
     @property

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from pretrain.history.history import RunHistory
-from pretrain.history.hours import PARTS, AttemptHours, Hours, hours
+from pretrain.history.hours import PARTS, AttemptHours, Hours
 from pretrain.history.overlay import Overlay
 from pretrain.page.figure import name_style
 from pretrain.page.page import Chart
@@ -66,9 +65,9 @@ def _gap(earlier: AttemptHours, later: AttemptHours) -> float:
 def timeline_chart(overlay: Overlay) -> Chart | None:
     """Each attempt as wide as it lasted, divided by what its time went to; None where no times were recorded."""
     runs = [
-        (hours(run), label if len(overlay.runs) > 1 else "")
-        for run, label in zip(overlay.runs, overlay.labels, strict=True)
-        if run.attempts
+        (told, label if len(overlay.runs) > 1 else "")
+        for told, label in zip(overlay.hours, overlay.labels, strict=True)
+        if told.attempts
     ]
     if not runs:
         return None
@@ -136,9 +135,8 @@ def _text(told: Hours) -> str:
     return f"{count} start{'s' * (count > 1)}, running for {duration_text(told.wall)}: {', '.join(parts)}"
 
 
-def ledger_table(run: RunHistory, caption: str = "") -> Table:
+def ledger_table(told: Hours, caption: str = "") -> Table:
     """A row for each part of the time, and their sum."""
-    told = hours(run)
     shown = [row for row in told.rows if abs(row.seconds) >= _SECONDS]
     rows = [
         [
@@ -151,14 +149,14 @@ def ledger_table(run: RunHistory, caption: str = "") -> Table:
         for row in shown
     ]
     rows.append(["in all", f"{told.wall:,.1f}", duration_text(told.wall), "100.0%", _hours(told.gpu_hours)])
-    return Table(["what the time went to", "seconds", "time", "share", device_hours(run)], rows, caption)
+    return Table(["what the time went to", "seconds", "time", "share", device_hours(told)], rows, caption)
 
 
 def _hours(hours: float) -> str:
     return f"{hours:,.1f}" if hours >= 10 else f"{hours:.4f}"
 
 
-def device_hours(run: RunHistory) -> str:
+def device_hours(told: Hours) -> str:
     """What hours times ranks are called: a rank has a device of its own."""
-    devices = {attempt.start["device"] for attempt in run.attempts}
+    devices = {attempt.attempt.start["device"] for attempt in told.attempts}
     return "rank-hours" if devices == {"cpu"} else "GPU-hours"
