@@ -46,6 +46,8 @@ def describe_networks(features: Sequence[NetworkFeatures]) -> list[dict[str, Any
     return [
         {
             "id": (network := one.network).id,
+            "run": network.run,
+            "averaged": network.averaged,
             "path": str(network.path),
             "sha256": one.sha256,
             "step": network.source.step,
