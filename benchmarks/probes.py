@@ -5,7 +5,7 @@
 Synthetic features of 1,000 classes, width 1,280; support sets of 1, 5, 10 and 25 images of a class in seeds 0, 1, 2;
 50,000 query images. Everything is fp64. First one support set of the most shots, in rounds, interleaved: the ridge
 from features to classifier for one λ and for 30, and scikit-learn's Ridge for one λ. Then all draws as a report scores
-them, with as many eigendecompositions counted as are made. Medians and spread; JSON beside them: runs/bench/probes.json.
+them; the eigendecompositions made are counted. Medians and spread; JSON beside them: runs/bench/probes.json.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def synthetic(args: argparse.Namespace) -> tuple[FeatureSet, NDArray[np.int64], NDArray[np.int64]]:
-    """Features of overlapping classes with a spectrum that falls as a network's does, float32; pool and query labels."""
+    """Float32 features of overlapping classes, whose spectrum falls as a network's does; pool and query labels."""
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.arange(1, args.width + 1) ** -0.5
     means = torch.randn(args.classes, args.width, generator=generator) * spectrum

@@ -233,8 +233,8 @@ def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(dig
         (["--config", "CONFIG", "--init", "x", "--every", "ten"], "--every: invalid int value: 'ten'"),
         (["--features", "DIGITS", "--every", "5"], "--features and --every: one of the two"),
         (
-            ["--config", "CONFIG", "--init", "x", 'fewshot.probes=["sgd"]'],
-            "sgd is not among this version's probes",
+            ["--config", "CONFIG", "--init", "x", 'fewshot.probes=["svm"]'],
+            "fewshot.probes: found 'svm'; known: ridge ridge_held_out logistic sgd",
         ),
         (["--features", "DIGITS", "--shots", "1,x"], "fewshot.shots: [1,x] is no JSON"),
         (["--features", "DIGITS", "--shots", "1,1"], "fewshot.shots: found [1, 1]; name each once"),
