@@ -32,7 +32,7 @@ from fewshot.features import (
     missing_block,
     widths,
 )
-from fewshot.task import Task
+from fewshot.task import Splits
 from pretrain import files
 from pretrain.console import say
 from pretrain.errors import InputError
@@ -99,22 +99,25 @@ def find_baselines(networks: Sequence[NetworkFeatures]) -> list[dict[str, str]]:
 
 
 class FeatureCache:
-    """The feature files of a task in one folder.
+    """The feature files of a task's images in one folder.
 
     A file is named by a hash of what fixes its features: weights, image size, images, arithmetic, and the code of the
     layers, to which users add. It holds the union of the support sets and the whole query set, so neither ImageNet's
     other million images nor a second run cost time.
     """
 
-    def __init__(self, config: FewshotConfig, task: Task, folder: Path, world: World) -> None:
+    def __init__(self, config: FewshotConfig, splits: Splits, folder: Path, world: World) -> None:
         """Check the indices and ask what their shards hold now. Collective.
+
+        Args:
+            splits: those of a task, or "query" alone.
 
         Raises:
             InputError: an index is damaged or differs among nodes (StorageError: a server does not answer).
         """
         self._config, self._folder, self._world = config, folder, world
         self._timeouts = config.data.timeouts()
-        self._support_ids, self._splits = task.support_ids, task.splits
+        self._splits = splits
         self._shards_checked = False
         for split, (index, _) in self._splits.items():
             check_index(index, f"data.{split}", world, self._timeouts, files=False)
@@ -125,17 +128,17 @@ class FeatureCache:
             )
         )
 
-    def features(self, network: Network) -> NetworkFeatures:
+    def features(self, network: Network, weights: Weights | None = None) -> NetworkFeatures:
         """The features of a network that the config names and the network has; computed where there is no file of them.
 
-        Reads the weights, once on each rank. Collective.
+        Reads the weights, where they are not given, once on each rank. Collective.
 
         Raises:
             InputError: the network has none of the features, or not a block of them; a shard is not in place, or an
                 image cannot be read (StorageError: for now). The same on every rank.
         """
         present = self._widths(network)
-        weights = together(lambda: network.source.read(network.averaged))
+        weights = weights or together(lambda: network.source.read(network.averaged))
         found: dict[str, Path] = {}
         for source in _SOURCES:
             layers = [layer for layer in layers_of(list(present)) if layer.network == source]
@@ -215,7 +218,9 @@ class FeatureCache:
             initialize(model, self._config.seed)
         if model is not None:
             model = model.to(network.dtype).to(self._world.device)
-        arrays = {"support_ids": self._support_ids, **{f"{split}_times": at for split, at in self._times.items()}}
+        arrays = {f"{split}_times": at for split, at in self._times.items()}
+        if "support" in self._splits:
+            arrays["support_ids"] = self._splits["support"][1]
         for split, (index, ids) in self._splits.items():
             computed = extract(model, layers, index, ids, how, doing=f"features of data.{split}")
             arrays.update({f"{split}_{name}": values for name, values in (computed or {}).items()})
@@ -279,14 +284,24 @@ def read_feature(path: Path, name: str, where: str) -> FeatureSet:
 
     Raises InputError: the file is damaged, or features are not finite.
     """
-    found = FeatureSet(*_read(path, "support_ids", f"support_{name}", f"query_{name}"))
-    for split, values in (("support", found.support), ("query", found.query)):
-        if lost := count_not_finite(values):
-            raise InputError(
-                f"{where}: {name} is not finite for {lost} of {len(values)} {split} images; these weights "
-                "have diverged, give those of an earlier step"
-            )
-    return found
+    ids, support, query = _read(path, "support_ids", f"support_{name}", f"query_{name}")
+    return FeatureSet(ids, _finite(support, f"{where}: {name}", "support"), _finite(query, f"{where}: {name}", "query"))
+
+
+def read_query(path: Path, name: str, where: str) -> NDArray[Any]:
+    """One feature of the query images alone [m, d], as `read_feature`."""
+    (query,) = _read(path, f"query_{name}")
+    return _finite(query, f"{where}: {name}", "query")
+
+
+def _finite(values: NDArray[Any], what: str, split: str) -> NDArray[Any]:
+    """`values`, all rows of which are finite; else an InputError."""
+    if lost := count_not_finite(values):
+        raise InputError(
+            f"{what} is not finite for {lost} of {len(values)} {split} images; these weights have diverged, give those "
+            "of an earlier step"
+        )
+    return values
 
 
 def repeated_images(path: Path) -> int:

@@ -13,6 +13,8 @@ from fewshot.probes.table import PROBES
 from pretrain.section import FolderName, Indices, Section, Seeds, Shots, each_once, key
 from pretrain.storage.retry import TIMEOUTS, Timeouts
 
+_LINEAR = tuple(probe.name for probe in PROBES.values() if probe.linear)
+
 
 class DataSection(Section):
     """The support set, which is learned from, and the query set, which is scored."""
@@ -57,6 +59,11 @@ class ProtocolSection(Section):
         about=f"Features to probe, of {' '.join(LAYERS)} {BLOCK_FORMS}. Of the former, those that a network does not "
         "have are left out.",
     )
+    save_probes: tuple[str, ...] = key(
+        _LINEAR,
+        about=f"Probes whose fits on each network's leading feature are saved, of {' '.join(_LINEAR)}, where "
+        "fewshot.probes names them; []: none.",
+    )
     oracle: bool = key(True, about="Whether the report also shows the ridge for every λ of 2^-10 to 2^19.")
     batch: int = key(64, about="Images that a rank computes together.", gt=0)
     dtype: Literal["float32", "bfloat16", "float16"] = key(
@@ -72,6 +79,14 @@ class ProtocolSection(Section):
     @classmethod
     def _known_probes(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
         return _known(probes, PROBES)
+
+    @field_validator("save_probes")
+    @classmethod
+    def _linear_probes(cls, probes: tuple[str, ...]) -> tuple[str, ...]:
+        for name in probes:
+            if name not in _LINEAR:
+                raise ValueError(f"found {name!r}; those that can be saved, being linear: {' '.join(_LINEAR)}")
+        return probes
 
     @field_validator("features")
     @classmethod

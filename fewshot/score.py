@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fewshot.cache import FeatureSet, NetworkFeatures, find_baselines, read_feature
 from fewshot.config import ProtocolSection
 from fewshot.features import headline
 from fewshot.given import GivenFeatures
-from fewshot.probes.fitted import Fitted
+from fewshot.probes.fitted import Fitted, Linear
 from fewshot.probes.support import Support
 from fewshot.probes.table import PROBES, SWEPT
 from fewshot.task import Draw, Task, draw_support
@@ -73,12 +74,14 @@ class Scores:
     `predicted`: the class of every query image [m], in the smallest type that holds all classes, for the rows of
     results whose query images are compared one by one: the first probe's of every feature, and every probe's of a
     leading feature. (All rows: 100 KB each for ImageNet, thousands of them where every block is probed.)
+    `fitted`: what `save_probes` names, of a leading feature; 10 MB each for ImageNet.
     """
 
     results: list[Result] = field(default_factory=list)
     sweeps: list[Sweep] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     predicted: dict[Result, NDArray[np.unsignedinteger[Any]]] = field(default_factory=dict)
+    fitted: dict[Result, Linear] = field(default_factory=dict)
 
     def add(self, other: Scores, weights: str, features: str) -> None:
         """Add what `score` found, which is of a feature of `weights`."""
@@ -86,6 +89,7 @@ class Scores:
         self.results.extend(named.values())
         self.sweeps.extend(replace(row, weights=weights, features=features) for row in other.sweeps)
         self.predicted.update({named[row]: classes for row, classes in other.predicted.items()})
+        self.fitted.update({named[row]: linear for row, linear in other.fitted.items()})
 
 
 def score_networks(
@@ -169,6 +173,8 @@ def score(
                 scores.results.append(row)
                 if leading or probe.name == protocol.probes[0]:
                     scores.predicted[row] = classified.astype(smallest)
+                if leading and probe.name in protocol.save_probes and fitted.linear:
+                    scores.fitted[row] = fitted.linear.to(torch.device("cpu"))
             if leading and protocol.oracle:
                 swept = SWEPT.fit(support, protocol.l2)
                 assert swept.with_l2 is not None
@@ -182,8 +188,13 @@ def score(
 
 def predict(fitted: Fitted, query: NDArray[np.floating[Any]], device: torch.device) -> NDArray[np.int64]:
     """The class that `fitted` gives each row of `query` [m, d], int64 [m]."""
-    chunks = (query[begin : begin + _CHUNK] for begin in range(0, len(query), _CHUNK))
-    return np.concatenate([fitted(torch.from_numpy(chunk).to(device).double()).cpu().numpy() for chunk in chunks])
+    return np.concatenate([fitted(chunk).cpu().numpy() for chunk in chunks(query, device)])
+
+
+def chunks(query: NDArray[np.floating[Any]], device: torch.device) -> Iterator[Tensor]:
+    """`query` [m, d] in parts, fp64 on `device`."""
+    for begin in range(0, len(query), _CHUNK):
+        yield torch.from_numpy(query[begin : begin + _CHUNK]).to(device).double()
 
 
 def share_right(classified: NDArray[np.integer[Any]], labels: NDArray[np.int64]) -> float:

@@ -6,7 +6,7 @@ A support set is a function of seed, labels and ids alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from pretrain.storage.retry import Timeouts
 from pretrain.stream.colour import colour_text
 
 Paths = str | Sequence[str]
+Splits = Mapping[str, tuple[Index, NDArray[np.int64]]]  # "support" and "query": index and needed ids
 _NAMED = 5  # classes named in a message
 
 
@@ -62,7 +63,7 @@ class Task:
         return [text for text in texts if text]
 
     @property
-    def splits(self) -> dict[str, tuple[Index, NDArray[np.int64]]]:
+    def splits(self) -> Splits:
         """Index and needed ids of the support and of the query set."""
         return {"support": (self.support, self.support_ids), "query": (self.query, self.query_ids)}
 

@@ -4,6 +4,7 @@
     python launch/fewshot.py --config C --init runs/h14 --init runs/l16       # one rank; several networks
     python launch/fewshot.py --config C --init runs/h14 --every 10000         # accuracy over training
     python launch/fewshot.py --features F.npz --out runs/given --shots 1,5    # features from elsewhere
+    python launch/fewshot.py --apply runs/fewshot --init runs/h14 data.query=V    # its saved probes on other images
 
 Exit status: 0 done, 2 when what was given is at fault.
 """
@@ -17,6 +18,7 @@ sys.path[0] = str(ROOT)  # not launch/, where fewshot.py hides fewshot
 import argparse
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pretrain.configfile import read_config
@@ -31,6 +33,8 @@ DEFAULT = ROOT / "configs/fewshot/imagenet.json"  # the protocol for features th
 
 def main() -> int:
     args = parser().parse_intermixed_args()
+    if args.apply:
+        return apply_saved(args)
     return probe_file(args) if args.features else probe_weights(args)
 
 
@@ -42,7 +46,7 @@ def probe_weights(args: argparse.Namespace) -> int:
         )
     import torch
 
-    from fewshot import cache, score
+    from fewshot import cache, saved, score
     from fewshot.config import FewshotConfig
     from fewshot.report import report
     from fewshot.task import open_task
@@ -63,7 +67,7 @@ def probe_weights(args: argparse.Namespace) -> int:
             for note in task.colour_notes(channels, config.data.timeouts()):
                 say(f"note: {note}")
     began = time.monotonic()
-    kept = cache.FeatureCache(config, task, out / cache.FOLDER, world)
+    kept = cache.FeatureCache(config, task.splits, out / cache.FOLDER, world)
     kept.check(networks)
     features = [kept.features(network) for network in networks]
     extracted = time.monotonic()
@@ -76,7 +80,9 @@ def probe_weights(args: argparse.Namespace) -> int:
     scores = score.score_networks(features, task, protocol, device)
     scores.seconds.update(features=extracted - began, total=time.monotonic() - began)
     run = {"ranks": world.size, "threads": torch.get_num_threads(), "command": shlex.join(sys.argv)}
-    return finish(report.report_networks(config, features, task, scores, device.type, run), out)
+    probes = saved.fitted_probes(features, task.draws, scores)
+    content = report.report_networks(config, features, task, scores, device.type, run)
+    return finish(content, out, lambda folder: saved.write_probes(folder, probes, task.support.classes))
 
 
 def probe_file(args: argparse.Namespace) -> int:
@@ -100,18 +106,55 @@ def probe_file(args: argparse.Namespace) -> int:
     return finish(report.report_given(given, name, protocol, draws, scores), out)
 
 
+def apply_saved(args: argparse.Namespace) -> int:
+    if args.features or not args.init:
+        what = "--features: one of the two" if args.features else "no --init: the WEIGHTS that they were fitted to"
+        raise InputError(f"--apply and {what}; --apply DIR --init WEIGHTS data.query=INDEX would be right")
+    import torch
+
+    from fewshot import apply, saved
+    from fewshot.config import FewshotConfig
+    from pretrain.engine import processgroup
+    from pretrain.ranks import collectives
+    from pretrain.weights.networks import open_networks
+
+    config = read_config(FewshotConfig, args.config or DEFAULT, overrides(args))
+    out = args.out or Path("runs") / config.name
+    probes = saved.read_probes(args.apply)
+    query = apply.open_query(config.data.query, probes)
+    world = processgroup.start()
+    collectives.together(lambda: reportfolder.check_out(out) if world.main else None)
+    dtype = getattr(torch, config.fewshot.dtype)
+    networks = open_networks(args.init, config.model.image_size, averaged=KINDS[args.weights], dtype=dtype)
+    began = time.monotonic()
+    features, applied = apply.apply_probes(probes, query, networks, config, out, world)
+    collectives.barrier()
+    processgroup.stop()
+    if not world.main:
+        return DONE
+    run = {"ranks": world.size, "device": str(world.device), "command": shlex.join(sys.argv)}
+    content = apply.report_applied(probes, query, features, applied, run)
+    content["seconds"] = {"total": time.monotonic() - began}
+    if aside := reportfolder.set_aside(content, out / apply.FOLDER):
+        say(f"{out / apply.FOLDER}: held another report, which is kept as {aside}")
+    path = apply.write_applied(content, query, applied, out)
+    say(f"\n{apply.table(content)}\n\nreport: {path}")
+    return DONE
+
+
 def overrides(args: argparse.Namespace) -> list[str]:
     """The command line's overrides; --shots, --seeds and --l2 are short for three."""
     short = {"shots": args.shots and f"[{args.shots}]", "seeds": args.seeds and f"[{args.seeds}]", "l2": args.l2}
     return [*args.overrides, *(f"fewshot.{key}={value}" for key, value in short.items() if value)]
 
 
-def finish(content: dict[str, Any], out: Path) -> int:
+def finish(content: dict[str, Any], out: Path, write_besides: Callable[[Path], None] = lambda folder: None) -> int:
     from fewshot.report import report, text
 
     if aside := reportfolder.set_aside(content, out / report.FOLDER):
         say(f"{out / report.FOLDER}: held another report, which is kept as {aside}")
     path = report.write_report(content, out)
+    write_besides(path.parent)
     say(f"\n{text.table(content)}\n\nreport: {path}")
     return DONE
 
@@ -132,6 +175,8 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", choices=tuple(KINDS), default="raw", help=kinds)
     steps = "of each --init, a run folder: all checkpoints after a multiple of N steps, and the newest"
     add("--every", type=int, metavar="N", help=steps)
+    saved = "a folder of --out or a file of saved probes, to be applied to data.query"
+    add("--apply", type=Path, metavar="PROBES", help=saved)
     add("--features", type=Path, metavar="F.npz", help="support_x, support_y, query_x, query_y to probe")
     out = "default: runs/<name of the config, or of F>; another report that it holds is kept, as report-1, …"
     add("--out", type=Path, metavar="DIR", help=out)

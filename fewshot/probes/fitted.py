@@ -19,6 +19,9 @@ class Linear:
     weight: Tensor
     bias: Tensor
 
+    def to(self, device: torch.device) -> Linear:
+        return Linear(self.weight.to(device), self.bias.to(device))
+
     def __call__(self, features: Tensor) -> Tensor:
         return torch.addmm(self.bias, features.double(), self.weight)
 

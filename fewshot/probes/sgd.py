@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,23 +11,23 @@ from torch import Tensor
 from fewshot.probes.fitted import Fitted
 from fewshot.probes.support import Support
 
-STEPS, BATCH, MOMENTUM, LR, SEED = 500, 256, 0.9, 3.0, 0
+STEPS, BATCH, MOMENTUM, LR, SEED = 500, 256, 0.9, 1.0, 0
 
 
 def fit_sgd(support: Support, l2: float) -> Fitted:
     """One linear layer under softmax cross-entropy, by STEPS steps of SGD from zero. No λ, no weight decay.
 
     Mini-batches of BATCH images (all, where there are fewer) run through one permutation after another of numpy's
-    default_rng(SEED). The learning rate begins at LR / d and falls to zero along a cosine: standardised features of
-    width d have a squared norm of d, by which the curvature of the loss grows. The recipe is fixed, so it does not
-    say whether it has converged.
+    default_rng(SEED). The learning rate begins at LR · √classes / d and falls to zero along a cosine: standardised
+    features of width d have a squared norm of d, by which the curvature of the loss grows; of more classes each has
+    fewer images in a batch. The recipe is fixed, so it does not say whether it has converged.
     """
     x, labels = support.scaled, support.labels
     n, d = x.shape
     size = min(BATCH, n)
     weight, bias = x.new_zeros(d, support.classes), x.new_zeros(support.classes)
     speeds = torch.zeros_like(weight), torch.zeros_like(bias)
-    rates = LR / d * (1 + np.cos(np.pi * np.arange(STEPS) / STEPS)) / 2
+    rates = LR * sqrt(support.classes) / d * (1 + np.cos(np.pi * np.arange(STEPS) / STEPS)) / 2
     for rows, rate in zip(_batches(n, size, x.device), rates.tolist(), strict=True):
         batch = x[rows]
         # The gradient of the mean cross-entropy in the scores: softmax - onehot, over the images.

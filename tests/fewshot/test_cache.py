@@ -97,7 +97,7 @@ def setting(digit_shards, alone, tmp_path):
         data = DataSection(support=support, query=query, workers=1, **data)
         config = FewshotConfig(name="one", seed=seed, data=data, fewshot=protocol)
         task = open_task(support, query, protocol)
-        return FeatureCache(config, task, tmp_path / "features", alone), task
+        return FeatureCache(config, task.splits, tmp_path / "features", alone), task
 
     return make
 

@@ -84,7 +84,7 @@ def test_the_score_of_a_run_is_that_of_its_checkpoint_in_the_same_arithmetic(
     task = open_task(*digit_shards, protocol)
     after = FewshotConfig(name="after", data=FewshotData(workers=1), fewshot=protocol)
     (network,) = open_networks([path], None, dtype=getattr(torch, dtype))
-    features = [FeatureCache(after, task, tmp_path, alone).features(network)]
+    features = [FeatureCache(after, task.splits, tmp_path, alone).features(network)]
     scores = score_networks(features, task, protocol, torch.device("cpu"))
     ending = "" if dtype == "float32" else "_bfloat16"
     assert logged == {f"fewshot/{row.shots}shot_ridge{ending}": row.mean for row in summarise(scores.results)}

@@ -86,7 +86,7 @@ def test_sgd_follows_its_recipe_step_by_step(task):
     layer = torch.nn.Linear(d, 10, dtype=torch.float64)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=LR / d, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=LR * 10**0.5 / d, momentum=MOMENTUM)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     generator = np.random.default_rng(SEED)
     rows = np.concatenate([generator.permutation(n) for _ in range(STEPS)])  # batches here are of all n

@@ -284,3 +284,27 @@ def test_a_table_is_shown_on_a_console_that_is_not_utf_8(digit_features, tmp_pat
     done = run(COMMAND, "--features", digit_features, "--shots", "1", "--seeds", "0", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ridge, \\u03bb = 1024" in done.stdout
+
+
+def test_saved_probes_are_applied(digit_config, checkpoints, tmp_path, run):
+    first, out = checkpoints / "first", tmp_path / "out"
+    cheap = ('fewshot.probes=["ridge","nearest_mean"]', 'fewshot.features=["tanh"]')
+    done = run(COMMAND, "--config", digit_config, "--init", first, "--out", out, *cheap)
+    assert done.returncode == 0, done.stderr
+    query = f"data.query={json.loads(digit_config.read_text())['data']['query']}"
+    done = run(COMMAND, "--apply", out, "--init", first, query, "--out", tmp_path / "new", ranks=2)
+    assert done.returncode == 0, done.stderr
+    applied = json.loads((tmp_path / "new" / "applied" / "report.json").read_text())
+    keys = ("probe", "features", "shots", "seed", "l2", "accuracy")
+    told = [[[row[key] for key in keys] for row in report["results"]] for report in (report_in(out), applied)]
+    assert told[0] == told[1]
+    assert done.stdout.splitlines()[-1] == f"report: {tmp_path}/new/applied/report.json"
+    for words, message in (
+        (("--apply", out, "--init", checkpoints / "second", query), "these weights have sha256"),
+        (("--apply", out, query), "--apply and no --init"),
+        (("--apply", tmp_path / "new", "--init", first, query), "no probes.safetensors"),
+    ):
+        failed = run(COMMAND, *words, "--out", tmp_path / "none")
+        assert failed.returncode == 2
+        assert message in failed.stderr
+        assert failed.stderr.count("error: ") == 1
