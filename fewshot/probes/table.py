@@ -76,8 +76,8 @@ PROBES: dict[str, Probe] = {
             "sgd",
             f"the same layer trained by {STEPS:,} steps of SGD from zero: standardised features, mean softmax "
             f"cross-entropy of {BATCH} images (all, where there are fewer), momentum {MOMENTUM:g}, learning rate "
-            f"{LR:g}*sqrt(classes)/d for features of width d, cosine to 0, no weight decay, batches in the order of numpy "
-            f"default_rng({SEED})",
+            f"{LR:g}*sqrt(classes)/d for features of width d, cosine to 0, no weight decay, batches in the order of "
+            f"numpy default_rng({SEED})",
             fit_sgd,
             linear=True,
         ),

@@ -88,7 +88,7 @@ def test_the_score_of_a_run_is_that_of_its_checkpoint_in_the_same_arithmetic(
     scores = score_networks(features, task, protocol, torch.device("cpu"))
     ending = "" if dtype == "float32" else "_bfloat16"
     assert logged == {f"fewshot/{row.shots}shot_ridge{ending}": row.mean for row in summarise(scores.results)}
-    report = report_networks(after, features, task, scores, {})
+    report = report_networks(after, features, task, scores, "cpu", {})
     assert report["weights"][0]["dtype"] == dtype
     assert dtype in report["protocol"]["arithmetic"]
 
