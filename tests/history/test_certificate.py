@@ -87,7 +87,7 @@ def test_a_run_killed_twice_over_other_ranks_and_stages_holds_and_the_command_sa
     assert {one.verdict for one in found.findings} == {HOLDS}, found.text()
     text = found.text()
     assert f"steps 0 to {STEPS - 1} on 1 and 2 ranks, {2 * 4 + 8 + 2 * 10} lines" in text
-    assert "1 whole epochs of 1,442 samples, and 670 different samples of epoch 1" in text
+    assert "1 whole epoch of 1,442 samples, and 670 different samples of epoch 1" in text
     assert "2 resumes; 5 lines of steps trained twice" in text
     assert "3 starts: 2×ZeRO 1 from 0, 1×ZeRO 0 from 4, 2×ZeRO 2 from 12" in text
 
@@ -202,6 +202,22 @@ def test_a_loss_far_from_the_one_before_the_resume_is_named(copy):
     assert "a relative difference of at most 1e-05 would be right" in said
 
 
+def test_without_steps_trained_twice_the_jump_is_compared_with_its_neighbours(copy):
+    (copy / "metrics.discarded.jsonl").unlink()
+    words = {one.claim: one.words for one in certify(copy).findings}
+    assert words[continuity.CONTINUOUS] == "2 resumes; at 2 the jump is compared with those between neighbouring lines"
+    edit(copy / "metrics.jsonl", 13, lambda line: re.sub(r'"loss": [^,]*', '"loss": 3.5', line))
+    said = failing(copy, continuity.CONTINUOUS, logged.CHAIN)
+    assert "resume at step 12 (2 ranks, ZeRO 2, micro-batch 48; other layout): the loss goes from 2." in said
+    assert "(step 12) to 3.5 (step 13); as neighbouring lines differ, at most 0." in said
+
+
+def test_lines_that_lack_what_all_have_are_refused_by_name(copy):
+    edit(copy / "events.jsonl", 2, lambda line: line.replace('"step"', '"stap"'))
+    with pytest.raises(InputError, match=r"events.jsonl: line 2: step is None; int would be right"):
+        certify(copy)
+
+
 def test_a_flipped_bit_of_a_checkpoint_is_named(copy):
     path = copy / "checkpoints" / f"step_{STEPS:08d}" / "weights.00001.safetensors"
     data = bytearray(path.read_bytes())
@@ -294,7 +310,7 @@ def test_held_out_samples_are_never_fed(run, tiny_config, digits, tmp_path):
     found = {one.claim: one for one in certify(tmp_path / "run").findings}
     assert {one.verdict for one in found.values()} == {HOLDS}
     assert found[audit.HELD_OUT].words == f"{len(held)} samples"
-    assert found[audit.ONCE].words.startswith(f"1 whole epochs of {len(trained):,} samples, and ")
+    assert found[audit.ONCE].words.startswith(f"1 whole epoch of {len(trained):,} samples, and ")
     path = tmp_path / "run" / "audit" / "rank_00000.jsonl"
     edit(path, 14, lambda line: set_ids(line, lambda ids: ids.__setitem__(0, int(held[3]))))
     said = failing(tmp_path / "run", audit.HELD_OUT, audit.IDS)

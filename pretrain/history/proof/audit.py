@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pretrain import files
 from pretrain.history.proof.epochs import Epochs
-from pretrain.history.proof.finding import UNKNOWN, Faults, Finding
+from pretrain.history.proof.finding import UNKNOWN, Faults, Finding, counted
 from pretrain.history.proof.span import Span, start_of
 from pretrain.progress import Progress
 from pretrain.record.folder import AUDIT, RunFolder
@@ -166,10 +166,10 @@ class AuditCheck:
         """What holds of the audit. `until`: about how many steps there are, for the progress."""
         unknown = self._expected.unknown
         if not self._paths:
-            on = any(span.start.get("audit") for span in self._spans)
-            if on and self._completed:
+            kept = any(span.start.get("audit") for span in self._spans)
+            if kept and self._completed:
                 self._steps.add(f"{AUDIT}/rank_00000.jsonl: no such file, but the run kept an audit")
-            why = "there is no audit" + ("" if on else " (data.audit was false)")
+            why = "there is no audit" + ("" if kept else " (data.audit was false)")
             found = [self._steps.finding(STEPS, "", [why])]
             return [*found, *(Finding(claim, UNKNOWN, why) for claim in self._claims)]
         with ExitStack() as stack:
@@ -177,9 +177,10 @@ class AuditCheck:
             with Progress("reading the audit", "steps", max(until, 1)) as progress:
                 self._walk({file.rank: file for file in opened}, progress)
             self.hashes = {file.name: file.sha256 for file in opened}
-        off = [f"{self._off:,} steps were trained with data.audit=false"] if self._off else []
-        ranks = " and ".join(map(str, sorted(set(self._ranks))))
-        words = f"steps 0 to {self.judged - 1:,} on {ranks} ranks, {self._lines:,} lines"
+        off = [f"{counted(self._off, 'step')} kept no audit (data.audit was false)"] if self._off else []
+        *several, ranks = sorted(set(self._ranks)) or [0]
+        on = f"{', '.join(map(str, several))} and {ranks} ranks" if several else counted(ranks, "rank")
+        words = f"steps 0 to {self.judged - 1:,} on {on}, {counted(self._lines, 'line')}"
         found = [self._steps.finding(STEPS, words if self.judged else "no step was completed", off)]
         if self._epochs is None or self._expected.order is None:
             return [*found, *(Finding(claim, UNKNOWN, unknown) for claim in self._claims)]

@@ -11,7 +11,7 @@ from pretrain.checkpoint.step import Checkpoint
 from pretrain.configfile import differences
 from pretrain.errors import InputError
 from pretrain.history.history import RunHistory
-from pretrain.history.proof.finding import UNKNOWN, Faults, Finding
+from pretrain.history.proof.finding import UNKNOWN, Faults, Finding, counted
 from pretrain.progress import Progress
 from pretrain.record.folder import EVENTS, RunFolder
 from pretrain.stream.order import Order
@@ -32,7 +32,8 @@ def read_states(folder: RunFolder) -> tuple[list[Checkpoint], dict[str, str]]:
         try:
             found.append(Checkpoint.read(path))
         except InputError as error:
-            damaged[path.name] = str(error)
+            if files.is_folder(path):  # a running run removes the older ones
+                damaged[path.name] = str(error)
     return found, damaged
 
 
@@ -59,7 +60,7 @@ def whole(found: Sequence[Checkpoint], damaged: Mapping[str, str]) -> Finding:
                 size += saved.bytes
     if not found and not damaged:
         return Finding(WHOLE, UNKNOWN, "there is no checkpoint")
-    return faults.finding(WHOLE, f"{len(found)} checkpoints, {size:,} bytes")
+    return faults.finding(WHOLE, f"{counted(len(found), 'checkpoint')}, {size:,} bytes")
 
 
 def pointers(folder: RunFolder, history: RunHistory) -> Finding:
@@ -79,7 +80,7 @@ def pointers(folder: RunFolder, history: RunHistory) -> Finding:
             faults.add(f"checkpoints/{name}: {error}")
             continue
         said.append(f"{name} {named.name}")
-        if name == place.LATEST and named != newest[0] and int(newest[0].name.removeprefix("step_")) in told:
+        if name == place.LATEST and named.name < newest[0].name and int(newest[0].name.removeprefix("step_")) in told:
             faults.add(f"checkpoints/{name}: names {named.name}; {newest[0].name}, the newest, would be right")
     if not newest and not said and not faults.count:
         return Finding(POINTERS, UNKNOWN, "there is no checkpoint")
@@ -111,7 +112,7 @@ def positions(found: Sequence[Checkpoint], order: Order | None, hashes: Sequence
                 f"checkpoints/{saved.path.name}: of index {stream['index_hash'][:12]}…, data.train holds "
                 f"{hashes[0][:12]}…; the index that the run was trained on would be right"
             )
-    return faults.finding(POSITION, f"{len(found)} checkpoints", [unknown] if not hashes else [])
+    return faults.finding(POSITION, counted(len(found), "checkpoint"), [unknown] if not hashes else [])
 
 
 def configs(found: Sequence[Checkpoint], config: Mapping[str, Any]) -> Finding:
@@ -134,7 +135,7 @@ def configs(found: Sequence[Checkpoint], config: Mapping[str, Any]) -> Finding:
         found_other += differences(saved.state["model"], network) if network else []
         for key, was, will in found_other:
             faults.add(f"checkpoints/{saved.path.name}: {key} is {was!r}, in config.json {will!r}")
-    return faults.finding(CONFIG, f"{len(found)} checkpoints and config.json")
+    return faults.finding(CONFIG, f"{counted(len(found), 'checkpoint')} and config.json")
 
 
 def starts(history: RunHistory) -> Finding:
@@ -162,4 +163,4 @@ def starts(history: RunHistory) -> Finding:
         unlogged = start.get("logging_every", history.config["logging"]["every"]) - 1
         reached = max([reached, *(line["step"] + unlogged for line in attempt.lines if "loss" in line), train])
     shown = layouts if len(layouts) <= 6 else [*layouts[:3], "…", *layouts[-2:]]
-    return faults.finding(STARTS, f"{len(layouts)} starts: {', '.join(shown)}")
+    return faults.finding(STARTS, f"{counted(len(layouts), 'start')}: {', '.join(shown)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.history.proof.finding import Faults, Finding
+from pretrain.history.proof.finding import Faults, Finding, counted
 
 Ids = NDArray[np.int64]
 
@@ -63,7 +63,7 @@ class Epochs:
             self._gaps.append(self._epoch)
         self._gaps += range(self._epoch + 1, -(-end // self._samples))  # of which there is no line at all
         gaps = ", ".join(map(str, self._gaps[:5])) + ("…" if len(self._gaps) > 5 else "")
-        words = f"{self._whole:,} whole epochs of {self._samples:,} samples"
+        words = f"{counted(self._whole, 'whole epoch')} of {self._samples:,} samples"
         if self._fed:
             words += f", and {self._fed:,} different samples of epoch {self._epoch}, under way"
         lacking = [f"the audit lacks ids of epoch {gaps}"] if self._gaps else []

@@ -26,6 +26,11 @@ class Finding:
     faults: tuple[str, ...] = ()
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 line", "2,000 lines"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 class Faults:
     """Faults as they are found: the first few in words, all counted."""
 

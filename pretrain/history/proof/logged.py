@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.checkpoint.step import Checkpoint
 from pretrain.engine.schedule import Schedule, ScheduleSection
 from pretrain.history.history import Line, RunHistory
-from pretrain.history.proof.finding import FAILS, UNKNOWN, Faults, Finding
+from pretrain.history.proof.finding import FAILS, UNKNOWN, Faults, Finding, counted
 from pretrain.history.proof.span import Span, start_of
 from pretrain.record.folder import METRICS
 from pretrain.record.lines import first_check, next_check, split_check
@@ -58,9 +58,8 @@ class Logged:
                 faults.add(f"{METRICS}: no line of step {step}; logging.every was {every}")
             elif step in there and step % every and not final:
                 faults.add(f"{self.where(there[step])}: logging.every was {every}, so no line would be right")
-        words = (
-            f"{len(self._trained):,} lines up to step {end:,}, {len(self._metrics) - len(self._trained):,} evaluations"
-        )
+        evaluations = counted(len(self._metrics) - len(self._trained), "evaluation")
+        words = f"{counted(len(self._trained), 'line')} up to step {end:,}, {evaluations}"
         if faults.count and not self._told("logging_every"):
             why = "the steps fit no single logging.every, and what it was at each start was not recorded"
             return Finding(LINES, UNKNOWN, why, faults.texts)
@@ -77,17 +76,17 @@ class Logged:
             step, start = line["step"], start_of(self._spans, line["step"] - 1)
             schedule = rates.setdefault(id(start) if "schedule" in start else 0, self._schedule(start))
             for name, right in (("images", step * batch), ("epoch", step * batch / samples)):
-                if line[name] != right:
-                    faults.add(f"{self.where(line)}: {name} is {line[name]}, {right} would be right")
-            if (right := schedule(step - 1)) != line["lr"]:
+                if line.get(name) != right:
+                    faults.add(f"{self.where(line)}: {name} is {line.get(name)}, {right} would be right")
+            if (right := schedule(step - 1)) != line.get("lr"):
                 if "schedule" in start:
-                    faults.add(f"{self.where(line)}: lr is {line['lr']}, {right} would be right")
+                    faults.add(f"{self.where(line)}: lr is {line.get('lr')}, {right} would be right")
                 else:
                     other += 1
         why = (
             f"{other:,} learning rates are not those of the schedule in config.json, and earlier ones are not recorded"
         )
-        return faults.finding(VALUES, f"{len(self._trained):,} lines", [why] if other else [])
+        return faults.finding(VALUES, counted(len(self._trained), "line"), [why] if other else [])
 
     def _schedule(self, start: Mapping[str, Any]) -> Schedule:
         """The schedule that a start trained by; of one that does not tell, as config.json has it."""
@@ -116,9 +115,9 @@ def chain(metrics: Sequence[Line], raw: bytes, sealed: Sequence[Checkpoint]) -> 
     before, old, last, checked = first_check(b""), 0, 0, 0
     steps = [line["step"] if "loss" in line else 0 for line in metrics]
     places = {before: 0}  # how many lines there are at each running check
-    for number, (line, text) in enumerate(zip(metrics, raw.splitlines(keepends=True), strict=False), start=1):
-        digest.update(text)
-        body, check = split_check(text.decode().removesuffix("\n"))
+    for number, (line, text) in enumerate(zip(metrics, raw.split(b"\n")[:-1], strict=True), start=1):
+        digest.update(text + b"\n")
+        body, check = split_check(text.decode())
         where = f"{METRICS}, line {number} (step {line['step']})"
         if check and check != next_check(before, body):
             faults.add(f"{where}: was changed after it was written, or what stood between it and step {last} was")
@@ -139,11 +138,11 @@ def chain(metrics: Sequence[Line], raw: bytes, sealed: Sequence[Checkpoint]) -> 
                 "lines were removed or written anew"
             )
     if faults.count:
-        return Finding(CHAIN, FAILS, f"{checked:,} lines, {seals} checkpoints", faults.texts)
+        return Finding(CHAIN, FAILS, f"{counted(checked, 'line')}, {counted(seals, 'checkpoint')}", faults.texts)
     if not checked and not seals:
         why = "its lines carry no checks: the run is from before there were any" if old else "it has no lines"
         return Finding(CHAIN, UNKNOWN, why)
-    words = f"{checked:,} lines, up to {seals} checkpoints that hold their check"
+    words = f"{counted(checked, 'line')}, {counted(seals, 'checkpoint')} with their check"
     if old:
         words += f"; {old:,} lines before them carry none: they are as when the first one was written"
     return faults.finding(CHAIN, words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,4 +48,5 @@ def standing(spans: Sequence[Span]) -> list[Span]:
 
 def start_of(spans: Sequence[Span], step: int) -> Line:
     """The start that trained `step` (from 0), given what stands; empty where no event tells."""
-    return next((span.start for span in reversed(spans) if span.begin <= step), {})
+    after = bisect_right(spans, step, key=lambda span: span.begin)
+    return spans[after - 1].start if after else {}
