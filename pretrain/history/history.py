@@ -18,6 +18,7 @@ from pretrain.errors import InputError
 from pretrain.record.folder import CLAIM, CONFIG, RunFolder
 
 Line = dict[str, Any]
+_NAMED = 3  # runs in a folder that is none
 _TOGETHER = 1000  # lines that are parsed at once
 ENDS = ("finished", "stopped", "failed")
 
@@ -84,7 +85,11 @@ class RunHistory:
         folder = RunFolder(path)
         if not files.is_file(folder.path / CONFIG):
             what = f"no {CONFIG} in it" if files.is_folder(folder.path) else "no such folder"
-            raise InputError(f"run {path}: {what}; the folder of a run (--out of a training command) would be right")
+            inside = [found.parent for deep in ("*", "*/*") for found in sorted(folder.path.glob(f"{deep}/{CONFIG}"))]
+            runs = f", as {', '.join(map(str, inside[:_NAMED]))}" if inside else ""
+            raise InputError(
+                f"run {path}: {what}; the folder of a run (--out of a training command) would be right{runs}"
+            )
         text = (folder.path / CONFIG).read_text(encoding="utf-8")
         try:
             config = json.loads(text)

@@ -6,8 +6,10 @@ import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pretrain import files
+from pretrain.errors import InputError
 from pretrain.history.curves import charts, loss_chart
 from pretrain.history.history import RunHistory
 from pretrain.history.hours import Hours
@@ -78,7 +80,7 @@ def state(run: RunHistory) -> str:
         return ending(run, len(run.attempts) - 1)
     if run.under_way:
         return "going on"
-    return "finished" if run.step >= run.steps else "ended early"
+    return "finished" if run.step >= run.steps else "stopped or killed"
 
 
 def headline(run: RunHistory, told: Hours) -> dict[str, str]:
@@ -117,23 +119,28 @@ def summary(overlay: Overlay) -> list[str]:
     return [*found, *_faults(overlay)]
 
 
-def _faults(overlay: Overlay) -> Iterable[str]:
+def _faults(overlay: Overlay) -> list[str]:
     """What is amiss with the runs, or not known of them, a sentence each."""
+    found = []
     for run, label in zip(overlay.runs, overlay.labels, strict=True):
-        of_run = f"{label}: " if len(overlay.runs) > 1 else ""
-        none = [line["step"] for line in run.lines if line["loss"] is None]
-        if not run.lines:
-            yield f"{of_run}no training step has been logged yet."
-        if none:
-            where = (
-                f"step {none[0]:,}" if len(none) == 1 else f"{len(none):,} logged steps, {none[0]:,} to {none[-1]:,}"
-            )
-            yield f"{of_run}the loss was no number at {where}: a gap in its curve."
-        if not run.events:
-            yield (
-                f"{of_run}there is no {run.folder.events.name}, which earlier versions did not write: starts, "
-                "saves and what the time went to are not known."
-            )
+        for words in _faults_of(run):
+            found.append(f"{label}: {words}." if len(overlay.runs) > 1 else sentence(words))
+    return found
+
+
+def _faults_of(run: RunHistory) -> Iterable[str]:
+    if not run.lines:
+        yield "no training step has been logged yet"
+    if none := [line["step"] for line in run.lines if line["loss"] is None]:
+        yield (
+            f"the loss was no number at {len(none):,} logged step{'s' * (len(none) > 1)}, the first {none[0]:,}, the "
+            f"last {none[-1]:,}; its curve has a gap there"
+        )
+    if not run.events:
+        yield (
+            f"there is no {run.folder.events.name}, which earlier versions did not write: starts, saves and what the "
+            "time went to are not known"
+        )
 
 
 def _reading(overlay: Overlay) -> list[str]:
@@ -171,28 +178,27 @@ def _reading(overlay: Overlay) -> list[str]:
 def protocol(run: RunHistory) -> dict[str, str]:
     """The recorded facts of a run: network, data, recipe, versions."""
     config, train = run.config, run.config["train"]
-    optimizer, data = config.get("optimizer", {}), config.get("data", {})
-    network = config.get("network") or config.get("model") or {}
+    data = config.get("data", {})
     found = {
         "folder": str(run.folder.path),
-        "network": ", ".join(f"{name} {value}" for name, value in flat(network).items()),
-        "began from": ", ".join(f"{name} {value}" for name, value in flat(config.get("origin") or {}).items()),
+        "network": _listed(config.get("network") or config.get("model")),
+        "began from": _listed(config.get("origin")),
         "data.train": flat({"train": data.get("train")})["train"],
         "data.eval": flat({"eval": data.get("eval")})["eval"],
         "index": _index(run),
-        "recipe": ", ".join(
-            [
-                f"{run.steps:,} steps of {run.global_batch:,} images",
-                f"loss {train.get('loss')}",
-                *(f"{name} {value}" for name, value in flat(optimizer).items() if value != "null"),
-                *(f"{name} {value}" for name, value in flat(config.get("schedule", {})).items()),
-            ]
-        ),
+        "recipe": f"{run.steps:,} steps of {run.global_batch:,} images, loss {train.get('loss')}",
+        "optimizer": _listed(config.get("optimizer")),
+        "schedule": _listed(config.get("schedule")),
         "seed": str(config.get("seed")),
         "commit": str(config.get("git_commit")),
-        "versions": ", ".join(f"{name} {version}" for name, version in flat(config.get("versions", {})).items()),
+        "versions": _listed(config.get("versions")),
     }
     return {name: text for name, text in found.items() if text not in ("", "None", "null")}
+
+
+def _listed(section: dict[str, Any] | None) -> str:
+    """The values of a section that are set."""
+    return ", ".join(f"{name} {value}" for name, value in flat(section or {}).items() if value != "null")
 
 
 def _index(run: RunHistory) -> str:
@@ -230,6 +236,9 @@ def _differences_table(overlay: Overlay) -> Table:
 def write_page(overlay: Overlay, out: Path) -> Path:
     """Write the page into the folder `out`, made if need be; returns its path. Raises InputError as `run_page`."""
     page = run_page(overlay)
-    files.make_folder(out)
-    page.write(out / NAME)
+    try:
+        files.make_folder(out)
+        page.write(out / NAME)
+    except InputError as error:
+        raise InputError(f"{error}; another --out would be right") from None
     return out / NAME
