@@ -67,6 +67,8 @@ def pages(request, tmp_path_factory, tiny_config, run):
         folder / "run.json", data={"train": train, "eval": test, "audit": True}, train={"steps": 30, "eval_every": 10}
     )
     make("launch/pretrain.py", "--config", config, "--out", folder / "run")
+    make("launch/report.py", folder / "run")
+    written["run"] = folder / "run" / "report" / "run.html"
 
     (folder / "eval.json").write_text(json.dumps({"name": "<i>$x$", "data": {"eval": test, "workers": 1}}))
     trained = ("--init", folder / "run")
@@ -83,7 +85,7 @@ def pages(request, tmp_path_factory, tiny_config, run):
     return written
 
 
-@pytest.mark.parametrize("name", ["stats", "evaluation", "inside"])
+@pytest.mark.parametrize("name", ["stats", "run", "evaluation", "inside"])
 def test_a_page_in_a_browser(name, pages, browser, request):
     kept = Path(SCREENSHOTS) / request.node.callspec.params["pages"] if SCREENSHOTS else None
     if kept:
