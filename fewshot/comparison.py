@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -54,34 +54,28 @@ class Comparison:
     converged: bool
 
 
-def compare(scores: Scores, labels: NDArray[np.int64], leading: Mapping[str, str | None]) -> list[Comparison]:
-    """Compare the reference, the first probe on the leading feature of the first network, with what stands beside it.
-
-    That is, in this order: the leading features of the other networks, the other features and the baselines of its own
-    network, and the other probes on the same feature. A row for each number of shots.
+def compare(scores: Scores, labels: NDArray[np.int64], features: Sequence[tuple[str, str]]) -> list[Comparison]:
+    """Compare the first probe on the first feature with the same probe on the others, then with the other probes.
 
     Args:
         labels: of the query images, int64 [m].
-        leading: of each network the feature that leads its report; None: it has baselines alone.
+        features: (weights, features) of rows whose predictions are kept.
 
     Returns:
-        Nothing where no network has a leading feature.
+        A row for each pair and number of shots.
     """
     sides: dict[Side, dict[int, list[Result]]] = {}
     for row in scores.predicted:
         side = Side(row.weights, row.features, row.probe)
         sides.setdefault(side, {}).setdefault(row.shots, []).append(row)
-    a = next((side for side in sides if leading.get(side.weights) == side.features), None)
-    if a is None:
+    if not (sides and features):
         return []
-    others = [side for side in sides if side != a]
-    leaders = [Side(id, feature, a.probe) for id, feature in leading.items() if feature]
-    networks = [side for side in others if side in leaders]
-    features = [side for side in others if side == Side(a.weights, side.features, a.probe)]
-    probes = [side for side in others if side == Side(a.weights, a.features, side.probe)]
+    first = next(iter(sides)).probe
+    a, *others = (Side(*feature, first) for feature in dict.fromkeys(features))
+    probes = [side for side in sides if side == Side(a.weights, a.features, side.probe) and side != a]
     return [
         _comparison(scores, labels, a, b, sides[a][shots], sides[b][shots])
-        for b in (*networks, *features, *probes)
+        for b in (*others, *probes)
         for shots in sides[a]
     ]
 

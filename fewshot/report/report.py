@@ -142,6 +142,7 @@ def report_given(
     """The content of report.json for a file of features, which are those of weights `name`."""
     weights = {
         "id": name,
+        "run": name,
         "path": str(given.path),
         "sha256": given.sha256,
         "step": None,
@@ -178,7 +179,6 @@ def build_report(
 ) -> dict[str, Any]:
     """The content of report.json. `run` and the seconds stand together, apart from what is the same every time."""
     preparations = {one["id"]: one["preprocessing"] for one in weights}
-    leading = {one["id"]: one["headline"] for one in weights}
     distinct = list(dict.fromkeys(preparations.values()))
     used = list(dict.fromkeys(row.features for row in scores.results))
     described = {layer.name: layer.description for layer in layers_of(used)}
@@ -212,13 +212,29 @@ def build_report(
         ],
         "comparisons": {
             "method": METHOD,
-            "rows": [asdict(row) for row in compare(scores, query_labels, leading)],
+            "rows": [asdict(row) for row in compare(scores, query_labels, compared_features(weights))],
         },
         "oracle": {"note": _ORACLE, "curves": [asdict(row) for row in scores.sweeps]},
         "run": {**run, "seconds": scores.seconds},
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def compared_features(weights: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(weights, features) of what is compared: the first run's newest weights, by their leading feature; then those of
+    the other weights, and the other features and the baselines of these.
+    """
+    led = [one for one in weights if one["headline"]]
+    if not led:
+        return []
+    newest = max((one for one in led if one["run"] == led[0]["run"]), key=lambda one: one["step"] or 0)
+    owners = {name: newest["baselines"].get(name, newest["id"]) for name in newest["widths"]}
+    features = sorted(owners, key=lambda name: name in newest["baselines"])
+    return [
+        *((one["id"], one["headline"]) for one in (newest, *led)),
+        *((owners[name], name) for name in features),
+    ]
 
 
 def write_report(report: Mapping[str, Any], out: Path) -> Path:

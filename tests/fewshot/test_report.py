@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fewshot.config import ProtocolSection
 from fewshot.given import read_given
 from fewshot.report.charts import draw_charts
-from fewshot.report.report import build_report, describe_rows, write_report
+from fewshot.report.report import build_report, compared_features, describe_rows, write_report
 from fewshot.report.text import markdown, table
 from fewshot.score import Result, Scores, Sweep
 from fewshot.task import draw_support
@@ -44,6 +44,7 @@ def report():
         curves = [Sweep(id, "tanh", 5, seed, (1.0, 2.0), (0.1, 0.2 + seed / 10)) for seed in protocol.seeds]
         weights = {
             "id": id,
+            "run": id,
             "path": "runs/w",
             "checkpoint": "runs/w/checkpoints/step_00000007",
             "sha256": "ab" * 32,
@@ -165,6 +166,21 @@ def test_the_page_leads_with_the_five_shot_ridge(report):
     page = markdown(report())
     assert "**w: 66.00 ± 1.00 % at 5 shots** (ridge, features `tanh`)" in page
     assert "| w | tanh | 62.00 ± 1.00 | 66.00 ± 1.00 |" in page
+
+
+def test_the_newest_weights_of_the_first_run_are_compared_with_the_others_and_with_what_stands_beside_them():
+    def weights(id, run, step, headline, widths, **baselines):
+        return {"id": id, "run": run, "step": step, "headline": headline, "widths": widths, "baselines": baselines}
+
+    widths = {"cls": 8, "pixels": 4, "mean": 8}
+    early = weights("r step 5", "r", 5, "cls", widths, pixels="r step 5")
+    late = weights("r step 9", "r", 9, "cls", widths, pixels="r step 5")
+    other = weights("s", "s", 99, "tanh", {"tanh": 2, "pixels": 4}, pixels="r step 5")
+    bare = weights("t", "t", None, None, {"pixels": 4}, pixels="r step 5")
+    first, *others = dict.fromkeys(compared_features([bare, early, late, other]))
+    assert first == ("r step 9", "cls")
+    assert others == [("r step 5", "cls"), ("s", "tanh"), ("r step 9", "mean"), ("r step 5", "pixels")]
+    assert compared_features([bare]) == []
 
 
 def compared(b, shots, difference, low, high, draws, **other):
