@@ -1,5 +1,8 @@
 """Where the time of a run went: every second of every attempt in one part, by hand and against an outer clock."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from pretrain.history.history import RunHistory
 from pretrain.history.hours import PARTS, Hours, hours
 from pretrain.record.folder import RunFolder
-from tests.conftest import lines
+from tests.conftest import ROOT, lines
 
 PRETRAIN = "launch/pretrain.py"
 
@@ -277,3 +280,48 @@ def test_a_save_counts_for_what_training_waited_only(interrupted):
     assert saved["step"] == 10
     assert saved["at"] > trained["at"], "steps 11 and 12 were trained while it was written"
     assert saved["seconds"] > evaluated["time/saving"] + trained["time/saving"]
+
+
+@pytest.mark.long
+def test_minutes_of_a_run_add_up_to_an_outer_clock_within_a_hundredth(digits, tiny_config, tmp_path):
+    """Real commands, from their start to their exit: stopped by the time limit, killed, and stopped again."""
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    config = tiny_config(
+        tmp_path / "tiny.json",
+        model={"patch_size": 2, "layers": 4, "width": 96, "mlp": 192},
+        data={"eval": str(digits / "test")},
+        train={"steps": 10**6, "eval_every": 100},
+        checkpoint={"every": 150},
+        logging={"every": 10},
+    )
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+    def start(*more: str) -> tuple[subprocess.Popen, float]:
+        words = [sys.executable, PRETRAIN, "--config", config, "--out", out, *more]
+        with log.open("ab") as file:
+            began = time.time()
+            return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file), began
+
+    def trained_for(seconds: float) -> bool:
+        told = lines(out / "events.jsonl")
+        begun = [line["at"] for line in told if line["event"] == "train" and line["at"] > began]
+        return bool(begun) and time.time() > begun[0] + seconds
+
+    outer = []
+    for minutes in (1.5, None, 1.0):
+        process, began = start(f"train.time_limit_minutes={minutes}" if minutes else "train.time_limit_minutes=null")
+        if minutes is None:  # killed once it has trained for three quarters of a minute
+            while not trained_for(45):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.5)
+            process.kill()
+        assert process.wait(600) == (75 if minutes else -9), log.read_text()
+        outer.append(time.time() - began)
+    found = hours(RunHistory.read(out))
+    for attempt, seconds in zip(found.attempts, outer, strict=True):
+        rows = "  ".join(f"{row.part} {row.seconds:.2f}" for row in attempt.rows if row.seconds)
+        total = sum(row.seconds for row in attempt.rows)
+        print(f"outer clock {seconds:.2f} s, parts {total:.2f} s ({1 - total / seconds:.2%} less): {rows}")
+        assert seconds - total + 0.02 >= 0
+        assert seconds - total <= 0.01 * seconds
+    print(f"in all {sum(outer):.2f} s; parts {found.wall:.2f} s and {found.between:.2f} s between")

@@ -55,7 +55,9 @@ def test_a_run_writes_its_folder_and_a_second_start_has_nothing_to_do(undisturbe
     assert "git_commit" in record
     assert (undisturbed / "checkpoints" / "latest").read_text() == f"step_{STEPS:08d}"
     assert told.checkpoints == ["step_00000050", "step_00000060"]
-    assert any((undisturbed / "tensorboard").iterdir())
+    [scalars] = (undisturbed / "tensorboard").iterdir()
+    for tag in (b"train/loss", b"time/training", b"time/waiting", b"time/saving", b"time/evaluating"):
+        assert tag in scalars.read_bytes(), tag
     words = ("order", digits / "train", "--global-batch", 24, "--seed", 0, "--steps", f"0:{STEPS}")
     order = [json.loads(line) for line in run("launch/shards.py", *words).stdout.splitlines()]
     assert [line["ids"] for line in order] == told.ids

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.history.history import RunHistory
+from pretrain.history.hours import hours
 from pretrain.index.index import Index
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -111,6 +113,19 @@ def test_the_rate_that_scores_best_on_held_out_samples_is_chosen(undisturbed):
     assert "updates in a row were skipped" in told["trials"][2]["diverged"]
     assert told["origin"]["source"].endswith("weights0/checkpoints/step_00000003")
     assert (undisturbed / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert set(told["trials"][0]["scores"]) == {"eval/loss", "eval/top1", "eval/top5"}
+
+
+def test_each_run_of_a_sweep_begins_when_its_turn_has_come(undisturbed):
+    folders = [undisturbed / f"sweep/lr_{rate}" for rate in (*RATES, LOST)]
+    folders += [undisturbed / f"full/seed_{seed}" for seed in (0, 1)]
+    spans = []
+    for folder in folders:
+        [attempt] = hours(RunHistory.read(folder)).attempts
+        assert (attempt.ranks, attempt.attempt.end["event"]) == (2, "failed" if folder == folders[2] else "finished")
+        assert abs(attempt.seconds["other"]) <= 0.01 * attempt.wall
+        spans += [attempt.attempt.began, attempt.attempt.last]
+    assert spans == sorted(spans), "one after the other, no second in two of them"
 
 
 def test_no_run_that_chooses_trains_on_a_held_out_sample_and_the_full_runs_train_on_all(undisturbed, digits):

@@ -8,6 +8,8 @@ import torch
 
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint
+from pretrain.history.history import RunHistory
+from pretrain.history.hours import hours
 from pretrain.index.index import Index
 from pretrain.stream.order import Order
 from pretrain.weights.load import load_weights
@@ -66,6 +68,11 @@ def lines(run: Path, file: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (run / file).read_text().splitlines()]
 
 
+def events(run: Path) -> list[tuple[str, int]]:
+    """Those of steps, starts and ends; how saves fall among them is a question of speed."""
+    return [(line["event"], line["step"]) for line in lines(run, "events.jsonl") if line["event"] != "saved"]
+
+
 def state(run: Path, step: int = STEPS) -> dict:
     return Checkpoint.read(run / "checkpoints" / f"step_{step:08d}").state
 
@@ -107,6 +114,9 @@ def test_too_many_in_a_row_end_the_run_on_all_ranks_with_whole_checkpoints(runs)
     assert "step 9: the loss is nan" in said.pop()
     assert checkpoints.newest(runs / "end" / "checkpoints")[0].step == 6
     assert [line["step"] for line in lines(runs / "end")] == list(range(1, 10))
+    skipped = [("skipped", step) for step in (5, 8, 9)]
+    assert events(runs / "end") == [("start", 0), ("train", 0), *skipped, ("left", 8), ("failed", 8)]
+    assert lines(runs / "end", "events.jsonl")[-1]["reason"].startswith("DivergedError: step 9: the loss is nan")
 
 
 def test_a_roll_back_avoids_the_steps_and_tells_one_history(runs):
@@ -117,6 +127,20 @@ def test_a_roll_back_avoids_the_steps_and_tells_one_history(runs):
     assert final["updates"] == STEPS - 4
     assert [line["step"] for line in lines(runs / "back", "metrics.discarded.jsonl")] == [4, 5, 6, 7, 8, 9]
     assert all(line["loss"] is not None for line in told[9:])
+    skipped, avoided = ([("skipped", step) for step in steps] for steps in ((8, 9), (6, 7, 8, 9)))
+    back = [*skipped, ("left", 8), ("rollback", 5), ("train", 3), *avoided]
+    assert events(runs / "back") == [("start", 0), ("train", 0), *back, ("left", STEPS), ("finished", STEPS)]
+
+
+def test_the_time_of_steps_that_a_roll_back_repeats_is_lost(runs):
+    [attempt] = hours(RunHistory.read(runs / "back")).attempts
+    again = lines(runs / "back", "metrics.discarded.jsonl")
+    first = next(line for line in lines(runs / "back", "events.jsonl") if line["event"] == "left")
+    lost = sum(line["time/training"] + line["time/waiting"] for line in [*again, first])
+    assert attempt.seconds["lost"] == pytest.approx(lost, abs=0.01)
+    assert attempt.seconds["training"] > 0
+    assert sum(attempt.seconds.values()) == pytest.approx(attempt.wall, abs=0.01)
+    assert abs(attempt.seconds["other"]) <= 0.01 * attempt.wall
 
 
 @pytest.mark.parametrize("name", SPIKED)
@@ -135,6 +159,7 @@ def test_after_spikes_a_run_goes_on_with_exactly_the_weights_it_went_back_to(run
 
 def test_without_a_checkpoint_to_go_back_to_the_run_ends(runs):
     assert "no checkpoint to go back to" in (runs / "nowhere.0.diverged").read_text()
+    assert [event for event, _ in events(runs / "nowhere")][-3:] == ["left", "rollback", "failed"]
 
 
 def test_a_roll_back_that_no_checkpoint_is_early_enough_for_takes_the_oldest(runs):
@@ -152,6 +177,9 @@ def test_what_is_being_saved_is_whole_when_an_evaluation_ends_the_run(runs):
 def test_an_evaluation_that_ends_the_run_costs_no_step(runs, name):
     for rank in range(2):
         assert [(runs / f"{name}.{rank}.{n}.refused").read_text() for n in range(2)] == ["3", "9"]
+    ended = {"unsaved": "failed", "outage": "stopped"}[name]
+    ends = [(event, step) for event, step in events(runs / name) if event in ("failed", "stopped", "finished")]
+    assert ends == [(ended, 3), (ended, 9), ("finished", STEPS)]
 
 
 @pytest.mark.parametrize("name", ["evaluated", "unsaved", "outage"])
