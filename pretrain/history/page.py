@@ -16,11 +16,12 @@ from pretrain.history.hours import Hours
 from pretrain.history.marks import ending, marks, starts_table
 from pretrain.history.overlay import Overlay, flat
 from pretrain.history.saved import saved_checkpoints
-from pretrain.history.scores import score_charts, scores_table, values
+from pretrain.history.scores import score_charts, scores_table
 from pretrain.history.series import COLUMNS, Series
 from pretrain.history.timeline import device_hours, ledger_table, timeline_chart
 from pretrain.page.page import Page
 from pretrain.page.text import Table, bytes_text, number_text, sentence, shortened
+from pretrain.record.folder import scores_in
 from pretrain.record.section import TELLING
 
 NAME = "run.html"
@@ -114,7 +115,7 @@ def summary(overlay: Overlay) -> list[str]:
         found.append(f"{label}: {', '.join(f'{name} {figure}' for name, figure in figures.items())}")
         if run.evaluations:
             last = run.evaluations[-1]
-            named = [f"{name} {'nan' if value is None else f'{value:.4g}'}" for name, value in values(last).items()]
+            named = [f"{name} {'nan' if value is None else f'{value:.4g}'}" for name, value in scores_in(last).items()]
             found.append(f"  step {last['step']:,}: {'  '.join(named)}")
     return [*found, *_faults(overlay)]
 

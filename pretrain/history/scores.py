@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from pretrain.history.curves import curve_text, draw_starts, name_lines
-from pretrain.history.history import Line
 from pretrain.history.overlay import Overlay, Style
 from pretrain.history.series import Series
 from pretrain.page.figure import name_style, set_frame, set_plain_ticks
 from pretrain.page.page import Chart
 from pretrain.page.text import Table, shortened
-from pretrain.record.lines import CHECK
+from pretrain.record.folder import scores_in
 
 
 @dataclass(frozen=True)
@@ -29,18 +28,12 @@ class Score:
     curves: Sequence[tuple[Style, str, str, Series]]
 
 
-_NO_SCORES = ("step", "at", CHECK)
 _SHARE = re.compile(r"top[15]|shot")  # values in [0, 1] that are shown in %
-
-
-def values(line: Line) -> dict[str, float | None]:
-    """What an evaluation found, by name."""
-    return {name: value for name, value in line.items() if name not in _NO_SCORES}
 
 
 def scores(overlay: Overlay) -> list[Score]:
     """What the runs' evaluations found, a chart for each kind."""
-    names = dict.fromkeys(name for run in overlay.runs for line in run.evaluations for name in values(line))
+    names = dict.fromkeys(name for run in overlay.runs for line in run.evaluations for name in scores_in(line))
     kinds: dict[str, list[tuple[Style, str, str, Series]]] = {}
     for name in names:
         kind, variant = _kind(name)

@@ -82,7 +82,7 @@ class RunFolder:
             return {}
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         found = [line for line in lines if '"loss": ' not in line and line.endswith("\n")]  # as `evaluated`
-        return scores(json.loads(found[-1])) if found else {}
+        return scores_in(json.loads(found[-1])) if found else {}
 
     def evaluated(self, step: int) -> bool:
         """Whether `metrics.jsonl` has an evaluation after `step` steps: its only lines without a loss."""
@@ -105,7 +105,7 @@ class RunFolder:
                         yield found["step"], found[name]
 
 
-def scores(line: dict[str, Any]) -> dict[str, Any]:
+def scores_in(line: dict[str, Any]) -> dict[str, Any]:
     """What an evaluation found, by name: its line in `metrics.jsonl` without what every line has."""
     besides = ("step", "at", CHECK)
     return {name: value for name, value in line.items() if name not in besides and not name.startswith("time/")}
