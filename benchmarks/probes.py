@@ -4,8 +4,8 @@
 
 Synthetic features of 1,000 classes, width 1,280; support sets of 1, 5, 10 and 25 images of a class in seeds 0, 1, 2;
 50,000 query images. Everything is fp64. First one support set of the most shots, in rounds, interleaved: the ridge
-from features to classifier for one λ and for 30, and scikit-learn's Ridge for one λ. Then all draws as a report scores
-them; the eigendecompositions made are counted. Medians and spread; JSON beside them: runs/bench/probes.json.
+from features to classifier for one λ and for 30, scikit-learn's Ridge for one λ, and the other probes. Then all draws
+as a report scores them; the eigendecompositions made are counted. Medians and spread; JSON: runs/bench/probes.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from sklearn.linear_model import Ridge
 from benchmarks.table import print_table, save, spread
 from fewshot.cache import FeatureSet
 from fewshot.config import ProtocolSection
-from fewshot.probes.ridge import SWEEP, fit_ridge
+from fewshot.probes.ridge import SWEEP, fit_ridge, fit_ridge_held_out
+from fewshot.probes.sgd import fit_sgd
 from fewshot.probes.support import Support
 from fewshot.probes.table import PROBES
 from fewshot.score import predict, score
@@ -39,7 +40,7 @@ from fewshot.task import Draw, draw_support
 from pretrain.progress import Progress
 
 SHOTS, SEEDS, L2 = (1, 5, 10, 25), (0, 1, 2), 1024.0
-ONE, MANY, THEIRS, QUERIES = "one λ", f"{len(SWEEP)} λ", "scikit-learn, one λ", "query images, one λ"
+ONE, MANY, THEIRS = "one λ", f"{len(SWEEP)} λ", "scikit-learn, one λ"
 POOL = 28  # images of a class to draw from
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--queries", type=int, default=50_000)
-    parser.add_argument("--draws", type=int, default=12, help="of the twelve, those of the most shots first")
+    parser.add_argument("--draws", type=int, default=12, help="of the twelve, seed by seed")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison")
     parser.add_argument("--probes", nargs="+", choices=tuple(PROBES), default=["ridge", "ridge_held_out"])
     parser.add_argument("--oracle", action="store_true", help="score the ridge for all 30 λ as well")
@@ -57,10 +58,11 @@ def main() -> None:
     device = torch.device(args.device)
     features, pool_labels, query_labels = synthetic(args)
     draws = draw_support(pool_labels, classes=args.classes, shots=SHOTS, seeds=SEEDS)
-    draws = tuple(sorted(draws, key=lambda draw: -draw.shots)[: args.draws])
-    seconds = compare(features, draws[0], args, device)
+    draws = draws[: args.draws]
+    largest = max(draws, key=lambda draw: draw.shots)
+    seconds = compare(features, largest, args, device)
     print_table(
-        f"{len(draws[0].ids):,} × {args.width:,}, {args.classes:,} classes, fp64, {device}: seconds",
+        f"{len(largest.ids):,} × {args.width:,}, {args.classes:,} classes, fp64, {device}: seconds",
         ("", "median", "low – high"),
         [(name, *spread(found, ".2f")) for name, found in seconds.items()],
     )
@@ -108,7 +110,9 @@ def compare(features: FeatureSet, draw: Draw, args: argparse.Namespace, device: 
         ONE: lambda: fit(L2),
         MANY: lambda: fit(*SWEEP),
         THEIRS: lambda: Ridge(alpha=L2, fit_intercept=False).fit(design, targets),
-        QUERIES: lambda: predict(fitted, features.query, device),
+        "λ by leave-one-out": lambda: fit_ridge_held_out(Support(rows, labels, args.classes), L2),
+        "sgd": lambda: float(fit_sgd(Support(rows, labels, args.classes), 0.0).scores.bias[0]),
+        "query images, one λ": lambda: predict(fitted, features.query, device),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with Progress("ridge", "rounds", args.rounds) as progress:
@@ -151,9 +155,9 @@ def counted_decompositions() -> Iterator[list[int]]:
     """A list that holds the size of each eigendecomposition made inside the block."""
     made, eigh = [], torch.linalg.eigh
 
-    def counting(x: torch.Tensor) -> Any:
+    def counting(x: torch.Tensor, **options: Any) -> Any:
         made.append(len(x))
-        return eigh(x)
+        return eigh(x, **options)
 
     torch.linalg.eigh = counting
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pretrain.model.arithmetic import threads
 
 _ROWS = 1024  # left out at once
+_COLUMNS = 320  # of a block of a Gram matrix
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def decompose(x: Tensor, labels: Tensor, classes: int) -> Decomposition:
     """
     n, d = x.shape
     if n >= d:
-        eigenvalues, q = _eigh(x.T @ x)
+        eigenvalues, q = _eigh(_gram(x))
         return Decomposition(eigenvalues, q, q, q.T @ _times_targets(x, labels, classes))
-    eigenvalues, q = _eigh(x @ x.T)
+    eigenvalues, q = _eigh(_gram(x.T))
     return Decomposition(eigenvalues, q, x.T @ q, _times_targets(q, labels, classes))
 
 
@@ -96,8 +97,20 @@ def _add_targets(x: Tensor, own: Tensor) -> Tensor:
     return x.sub_(1).scatter_add_(1, own, x.new_full(own.shape, 2.0))
 
 
+def _gram(x: Tensor) -> Tensor:
+    """xᵀx [d, d] of x [n, d], block by block and without what is above the diagonal's: two thirds of the work."""
+    gram = x.new_zeros(x.shape[1], x.shape[1])
+    for begin in range(0, len(gram), _COLUMNS):
+        end = min(begin + _COLUMNS, len(gram))
+        gram[begin:end, :end] = x[:, begin:end].T @ x[:, :end]
+    return gram
+
+
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors, in columns, of a symmetric matrix, on one thread of the CPU: more change digits."""
+    """Eigenvalues and eigenvectors, in columns, of a symmetric matrix whose lower triangle is given.
+
+    On one thread of the CPU: more change digits, and are no faster.
+    """
     with threads(1):
-        eigenvalues, vectors = torch.linalg.eigh(gram)
+        eigenvalues, vectors = torch.linalg.eigh(gram, UPLO="L")
         return eigenvalues, vectors

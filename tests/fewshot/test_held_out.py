@@ -92,7 +92,7 @@ def test_a_single_image_of_a_class_leaves_lambda_as_configured(digits):
 
 def test_a_support_set_is_decomposed_once_for_all_that_solve_it(digits, monkeypatch):
     eigh, calls = torch.linalg.eigh, []
-    monkeypatch.setattr(torch.linalg, "eigh", lambda x: calls.append(x) or eigh(x))
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x, **options: calls.append(x) or eigh(x, **options))
     support = support_of(digits, 5)
     fitted = fit_ridge(support, 1024.0)
     for l2 in SWEEP:

@@ -26,8 +26,10 @@ def targets(labels):
     return 2 * torch.nn.functional.one_hot(labels, 5).double() - 1
 
 
+@pytest.mark.parametrize("columns", [320, 11])
 @pytest.mark.parametrize("l2", [2.0**-10, 1.0, 2.0**10, 2.0**19])
-def test_the_closed_form_solves_the_normal_equations(labelled, l2):
+def test_the_closed_form_solves_the_normal_equations(labelled, l2, columns, monkeypatch):
+    monkeypatch.setattr("fewshot.probes.decomposition._COLUMNS", columns)
     x, labels = labelled
     direct = torch.linalg.solve(x.T @ x + l2 * torch.eye(x.shape[1]), x.T @ targets(labels))
     solved = decompose(x, labels, 5).weights(l2)

@@ -148,3 +148,30 @@ def test_another_probe_is_one_entry_in_the_table(digits, monkeypatch):
     results = scored(digits, probes=("first",), shots=(1,), seeds=(0,)).results
     expected = Result("", "first", "", 1, 0, 2.0, float((digits[3] == 0).mean()))
     assert results == [expected]
+
+
+@pytest.mark.parametrize("leading", [True, False])
+def test_each_draw_is_decomposed_once(digits, monkeypatch, leading):
+    eigh, made = torch.linalg.eigh, []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x, **options: made.append(len(x)) or eigh(x, **options))
+    scored(digits, probes=("ridge", "ridge_held_out", "nearest_mean"), leading=leading)
+    assert made == [10, 50] * 2  # 1 and 5 shots, fewer than the 65 columns
+
+
+@pytest.mark.long
+def test_imagenets_shape_is_decomposed_once_a_draw(monkeypatch):
+    """25,000 × 1,280, 1,000 classes, 12 draws; timed by benchmarks/probes.py."""
+    eigh, made = torch.linalg.eigh, []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x, **options: made.append(len(x)) or eigh(x, **options))
+    generator, labels = np.random.default_rng(0), np.arange(26_000) % 1000
+    section = ProtocolSection(probes=("ridge", "ridge_held_out"))
+    draws = draw_support(labels, classes=1000, shots=section.shots, seeds=section.seeds)
+    means = generator.normal(size=(1000, 1280)).astype(np.float32)
+    support, query = (
+        means[y] + generator.normal(0, 3, (len(y), 1280)).astype(np.float32) for y in (labels, labels[:2000])
+    )
+    found = score(FeatureSet(np.arange(26_000), support, query), draws, labels[:2000], 1000, section, CPU, True)
+    assert made == [1000, 1281, 1281, 1281] * 3
+    assert {len(curve.accuracy) for curve in found.sweeps} == {30}
+    chosen = {row.shots: row.accuracy for row in found.results if row.probe == "ridge_held_out" and row.seed == 0}
+    assert chosen[25] > chosen[5] > chosen[1] > 0.1
