@@ -272,6 +272,7 @@ def test_a_run_that_is_going_on_is_not_judged_where_its_ranks_differ(copy):
     found = certify(copy)
     assert {one.verdict for one in found.findings} == {HOLDS}, found.text()
     assert "steps 20 to 20 are in no checkpoint yet" in found.facts
+    assert "not finished: beyond step 21, lines that not all ranks have are not judged" in found.facts
     edit(path, 9, lambda line: None)
     assert failing(copy, audit.STEPS).startswith("audit/rank_00001.jsonl, line 9: step 17, step 16 would be right")
 

@@ -19,7 +19,7 @@ from pretrain.errors import InputError
 from pretrain.history.history import RunHistory
 from pretrain.history.proof import checkpoints, continuity, logged
 from pretrain.history.proof.audit import AuditCheck, Expected
-from pretrain.history.proof.finding import FAILS, HOLDS, UNKNOWN, Finding
+from pretrain.history.proof.finding import FAILS, HOLDS, UNKNOWN, Finding, counted
 from pretrain.history.proof.span import loops, standing
 from pretrain.index.index import Index
 from pretrain.record.folder import CONFIG, EVENTS, METRICS, RunFolder, git_commit, versions
@@ -179,20 +179,22 @@ def _facts(history: RunHistory, audit: AuditCheck, completed: int) -> list[str]:
     facts = []
     skipped = sum(event["event"] == "skipped" for event in history.events)
     if skipped:
-        facts.append(f"{skipped:,} updates were skipped: their samples were fed, and count as seen")
+        facts.append(
+            f"{counted(skipped, 'update')} skipped, over all starts: their samples were fed, and count as seen"
+        )
     if history.quarantine:
         facts.append(
             f"{len(history.quarantine):,} samples could not be read: fed as grey, masked images, count as seen"
         )
     backs = sum(event["event"] == "rollback" for event in history.events)
     if backs:
-        facts.append(f"{backs:,} returns to an earlier checkpoint")
+        facts.append(f"{counted(backs, 'return')} to an earlier checkpoint")
     twice = len({line["step"] for line in history.discarded if "loss" in line})
     if twice:
         facts.append(f"{twice:,} logged steps were trained more than once; the files tell of the last time")
     if audit.hashes and audit.judged > completed:
         facts.append(f"steps {completed:,} to {audit.judged - 1:,} are in no checkpoint yet")
-    if not (history.events and history.events[-1]["event"] == "finished"):
+    if completed < history.config["train"]["steps"]:
         facts.append(
             f"not finished: beyond step {max(completed, audit.judged):,}, lines that not all ranks have are not judged"
         )
