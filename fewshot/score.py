@@ -156,9 +156,7 @@ def score(
     """
     scores, smallest = Scores(), np.min_scalar_type(classes - 1)
     largest = max(len(draw.ids) for draw in draws) * features.query.shape[1] * classes
-    # More than one for small products would wait for one another: twenty times as long, where other processes want the
-    # cores too. And the last digits would hang on their number.
-    with threads(1 if largest < _SMALL else torch.get_num_threads()):
+    with threads(worth_threads(largest)):
         for draw in draws:
             rows = torch.from_numpy(features.rows(draw.ids)).to(device).double()
             labels = torch.from_numpy(draw.labels).to(device)
@@ -184,6 +182,15 @@ def score(
                 scores.sweeps.append(Sweep("", "", draw.shots, draw.seed, SWEPT.sweep, tuple(curve)))
             advance()
     return scores
+
+
+def worth_threads(multiplications: int) -> int:
+    """How many threads a probe is worth whose products are so large.
+
+    More than one for small products would wait for one another: twenty times as long, where other processes want the
+    cores too. And the last digits would hang on their number.
+    """
+    return 1 if multiplications < _SMALL else torch.get_num_threads()
 
 
 def predict(fitted: Fitted, query: NDArray[np.floating[Any]], device: torch.device) -> NDArray[np.int64]:

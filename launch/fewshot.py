@@ -46,7 +46,7 @@ def probe_weights(args: argparse.Namespace) -> int:
         )
     import torch
 
-    from fewshot import cache, saved, score
+    from fewshot import cache, closeup, saved, score
     from fewshot.config import FewshotConfig
     from fewshot.report import report
     from fewshot.task import open_task
@@ -82,7 +82,8 @@ def probe_weights(args: argparse.Namespace) -> int:
     run = {"ranks": world.size, "threads": torch.get_num_threads(), "command": shlex.join(sys.argv)}
     probes = saved.fitted_probes(features, task.draws, scores)
     content = report.report_networks(config, features, task, scores, device.type, run)
-    return finish(content, out, lambda folder: saved.write_probes(folder, probes, task.support.classes))
+    near = closeup.look_at_networks(features, task, protocol, scores, device)
+    return finish(content, near, out, lambda folder: saved.write_probes(folder, probes, task.support.classes))
 
 
 def probe_file(args: argparse.Namespace) -> int:
@@ -91,7 +92,7 @@ def probe_file(args: argparse.Namespace) -> int:
         raise InputError(f"--features and {other}: one of the two; features need no weights")
     if not main_rank():
         return DONE
-    from fewshot import score
+    from fewshot import closeup, score
     from fewshot.config import FewshotConfig
     from fewshot.given import read_given
     from fewshot.report import report
@@ -103,7 +104,8 @@ def probe_file(args: argparse.Namespace) -> int:
     began = time.monotonic()
     scores, draws = score.score_given(given, protocol, name)
     scores.seconds["total"] = time.monotonic() - began
-    return finish(report.report_given(given, name, protocol, draws, scores), out)
+    near = closeup.look_at_given(given, draws, protocol, scores)
+    return finish(report.report_given(given, name, protocol, draws, scores), near, out)
 
 
 def apply_saved(args: argparse.Namespace) -> int:
@@ -148,14 +150,17 @@ def overrides(args: argparse.Namespace) -> list[str]:
     return [*args.overrides, *(f"fewshot.{key}={value}" for key, value in short.items() if value)]
 
 
-def finish(content: dict[str, Any], out: Path, write_besides: Callable[[Path], None] = lambda folder: None) -> int:
+def finish(
+    content: dict[str, Any], near: Any, out: Path, write_besides: Callable[[Path], None] = lambda folder: None
+) -> int:
+    """Write and say what was found. `near`: the `Closeup` on the report's page."""
     from fewshot.report import report, text
 
     if aside := reportfolder.set_aside(content, out / report.FOLDER):
         say(f"{out / report.FOLDER}: held another report, which is kept as {aside}")
-    path = report.write_report(content, out)
-    write_besides(path.parent)
-    say(f"\n{text.table(content)}\n\nreport: {path}")
+    folder = report.write_report(content, near, out)
+    write_besides(folder)
+    say(f"\n{text.table(content)}\n\npage: {folder / 'report.html'}\nreport: {folder / 'report.md'}")
     return DONE
 
 

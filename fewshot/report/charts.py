@@ -1,86 +1,287 @@
-"""The charts of a report: PNGs beside report.md."""
+"""The charts of a report: for its page, and two of them as PNGs beside report.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fewshot.report.labels import is_baseline, ordered_features, weights_label
-from pretrain.page.figure import encode_figure, name_style
+from fewshot.report.labels import headline_shots, is_baseline, ordered_features, weights_label
+from pretrain.page.figure import GREY, draw_png, mark, name_style, set_frame
+from pretrain.page.page import Chart
 from pretrain.page.text import shortened
 
-Lines = list[tuple[Any, str]]  # what is drawn, and its label
+Report = Mapping[str, Any]
+Rows = list[Mapping[str, Any]]
 
+HEIGHT = 4.2  # inches of a chart over the whole width
+_WIDTH = 9.6  # inches of a PNG beside report.md
+_LINES = 12  # of a chart; more cannot be told apart
 _BASELINE_DASHES = {"pixels": ":", "untrained": "--"}
 
 
-def draw_charts(report: Mapping[str, Any]) -> dict[str, bytes]:
+def draw_charts(report: Report) -> dict[str, bytes]:
     """The PNGs by name: accuracy.png, and oracle.png where there is a sweep."""
-    draws: dict[str, Callable[[Axes, Mapping[str, Any]], tuple[str, Lines]]] = {"accuracy.png": _draw_accuracy}
+    found = {"accuracy.png": shots_chart(report)}
     if report["oracle"]["curves"]:
-        draws["oracle.png"] = _draw_oracle
-    charts = {}
-    for name, draw in draws.items():
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        title, lines = draw(axes, report)
+        found["oracle.png"] = oracle_chart(report)
+    return {name: draw_png(chart.draw, _WIDTH, HEIGHT) for name, chart in found.items()}
+
+
+def shots_chart(report: Report) -> Chart:
+    """The first probe: mean and standard deviation against shots, a line for each feature of each network."""
+    probe, shots = _first_probe(report), report["protocol"]["shots"]
+    means = _grouped((row for row in report["summary"] if row["probe"] == probe), "weights", "features")
+    groups = {pair: means[pair] for pair in ordered_features(report)}
+    drawn = _drawn(report, groups)
+    text = f"{probe} on frozen features, mean ± std over the draws"
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, f"{report['name']}: {text}")
+        colours = cycle(f"C{number}" for number in range(8))
+        lines: list[tuple[Any, str]] = []
+        for key, rows in drawn.items():
+            baseline = is_baseline(report, *key)
+            line = axes.errorbar(
+                [row["shots"] for row in rows],
+                [100 * row["mean"] for row in rows],
+                yerr=[100 * (row["std"] or 0) for row in rows],
+                color=GREY if baseline else next(colours),
+                linestyle=_BASELINE_DASHES.get(key[1], "-"),
+                marker="o",
+                markersize=4,
+                capsize=3,
+            )
+            lines.append((line, _label(report, *key)))
+        chance = axes.axhline(100 * report["protocol"]["chance"], color=GREY, linewidth=0.8)
+        lines.append((chance, "chance"))
+        axes.set_xscale("log")
+        axes.set_xticks(shots, [str(k) for k in shots])
+        axes.minorticks_off()
+        axes.set_xlabel("labelled images of each class")
         axes.set_ylabel("accuracy on the query set, %")
-        axes.grid(alpha=0.3)
-        axes.set_title(shortened(f"{report['name']}: {title}", 100), fontsize=10, **name_style())
-        legend = figure.legend([line for line, _ in lines], map(str, range(len(lines))), loc="outside right upper")
-        for text, (_, label) in zip(legend.get_texts(), lines, strict=True):
-            # Set afterwards: matplotlib leaves out labels that begin with "_".
-            text.set(text=shortened(label, 60), fontsize=8, **name_style())
-        charts[name] = encode_figure(figure, dpi=140)
-    return charts
+        _legend(figure, lines)
+
+    told = "; ".join(
+        f"{_label(report, *key)} " + ", ".join(f"{100 * row['mean']:.1f} at {row['shots']}" for row in rows)
+        for key, rows in drawn.items()
+    )
+    return Chart(f"Accuracy in % by shots of {text}: {told}.{_left_out(groups, drawn)}", draw, HEIGHT)
 
 
-def _draw_accuracy(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
-    """The first probe: mean and standard deviation against shots, a line for each feature; its title."""
-    probe, shots = next(iter(report["protocol"]["probes"])), report["protocol"]["shots"]
-    colours = cycle(f"C{number}" for number in range(10))
-    drawn: Lines = []
-    several = len(report["weights"]) > 1
-    for id, feature in ordered_features(report):
-        rows = [
-            row for row in report["summary"] if (row["weights"], row["features"], row["probe"]) == (id, feature, probe)
-        ]
-        line = axes.errorbar(
-            [row["shots"] for row in rows],
-            [100 * row["mean"] for row in rows],
-            yerr=[100 * (row["std"] or 0) for row in rows],
-            color="0.45" if is_baseline(report, id, feature) else next(colours),
-            linestyle=_BASELINE_DASHES.get(feature, "-"),
-            marker="o",
-            markersize=4,
-            capsize=3,
-        )
-        drawn.append((line, f"{weights_label(report, id, feature)} {feature}" if several else feature))
-    drawn.append((axes.axhline(100 * report["protocol"]["chance"], color="0.7", linewidth=0.8), "chance"))
-    axes.set_xscale("log")
-    axes.set_xticks(shots, [str(k) for k in shots])
-    axes.minorticks_off()
-    axes.set_xlabel("labelled images of each class")
-    return f"{probe} on frozen features, mean ± std over the draws", drawn
+def oracle_chart(report: Report) -> Chart:
+    """Mean over seeds against λ, a line for each number of shots."""
+    groups = _grouped(report["oracle"]["curves"], "weights", "features", "shots")
+    drawn = dict(list(groups.items())[:_LINES])
+    means = {
+        key: [100 * fmean(values) for values in zip(*(curve["accuracy"] for curve in curves), strict=True)]
+        for key, curves in drawn.items()
+    }
+    strengths = report["oracle"]["curves"][0]["l2"]
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, f"{report['name']}: oracle on the query set, not a result")
+        lines: list[tuple[Any, str]] = []
+        for number, (key, mean) in enumerate(means.items()):
+            dashes = "-" if number < 8 else "--"  # the dark page has eight colours
+            [line] = axes.plot(strengths, mean, color=f"C{number % 8}", linestyle=dashes)
+            lines.append((line, f"{_label(report, *key[:2])} {key[2]}-shot"))
+        fixed = report["protocol"]["l2"]
+        lines.append((axes.axvline(fixed, color=GREY, linestyle=":"), f"λ = {fixed:g}"))
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("λ")
+        axes.set_ylabel("accuracy on the query set, %")
+        _legend(figure, lines)
+
+    told = "; ".join(f"{_label(report, *key[:2])} {key[2]}-shot {max(mean):.1f} %" for key, mean in means.items())
+    title = "Oracle, not a result: accuracy on the query set for every λ"
+    return Chart(f"{title}. At its best λ: {told}.{_left_out(groups, drawn)}", draw, HEIGHT)
 
 
-def _draw_oracle(axes: Axes, report: Mapping[str, Any]) -> tuple[str, Lines]:
-    """Mean over seeds against λ, a line for each number of shots; its title."""
-    drawn: Lines = []
-    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
-    for curve in report["oracle"]["curves"]:
-        groups.setdefault((curve["weights"], curve["features"], curve["shots"]), []).append(curve)
-    for (id, feature, shots), curves in groups.items():
-        seeds = zip(*(curve["accuracy"] for curve in curves), strict=True)
-        mean = [100 * sum(values) / len(curves) for values in seeds]
-        [line] = axes.plot(curves[0]["l2"], mean, color=f"C{len(drawn) % 10}")
-        drawn.append((line, f"{id} {feature} {shots}-shot"))
-    l2 = report["protocol"]["l2"]
-    drawn.append((axes.axvline(l2, color="0.45", linestyle=":"), f"λ = {l2:g}"))
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("λ")
-    return "oracle on the query set, not a result", drawn
+def probes_chart(report: Report) -> Chart:
+    """The probes side by side, on each network's leading feature."""
+    leading = {one["id"]: one["headline"] for one in report["weights"]}
+    rows = [row for row in _at_headline(report) if row["features"] == leading.get(row["weights"])]
+    title = f"Probes at {_shots(report)}, on {' or '.join(dict.fromkeys(row['features'] for row in rows))}"
+    return _side_by_side(report, title, "probe", rows)
+
+
+def features_chart(report: Report) -> Chart:
+    """The features side by side, under the first probe."""
+    probe = _first_probe(report)
+    rows = [row for row in _at_headline(report) if row["probe"] == probe]
+    return _side_by_side(report, f"Features at {_shots(report)}, {probe}", "features", rows)
+
+
+def _side_by_side(report: Report, title: str, by: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """A line of dots for each value of `by`: one for each network, with the deviation of its draws."""
+    names = list(dict.fromkeys(row[by] for row in rows))
+    groups = _grouped(rows, "weights")
+    drawn = dict(list(groups.items())[:8])
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, title)
+        lines: list[tuple[Any, str]] = []
+        for number, ((id,), its) in enumerate(drawn.items()):
+            offset = 0.5 * ((number + 0.5) / len(drawn) - 0.5)  # side by side where they would lie on one another
+            line = axes.errorbar(
+                [100 * row["mean"] for row in its],
+                [names.index(row[by]) + offset for row in its],
+                xerr=[100 * (row["std"] or 0) for row in its],
+                color=f"C{number}",
+                linestyle="",
+                marker="o",
+                markersize=5,
+                capsize=3,
+            )
+            lines.append((line, id))
+        axes.set_yticks(range(len(names)), [shortened(name, 24) for name in names], **name_style())
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("accuracy on the query set, %; bars: std over the draws")
+        mark(axes, 100 * report["protocol"]["chance"])
+        if len(drawn) > 1:
+            _legend(figure, lines, "outside lower center")
+
+    told = "; ".join(f"{row['weights']} {row[by]} {100 * row['mean']:.1f} %" for its in drawn.values() for row in its)
+    return Chart(f"{title}: {told}. Dotted: chance.{_left_out(groups, drawn)}", draw)
+
+
+def steps_chart(report: Report) -> Chart | None:
+    """Accuracy over training, where a run has several checkpoints in the report; None where none has."""
+    probe, at = _first_probe(report), headline_shots(report)
+    runs = {
+        run: sorted(checkpoints, key=lambda one: one["step"])
+        for run, checkpoints in _grouped(
+            (one for one in report["weights"] if one["step"] is not None and one["headline"]), "path", "headline"
+        ).items()
+        if len({one["step"] for one in checkpoints}) > 1
+    }
+    if not runs:
+        return None
+    means = {(row["weights"], row["features"]): row for row in _at_headline(report) if row["probe"] == probe}
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, f"Accuracy over training: {probe}, {at}-shot")
+        lines: list[tuple[Any, str]] = []
+        for number, ((run, feature), checkpoints) in enumerate(list(runs.items())[:_LINES]):
+            rows = [means[one["id"], feature] for one in checkpoints]
+            line = axes.errorbar(
+                [one["step"] for one in checkpoints],
+                [100 * row["mean"] for row in rows],
+                yerr=[100 * (row["std"] or 0) for row in rows],
+                color=f"C{number % 8}",
+                linestyle="-" if number < 8 else "--",
+                marker="o",
+                markersize=4,
+                capsize=3,
+            )
+            lines.append((line, f"{run} {feature}"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("step")
+        axes.set_ylabel("accuracy on the query set, %")
+        _legend(figure, lines)
+
+    told = "; ".join(
+        f"{run} {feature} "
+        + ", ".join(f"{100 * means[one['id'], feature]['mean']:.1f} at {one['step']:,}" for one in them)
+        for (run, feature), them in runs.items()
+    )
+    return Chart(f"Accuracy over training in %, {probe}, {at}-shot: {told}.", draw, HEIGHT)
+
+
+def comparisons_chart(report: Report) -> Chart | None:
+    """The intervals of the differences at the headline's shots; None where nothing is compared."""
+    at = headline_shots(report)
+    rows = [row for row in report["comparisons"]["rows"] if row["shots"] == at]
+    if not rows:
+        return None
+    shown = rows[:_LINES]
+    first = " ".join(shown[0]["a"].values())
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, f"{first}, {at}-shot, less than it are:")
+        middle = [100 * row["difference"] for row in shown]
+        low, high = ([100 * abs(row["difference"] - row[end]) for row in shown] for end in ("low", "high"))
+        axes.errorbar(middle, range(len(shown)), xerr=[low, high], color="C0", linestyle="", marker="o", capsize=3)
+        mark(axes, 0)
+        axes.set_yticks(range(len(shown)), [shortened(compared_with(row), 40) for row in shown], **name_style())
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlabel("points ahead; bars: 95 % interval over the query images; dotted: no difference")
+
+    told = "; ".join(
+        f"of {compared_with(row)} {100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        for row in shown
+    )
+    return Chart(
+        f"{first}, {at}-shot, is ahead in points {told}.{_left_out(rows, shown)}", draw, 1.2 + 0.35 * len(shown)
+    )
+
+
+def compared_with(row: Mapping[str, Any]) -> str:
+    """What of side b of a comparison is not as in a."""
+    return " ".join(row["b"][key] for key in row["a"] if row["a"][key] != row["b"][key])
+
+
+# What charts share
+
+
+def _axes(figure: Figure, title: str) -> Axes:
+    axes = figure.add_subplot()
+    set_frame(axes, "")
+    axes.set_title(shortened(title, 90), fontsize=10, loc="left", **name_style())
+    return axes
+
+
+def _legend(
+    figure: Figure,
+    lines: Sequence[tuple[Any, str]],
+    place: Literal["outside right upper", "outside lower center"] = "outside right upper",
+) -> None:
+    legend = figure.legend([line for line, _ in lines], map(str, range(len(lines))), loc=place, frameon=False)
+    for text, (_, label) in zip(legend.get_texts(), lines, strict=True):
+        # Set afterwards: matplotlib leaves out labels that begin with "_".
+        text.set(text=shortened(label, 60), fontsize=8, **name_style())
+
+
+def _first_probe(report: Report) -> str:
+    return str(next(iter(report["protocol"]["probes"])))
+
+
+def _shots(report: Report) -> str:
+    shots = headline_shots(report)
+    return f"{shots} shot{'s' if shots > 1 else ''}"
+
+
+def _at_headline(report: Report) -> Rows:
+    return [row for row in report["summary"] if row["shots"] == headline_shots(report)]
+
+
+def _label(report: Report, id: str, feature: str) -> str:
+    return f"{weights_label(report, id, feature)} {feature}" if len(report["weights"]) > 1 else feature
+
+
+def _grouped(rows: Iterable[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, ...], Rows]:
+    groups: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _drawn(report: Report, groups: dict[tuple[Any, ...], Rows]) -> dict[tuple[Any, ...], Rows]:
+    """All groups (weights, features) or, of many, those that matter most: leading features, then baselines."""
+    leading = {(one["id"], one["headline"]) for one in report["weights"]}
+
+    def rank(key: tuple[Any, ...]) -> int:
+        return 0 if key in leading else 1 if is_baseline(report, *key) else 2
+
+    kept = set(sorted(groups, key=rank)[:_LINES])
+    return {key: rows for key, rows in groups.items() if key in kept}
+
+
+def _left_out(found: Sequence[Any] | Mapping[Any, Any], drawn: Sequence[Any] | Mapping[Any, Any]) -> str:
+    return f" {len(found) - len(drawn):,} more are left out." if len(found) > len(drawn) else ""

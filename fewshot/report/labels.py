@@ -28,4 +28,4 @@ def weights_label(report: Mapping[str, Any], id: str, feature: str) -> str:
 def headline_shots(report: Mapping[str, Any]) -> int:
     """The shots of the headline: 5, or the most there are."""
     shots: list[int] = report["protocol"]["shots"]
-    return 5 if 5 in shots else shots[-1]
+    return 5 if 5 in shots else max(shots)

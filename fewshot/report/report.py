@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.cache import NetworkFeatures, find_baselines, repeated_images
+from fewshot.closeup import Closeup
 from fewshot.comparison import METHOD, compare
 from fewshot.config import FewshotConfig, ProtocolSection
 from fewshot.features import headline, layers_of, preprocessing
 from fewshot.given import GivenFeatures
 from fewshot.probes.table import PROBES
 from fewshot.report.charts import draw_charts
+from fewshot.report.page import html
 from fewshot.report.text import markdown
 from fewshot.score import Scores, summarise
 from fewshot.task import Draw, Task
@@ -237,13 +239,14 @@ def compared_features(weights: Sequence[Mapping[str, Any]]) -> list[tuple[str, s
     ]
 
 
-def write_report(report: Mapping[str, Any], out: Path) -> Path:
-    """Write report.json, its charts and report.md to `out`/report. Returns the path of report.md."""
+def write_report(report: Mapping[str, Any], closeup: Closeup, out: Path) -> Path:
+    """Write report.json, its charts, report.md and report.html to `out`/report. Returns the folder."""
     text, charts = json_text(report), draw_charts(report)
     parts = {
         REPORT: text.encode(errors="backslashreplace"),  # a path that is no UTF-8, as JSON has it
         **charts,
         "report.md": markdown(report, list(charts)).encode(),
+        "report.html": html(report, closeup).encode(),
     }
     write_parts(out / FOLDER, parts)
-    return out / FOLDER / "report.md"
+    return out / FOLDER

@@ -143,14 +143,19 @@ def _picture(index: Index, sample_id: int) -> Picture:
     caption = ", ".join(isolated(class_name(index, label)) for label in labels[:_LABELS_NAMED]) or "no label"
     if len(labels) > _LABELS_NAMED:
         caption += f" +{len(labels) - _LABELS_NAMED}"
+    return sample_picture(index, sample_id, caption, f"id {sample_id}")
+
+
+def sample_picture(index: Index, sample_id: int, caption: str, detail: str) -> Picture:
+    """A sample's image, in colour as stored. Raises InputError for a shard that cannot be read."""
     _, data = read_image(index, sample_id)
     try:
         image = Image.fromarray(decode(data, 3).permute(1, 2, 0).contiguous().numpy())
     except UnreadableImage as error:
-        return Picture(caption, f"id {sample_id}", None, str(error))
+        return Picture(caption, detail, None, str(error))
     if max(image.size) > THUMBNAIL:
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return Picture(caption, f"id {sample_id}", image)
+    return Picture(caption, detail, image)
 
 
 # Charts

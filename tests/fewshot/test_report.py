@@ -315,7 +315,7 @@ def test_a_chart_shows_names_as_they_are(report, monkeypatch):
     found["weights"] *= 2  # with one, the legend names the features alone
     assert list(draw_charts(found)) == ["accuracy.png", "oracle.png"]
     for drawn in saved:
-        assert SHOWN in drawn.axes[0].get_title()
+        assert SHOWN in drawn.axes[0].get_title(loc="left")
         assert f"{SHOWN} tanh" in drawn.legends[0].get_texts()[0].get_text()
 
 
