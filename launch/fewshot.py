@@ -79,7 +79,7 @@ def probe_weights(args: argparse.Namespace) -> int:
     device = score.fp64_device(world.device)
     scores = score.score_networks(features, task, protocol, device)
     scores.seconds.update(features=extracted - began, total=time.monotonic() - began)
-    run = {"ranks": world.size, "threads": torch.get_num_threads(), "command": shlex.join(sys.argv)}
+    run = {"ranks": world.size, "threads": torch.get_num_threads(), "command": command_line()}
     probes = saved.fitted_probes(features, task.draws, scores)
     content = report.report_networks(config, features, task, scores, device.type, run)
     near = closeup.look_at_networks(features, task, protocol, scores, device)
@@ -105,7 +105,13 @@ def probe_file(args: argparse.Namespace) -> int:
     scores, draws = score.score_given(given, protocol, name)
     scores.seconds["total"] = time.monotonic() - began
     near = closeup.look_at_given(given, draws, protocol, scores)
-    return finish(report.report_given(given, name, protocol, draws, scores), near, out)
+    run = {"command": command_line()}
+    return finish(report.report_given(given, name, protocol, draws, scores, run), near, out)
+
+
+def command_line() -> str:
+    """What a shell is told to get the report again, on one rank: without what launchers add."""
+    return shlex.join(["python", *(word for word in sys.argv if not word.startswith("--local"))])
 
 
 def apply_saved(args: argparse.Namespace) -> int:
@@ -134,7 +140,7 @@ def apply_saved(args: argparse.Namespace) -> int:
     processgroup.stop()
     if not world.main:
         return DONE
-    run = {"ranks": world.size, "device": str(world.device), "command": shlex.join(sys.argv)}
+    run = {"ranks": world.size, "device": str(world.device), "command": command_line()}
     content = apply.report_applied(probes, query, features, applied, run)
     content["seconds"] = {"total": time.monotonic() - began}
     if aside := reportfolder.set_aside(content, out / apply.FOLDER):

@@ -196,30 +196,28 @@ def steps_chart(report: Report) -> Chart | None:
 
 def comparisons_chart(report: Report) -> Chart | None:
     """The intervals of the differences at the headline's shots; None where nothing is compared."""
-    at = headline_shots(report)
-    rows = [row for row in report["comparisons"]["rows"] if row["shots"] == at]
+    rows = [row for row in report["comparisons"]["rows"] if row["shots"] == headline_shots(report)]
     if not rows:
         return None
     shown = rows[:_LINES]
     first = " ".join(shown[0]["a"].values())
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, f"{first}, {at}-shot, less than it are:")
+        axes = _axes(figure, f"How far {first} is ahead at {_shots(report)}, of:")
         middle = [100 * row["difference"] for row in shown]
         low, high = ([100 * abs(row["difference"] - row[end]) for row in shown] for end in ("low", "high"))
         axes.errorbar(middle, range(len(shown)), xerr=[low, high], color="C0", linestyle="", marker="o", capsize=3)
         mark(axes, 0)
         axes.set_yticks(range(len(shown)), [shortened(compared_with(row), 40) for row in shown], **name_style())
         axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.set_xlabel("points ahead; bars: 95 % interval over the query images; dotted: no difference")
+        axes.set_xlabel("points; bars: 95 % interval over the query images; dotted: no difference")
 
     told = "; ".join(
         f"of {compared_with(row)} {100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
         for row in shown
     )
-    return Chart(
-        f"{first}, {at}-shot, is ahead in points {told}.{_left_out(rows, shown)}", draw, 1.2 + 0.35 * len(shown)
-    )
+    text = f"{first} is ahead at {_shots(report)}, in points, {told}.{_left_out(rows, shown)}"
+    return Chart(text, draw, 1.2 + 0.35 * len(shown))
 
 
 def compared_with(row: Mapping[str, Any]) -> str:

@@ -41,7 +41,6 @@ def html(report: Report, closeup: Closeup) -> str:
     if others:
         page.heading("Other probes")
         page.table(_cut(page, tables.score_table(report, others)))
-        page.notes(map(sentence, statements.reading(report, others)))
     if compared := tables.comparison_table(report):
         page.heading("Comparisons")
         page.notes(["In percentage points.", sentence(report["comparisons"]["method"])])
@@ -228,12 +227,13 @@ def _mistakes(closeup: Closeup) -> Table:
 
 def _add_reproduction(page: Page, report: Report) -> None:
     page.heading("To get this again")
-    if command := report["run"].get("command"):
-        page.command(str(command))
     page.facts(statements.protocol_facts(report))
     page.table(_cut(page, tables.weights_table(report)))
     page.notes([f"sha256 of the support ids ({report['protocol']['support_ids_hashed']}):"])
     page.table(_cut(page, tables.support_table(report)))
     page.heading("This run")
-    page.notes(["What may differ where the same numbers come out."])
-    page.facts(statements.run_facts(report))
+    facts = statements.run_facts(report)
+    if command := facts.pop("command", ""):
+        page.command(command)
+    page.notes(["Another number of ranks or threads gives the same page, but for what follows."])
+    page.facts(facts)

@@ -139,9 +139,14 @@ def report_networks(
 
 
 def report_given(
-    given: GivenFeatures, name: str, protocol: ProtocolSection, draws: Sequence[Draw], scores: Scores
+    given: GivenFeatures,
+    name: str,
+    protocol: ProtocolSection,
+    draws: Sequence[Draw],
+    scores: Scores,
+    run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of report.json for a file of features, which are those of weights `name`."""
+    """The content of report.json for a file of features, which are those of weights `name`. `run`: as for networks."""
     weights = {
         "id": name,
         "run": name,
@@ -163,7 +168,7 @@ def report_given(
         weights=[weights],
         images=describe_rows(given, draws),
         arithmetic="features as given; probes in float64",
-        run={"config": {"fewshot": protocol.model_dump(mode="json")}},
+        run={**run, "config": {"fewshot": protocol.model_dump(mode="json")}},
     )
 
 

@@ -21,6 +21,7 @@ from pretrain.page.text import Table, html_text
 
 _WIDTH, _GAP = 12.8, 0.2  # inches of a page, and between its halves
 _HEIGHT = 3.6  # inches of a chart
+_PAIR = 2  # pictures of a group that needs little room
 THUMBNAIL = 160  # pixels, the longer side of a picture; smaller images stay as they are
 
 
@@ -120,7 +121,8 @@ class Page:
 
     def groups(self, groups: Sequence[Group]) -> None:
         """Groups of pictures, as many abreast as there is room for."""
-        self._blocks.append(("groups", groups))
+        pairs = all(len(group.pictures) <= _PAIR for group in groups)
+        self._blocks.append(("pairs" if pairs else "groups", groups))
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """A box of names and what they stand for, in whole sentences or hashes."""

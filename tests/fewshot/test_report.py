@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from fewshot.closeup import Closeup
 from fewshot.config import ProtocolSection
 from fewshot.given import read_given
 from fewshot.report.charts import draw_charts
@@ -70,6 +71,14 @@ def report():
     return make
 
 
+@pytest.fixture
+def closeup():
+    """Of 30 query images, without images."""
+    row = Result("w", "ridge", "tanh", 5, 0, 1024.0, 2 / 3)
+    labels = np.arange(30) % 3
+    return Closeup(row, DRAWS[1], np.arange(30), labels, np.where(labels == 2, 0, labels), [], [])
+
+
 def test_the_rows_are_the_contracts(report):
     found = report()
     for row in found["results"]:
@@ -104,14 +113,14 @@ def test_the_sweep_stands_apart_and_is_called_an_oracle(report):
     assert found["oracle"]["curves"][0]["l2"] == (1.0, 2.0)
 
 
-def test_the_file_is_json_without_nan(report, tmp_path):
-    write_report(report(), tmp_path)
+def test_the_file_is_json_without_nan(report, closeup, tmp_path):
+    write_report(report(), closeup, tmp_path)
     text = (tmp_path / "report" / "report.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["name"] == "small"
     broken = report()
     broken["results"][0]["accuracy"] = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_report(broken, tmp_path / "broken")
+        write_report(broken, closeup, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
 
 
@@ -291,8 +300,8 @@ def test_the_first_probe_that_is_named_leads(report):
     assert "66.00 ± 1.00 % at 5 shots** (knn10" in markdown(found)
 
 
-def test_charts_are_on_the_page(report, tmp_path):
-    page = write_report(report(), tmp_path).read_text()
+def test_charts_are_on_the_page(report, closeup, tmp_path):
+    page = (write_report(report(), closeup, tmp_path) / "report.md").read_text()
     for name in ("accuracy.png", "oracle.png"):
         assert f"]({name})" in page
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
@@ -319,10 +328,10 @@ def test_a_chart_shows_names_as_they_are(report, monkeypatch):
         assert f"{SHOWN} tanh" in drawn.legends[0].get_texts()[0].get_text()
 
 
-def test_a_page_and_a_table_show_names_as_they_are(report, tmp_path):
+def test_a_page_and_a_table_show_names_as_they_are(report, closeup, tmp_path):
     found = report(STRANGE, STRANGE)
     assert f"{SHOWN}  tanh" in table(found)
-    page = write_report(found, tmp_path).read_text()
+    page = (write_report(found, closeup, tmp_path) / "report.md").read_text()
     literal = r"\_\$\\frac{\$\|\*b\*\`\<i\>\`\\x1b\[31m\\n\\udcff"
     assert page.startswith(f"# Few-shot: {literal}\n")
     assert f"- **{literal}: 66.00" in page
@@ -334,10 +343,10 @@ def test_words_with_underscores_stay_readable(report):
     assert "| runs/a_b step_7 |" in markdown(report("runs/a_b step_7")).replace(" | tanh", " |")
 
 
-def test_another_report_is_kept_and_the_same_one_written_again(report, tmp_path):
+def test_another_report_is_kept_and_the_same_one_written_again(report, closeup, tmp_path):
     def make(id):
         kept = set_aside(report(id), tmp_path / "report")
-        write_report(report(id) | {"run": {"seconds": {"probes": 9.0}}}, tmp_path)
+        write_report(report(id) | {"run": {"seconds": {"probes": 9.0}}}, closeup, tmp_path)
         return kept and kept.name
 
     assert [make("a"), make("a"), make("b"), make("b"), make("a")] == [None, None, "report-1", None, "report-2"]

@@ -130,7 +130,7 @@ def test_digits_score_what_the_protocol_gives(digit_features, tmp_path, run):
     ]
     for row in ridge:
         assert row["accuracy"] == pytest.approx(literal_accuracy(digit_features, row["shots"], row["seed"], 64.0))
-    assert done.stdout.splitlines()[-1] == f"report: {out}/report/report.md"
+    assert done.stdout.splitlines()[-2:] == [f"page: {out}/report/report.html", f"report: {out}/report/report.md"]
     assert "ridge, λ = 64, mean ± std over seeds 0 4" in done.stdout
     assert (out / "report" / "report.md").is_file()
     assert "arning" not in done.stderr
