@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fewshot.report.labels import headline_shots, is_baseline, ordered_features, weights_label
-from pretrain.page.figure import GREY, draw_png, mark, name_style, set_frame
+from pretrain.page.figure import GREY, draw_png, mark, name_style, set_frame, set_plain_ticks
 from pretrain.page.page import Chart
 from pretrain.page.text import shortened
 
@@ -22,6 +22,7 @@ Rows = list[Mapping[str, Any]]
 HEIGHT = 4.2  # inches of a chart over the whole width
 _WIDTH = 9.6  # inches of a PNG beside report.md
 _LINES = 12  # of a chart; more cannot be told apart
+_COLOURS = 8  # of the dark page; after them lines are dashed
 _BASELINE_DASHES = {"pixels": ":", "untrained": "--"}
 
 
@@ -43,7 +44,7 @@ def shots_chart(report: Report) -> Chart:
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, f"{report['name']}: {text}")
-        colours = cycle(f"C{number}" for number in range(8))
+        colours = cycle(f"C{number}" for number in range(_COLOURS))
         lines: list[tuple[Any, str]] = []
         for key, rows in drawn.items():
             baseline = is_baseline(report, *key)
@@ -88,8 +89,8 @@ def oracle_chart(report: Report) -> Chart:
         axes = _axes(figure, f"{report['name']}: oracle on the query set, not a result")
         lines: list[tuple[Any, str]] = []
         for number, (key, mean) in enumerate(means.items()):
-            dashes = "-" if number < 8 else "--"  # the dark page has eight colours
-            [line] = axes.plot(strengths, mean, color=f"C{number % 8}", linestyle=dashes)
+            dashes = "-" if number < _COLOURS else "--"
+            [line] = axes.plot(strengths, mean, color=f"C{number % _COLOURS}", linestyle=dashes)
             lines.append((line, f"{_label(report, *key[:2])} {key[2]}-shot"))
         fixed = report["protocol"]["l2"]
         lines.append((axes.axvline(fixed, color=GREY, linestyle=":"), f"λ = {fixed:g}"))
@@ -122,7 +123,7 @@ def _side_by_side(report: Report, title: str, by: str, rows: Sequence[Mapping[st
     """A line of dots for each value of `by`: one for each network, with the deviation of its draws."""
     names = list(dict.fromkeys(row[by] for row in rows))
     groups = _grouped(rows, "weights")
-    drawn = dict(list(groups.items())[:8])
+    drawn = dict(list(groups.items())[:_COLOURS])
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, title)
@@ -154,44 +155,47 @@ def _side_by_side(report: Report, title: str, by: str, rows: Sequence[Mapping[st
 def steps_chart(report: Report) -> Chart | None:
     """Accuracy over training, where a run has several checkpoints in the report; None where none has."""
     probe, at = _first_probe(report), headline_shots(report)
+    trained = (one for one in report["weights"] if one["step"] is not None and one["headline"])
     runs = {
-        run: sorted(checkpoints, key=lambda one: one["step"])
-        for run, checkpoints in _grouped(
-            (one for one in report["weights"] if one["step"] is not None and one["headline"]), "path", "headline"
-        ).items()
-        if len({one["step"] for one in checkpoints}) > 1
+        f"{run}{' averaged' if averaged else ''} {feature}": sorted(checkpoints, key=lambda one: int(one["step"]))
+        for (run, averaged, feature), checkpoints in _grouped(trained, "run", "averaged", "headline").items()
+        if len(checkpoints) > 1
     }
     if not runs:
         return None
+    drawn = dict(list(runs.items())[:_LINES])
     means = {(row["weights"], row["features"]): row for row in _at_headline(report) if row["probe"] == probe}
+    points = {
+        label: [(one["step"], means[one["id"], one["headline"]]) for one in checkpoints]
+        for label, checkpoints in drawn.items()
+    }
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, f"Accuracy over training: {probe}, {at}-shot")
+        axes = _axes(figure, f"Accuracy over training: {probe} at {_shots(report)}")
         lines: list[tuple[Any, str]] = []
-        for number, ((run, feature), checkpoints) in enumerate(list(runs.items())[:_LINES]):
-            rows = [means[one["id"], feature] for one in checkpoints]
+        for number, (label, its) in enumerate(points.items()):
             line = axes.errorbar(
-                [one["step"] for one in checkpoints],
-                [100 * row["mean"] for row in rows],
-                yerr=[100 * (row["std"] or 0) for row in rows],
-                color=f"C{number % 8}",
-                linestyle="-" if number < 8 else "--",
+                [step for step, _ in its],
+                [100 * row["mean"] for _, row in its],
+                yerr=[100 * (row["std"] or 0) for _, row in its],
+                color=f"C{number % _COLOURS}",
+                linestyle="-" if number < _COLOURS else "--",
                 marker="o",
                 markersize=4,
                 capsize=3,
             )
-            lines.append((line, f"{run} {feature}"))
+            lines.append((line, label))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        set_plain_ticks(axes.xaxis)
         axes.set_xlabel("step")
         axes.set_ylabel("accuracy on the query set, %")
         _legend(figure, lines)
 
     told = "; ".join(
-        f"{run} {feature} "
-        + ", ".join(f"{100 * means[one['id'], feature]['mean']:.1f} at {one['step']:,}" for one in them)
-        for (run, feature), them in runs.items()
+        f"{label} " + ", ".join(f"{100 * row['mean']:.1f} at {step:,}" for step, row in its)
+        for label, its in points.items()
     )
-    return Chart(f"Accuracy over training in %, {probe}, {at}-shot: {told}.", draw, HEIGHT)
+    return Chart(f"Accuracy over training in %, {probe}, {at}-shot: {told}.{_left_out(runs, drawn)}", draw, HEIGHT)
 
 
 def comparisons_chart(report: Report) -> Chart | None:

@@ -64,8 +64,23 @@ def scored(digits, shards, tiny, alone, tmp_path_factory):
         one = NetworkFeatures(network, "ab" * 32, {"cls": file, "pixels": file}, {"cls": 64, "pixels": 64})
         cpu = torch.device("cpu")
         scores = score_networks([one], task, PROTOCOL, cpu)
-        weights = {"id": id, "path": id, "checkpoint": id, "sha256": "ab" * 32, "step": 7, "headline": "cls"}
-        weights |= {"preprocessing": "none", "widths": {"cls": 64}, "dtype": "float32", "baselines": {"pixels": id}}
+        weights = {
+            "id": id,
+            "run": id,
+            "averaged": False,
+            "path": id,
+            "checkpoint": id,
+            "sha256": "ab" * 32,
+            "step": 7,
+            "headline": "cls",
+        }
+        weights |= {
+            "headline": "cls",
+            "preprocessing": "none",
+            "widths": {"cls": 64},
+            "dtype": "float32",
+            "baselines": {"pixels": id},
+        }
         report = build_report(
             id,
             PROTOCOL,

@@ -46,6 +46,7 @@ def report():
         weights = {
             "id": id,
             "run": id,
+            "averaged": False,
             "path": "runs/w",
             "checkpoint": "runs/w/checkpoints/step_00000007",
             "sha256": "ab" * 32,
@@ -69,6 +70,12 @@ def report():
         )
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Its charts take seconds, and it has tests of its own."""
+    monkeypatch.setattr("fewshot.report.report.html", lambda report, closeup: "")
 
 
 @pytest.fixture
