@@ -20,7 +20,7 @@ from pretrain.history.scores import score_charts, scores_table
 from pretrain.history.series import COLUMNS, Series
 from pretrain.history.timeline import device_hours, ledger_table, timeline_chart
 from pretrain.page.page import Page
-from pretrain.page.text import Table, bytes_text, number_text, sentence, shortened
+from pretrain.page.text import Table, bytes_text, duration_text, number_text, sentence, shortened
 from pretrain.record.folder import scores_in
 from pretrain.record.section import TELLING
 
@@ -54,7 +54,8 @@ def run_page(overlay: Overlay) -> Page:
                 of_run = f", {label}" if len(runs) > 1 else ""
                 page.table(starts_table(run, f"Starts{of_run}"))
                 page.table(ledger_table(told, f"Time{of_run}"))
-                page.notes(map(sentence, told.notes))
+                between = f"between attempts {duration_text(told.between)}, which are in no {device_hours(told)}"
+                page.notes(map(sentence, [*([between] if told.between else []), *told.notes]))
     page.heading("What the runs are" if len(runs) > 1 else "What the run is")
     if len(runs) > 1:
         page.table(_differences_table(overlay))
