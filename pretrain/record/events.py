@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,12 @@ def now() -> float:
 
 
 def process_began() -> float:
-    """When this process began, by the same clock, to 10 ms. The kernel notes it by the time since it booted."""
+    """When this process began, by the same clock, to 10 ms. The kernel notes it by the time since it booted.
+
+    In a notebook or at a prompt it is now: that process began for other things, maybe hours ago.
+    """
+    if not hasattr(sys.modules["__main__"], "__file__"):
+        return now()
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # from the third of proc_pid_stat(5) on
     since_boot = int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
     return round(now() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot), 3)

@@ -1,6 +1,7 @@
 """What happened to a run, written once, in its order, by one rank and one clock."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pretrain.ranks.collectives import World
 from pretrain.record import events
 from pretrain.record.events import Events
 from pretrain.record.folder import RunFolder
+from tests.conftest import ROOT
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -88,10 +90,17 @@ def test_the_clock_of_a_process_goes_on_when_that_of_the_host_is_set_back(monkey
     assert 0 <= events.now() - before < 60
 
 
-def test_a_process_knows_when_it_began():
-    """The bounds hold however long a start of Python takes: between them is this process's own clock."""
-    before = time.time()
+def test_a_process_knows_when_it_began_and_a_prompts_began_for_other_things(tmp_path):
+    """The bounds hold however long a start of Python takes."""
     script = "import time; from pretrain.record.events import process_began; print(process_began(), time.time())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    began, after = map(float, done.stdout.split())
-    assert before - 0.02 <= began <= after - 0.1, "to 10 ms; importing torch alone takes longer than 0.1 s"
+    (tmp_path / "script.py").write_text(script)
+
+    def began(*words) -> tuple[float, float, float]:
+        command, before = [sys.executable, *words], time.time()
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
+        return before, *map(float, done.stdout.split())
+
+    before, began_at, after = began(tmp_path / "script.py")
+    assert before - 0.02 <= began_at <= after - 0.1, "to 10 ms; importing torch alone takes longer than 0.1 s"
+    before, began_at, after = began("-c", script)
+    assert before + 0.1 <= began_at <= after
