@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fewshot.report.labels import headline_shots, is_baseline, ordered_features, weights_label
+from fewshot.report.labels import headline_shots, is_baseline, newest_steps, ordered_features, weights_label
 from pretrain.page.figure import GREY, draw_png, mark, name_style, set_frame, set_plain_ticks
 from pretrain.page.page import Chart
 from pretrain.page.text import shortened
@@ -22,23 +22,27 @@ Rows = list[Mapping[str, Any]]
 HEIGHT = 4.2  # inches of a chart over the whole width
 _WIDTH = 9.6  # inches of a PNG beside report.md
 _LINES = 12  # of a chart; more cannot be told apart
+_ACROSS = 4  # baselines that lie across a chart
 _COLOURS = 8  # of the dark page; after them lines are dashed
 _BASELINE_DASHES = {"pixels": ":", "untrained": "--"}
 
 
 def draw_charts(report: Report) -> dict[str, bytes]:
-    """The PNGs by name: accuracy.png, and oracle.png where there is a sweep."""
+    """The PNGs by name: accuracy.png; training.png of several steps of a run; oracle.png where there is a sweep."""
     found = {"accuracy.png": shots_chart(report)}
+    if steps := steps_chart(report):
+        found["training.png"] = steps
     if report["oracle"]["curves"]:
         found["oracle.png"] = oracle_chart(report)
     return {name: draw_png(chart.draw, _WIDTH, HEIGHT) for name, chart in found.items()}
 
 
 def shots_chart(report: Report) -> Chart:
-    """The first probe: mean and standard deviation against shots, a line for each feature of each network."""
+    """The first probe: mean and standard deviation against shots, a line for each feature of each run's newest step."""
     probe, shots = _first_probe(report), report["protocol"]["shots"]
     means = _grouped((row for row in report["summary"] if row["probe"] == probe), "weights", "features")
-    groups = {pair: means[pair] for pair in ordered_features(report)}
+    newest = newest_steps(report)
+    groups = {pair: means[pair] for pair in ordered_features(report) if pair[0] in newest or is_baseline(report, *pair)}
     drawn = _drawn(report, groups)
     text = f"{probe} on frozen features, mean ± std over the draws"
 
@@ -77,7 +81,9 @@ def shots_chart(report: Report) -> Chart:
 
 def oracle_chart(report: Report) -> Chart:
     """Mean over seeds against λ, a line for each number of shots."""
-    groups = _grouped(report["oracle"]["curves"], "weights", "features", "shots")
+    newest = newest_steps(report)
+    curves = [curve for curve in report["oracle"]["curves"] if curve["weights"] in newest]
+    groups = _grouped(curves, "weights", "features", "shots")
     drawn = dict(list(groups.items())[:_LINES])
     means = {
         key: [100 * fmean(values) for values in zip(*(curve["accuracy"] for curve in curves), strict=True)]
@@ -106,7 +112,8 @@ def oracle_chart(report: Report) -> Chart:
 
 def probes_chart(report: Report) -> Chart:
     """The probes side by side, on each network's leading feature."""
-    leading = {one["id"]: one["headline"] for one in report["weights"]}
+    newest = newest_steps(report)
+    leading = {one["id"]: one["headline"] for one in report["weights"] if one["id"] in newest}
     rows = [row for row in _at_headline(report) if row["features"] == leading.get(row["weights"])]
     title = f"Probes at {_shots(report)}, on {' or '.join(dict.fromkeys(row['features'] for row in rows))}"
     return _side_by_side(report, title, "probe", rows)
@@ -115,7 +122,12 @@ def probes_chart(report: Report) -> Chart:
 def features_chart(report: Report) -> Chart:
     """The features side by side, under the first probe."""
     probe = _first_probe(report)
-    rows = [row for row in _at_headline(report) if row["probe"] == probe]
+    newest = newest_steps(report)
+    rows = [
+        row
+        for row in _at_headline(report)
+        if row["probe"] == probe and (row["weights"] in newest or is_baseline(report, row["weights"], row["features"]))
+    ]
     return _side_by_side(report, f"Features at {_shots(report)}, {probe}", "features", rows)
 
 
@@ -153,25 +165,37 @@ def _side_by_side(report: Report, title: str, by: str, rows: Sequence[Mapping[st
 
 
 def steps_chart(report: Report) -> Chart | None:
-    """Accuracy over training, where a run has several checkpoints in the report; None where none has."""
+    """Accuracy over training, where a run has several checkpoints in the report; None where none has.
+
+    A line for each run, raw or averaged, at every number of shots, or at the headline's where those are too many. Its
+    baselines, at the headline's shots, and chance lie across.
+    """
     probe, at = _first_probe(report), headline_shots(report)
     trained = (one for one in report["weights"] if one["step"] is not None and one["headline"])
     runs = {
         f"{run}{' averaged' if averaged else ''} {feature}": sorted(checkpoints, key=lambda one: int(one["step"]))
         for (run, averaged, feature), checkpoints in _grouped(trained, "run", "averaged", "headline").items()
-        if len(checkpoints) > 1
+        if len({one["step"] for one in checkpoints}) > 1
     }
     if not runs:
         return None
-    drawn = dict(list(runs.items())[:_LINES])
-    means = {(row["weights"], row["features"]): row for row in _at_headline(report) if row["probe"] == probe}
-    points = {
-        label: [(one["step"], means[one["id"], one["headline"]]) for one in checkpoints]
-        for label, checkpoints in drawn.items()
+    shots = report["protocol"]["shots"] if len(runs) * len(report["protocol"]["shots"]) <= _LINES else [at]
+    means = {(row["weights"], row["features"], row["shots"]): row for row in report["summary"] if row["probe"] == probe}
+    found = {
+        f"{label} {k}-shot": [(one["step"], means[one["id"], one["headline"], k]) for one in checkpoints]
+        for label, checkpoints in runs.items()
+        for k in shots
     }
+    points = dict(list(found.items())[:_LINES])
+    across = {
+        f"{_label(report, id, feature)} {at}-shot": (feature, 100 * means[id, feature, at]["mean"])
+        for id, feature in ordered_features(report)
+        if is_baseline(report, id, feature)
+    }
+    across = dict(list(across.items())[:_ACROSS]) | {"chance": ("chance", 100 * report["protocol"]["chance"])}
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, f"Accuracy over training: {probe} at {_shots(report)}")
+        axes = _axes(figure, f"{report['name']}: {probe} over training, mean ± std over the draws")
         lines: list[tuple[Any, str]] = []
         for number, (label, its) in enumerate(points.items()):
             line = axes.errorbar(
@@ -185,6 +209,9 @@ def steps_chart(report: Report) -> Chart | None:
                 capsize=3,
             )
             lines.append((line, label))
+        for label, (feature, height) in across.items():
+            dashes = _BASELINE_DASHES.get(feature, "-")
+            lines.append((axes.axhline(height, color=GREY, linestyle=dashes, linewidth=0.8), label))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         set_plain_ticks(axes.xaxis)
         axes.set_xlabel("step")
@@ -192,10 +219,13 @@ def steps_chart(report: Report) -> Chart | None:
         _legend(figure, lines)
 
     told = "; ".join(
-        f"{label} " + ", ".join(f"{100 * row['mean']:.1f} at {step:,}" for step, row in its)
-        for label, its in points.items()
+        [
+            f"{label} " + ", ".join(f"{100 * row['mean']:.1f} at {step:,}" for step, row in its)
+            for label, its in points.items()
+        ]
+        + [f"{label} {height:.1f}" for label, (_, height) in across.items()]
     )
-    return Chart(f"Accuracy over training in %, {probe}, {at}-shot: {told}.{_left_out(runs, drawn)}", draw, HEIGHT)
+    return Chart(f"Accuracy over training in %, {probe}: {told}.{_left_out(found, points)}", draw, HEIGHT)
 
 
 def comparisons_chart(report: Report) -> Chart | None:

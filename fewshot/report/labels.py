@@ -29,3 +29,13 @@ def headline_shots(report: Mapping[str, Any]) -> int:
     """The shots of the headline: 5, or the most there are."""
     shots: list[int] = report["protocol"]["shots"]
     return 5 if 5 in shots else max(shots)
+
+
+def newest_steps(report: Mapping[str, Any]) -> set[str]:
+    """The ids of the weights, of several steps of a run the newest alone."""
+    newest: dict[tuple[str, bool], Mapping[str, Any]] = {}
+    for one in report["weights"]:
+        first = newest.setdefault((one["run"], one["averaged"]), one)
+        if (one["step"] or 0) > (first["step"] or 0):
+            newest[one["run"], one["averaged"]] = one
+    return {one["id"] for one in newest.values()}

@@ -38,6 +38,10 @@ def html(report: Report, closeup: Closeup) -> str:
     found = [make(report) for make in (charts.shots_chart, charts.steps_chart)]
     page.grid([chart for chart in found if chart])
     page.grid([charts.probes_chart(report), charts.features_chart(report)])
+    if ahead := tables.ahead_table(report):
+        page.heading("Ahead of the baselines")
+        page.notes([f"{probe}, in percentage points."])
+        page.table(_cut(page, ahead))
     if others:
         page.heading("Other probes")
         page.table(_cut(page, tables.score_table(report, others)))

@@ -150,6 +150,7 @@ def report_given(
     weights = {
         "id": name,
         "run": name,
+        "averaged": False,
         "path": str(given.path),
         "sha256": given.sha256,
         "step": None,

@@ -33,7 +33,7 @@ def reading(report: Report, probes: Sequence[str]) -> list[str]:
         f"scored on the same {query['images']:,} query images"
         if len(seeds) > 1
         else f"one draw of support images, of seed {seeds[0]}: how much another would differ is not known",
-        "the query images' own noise, which is not in it: binomial standard error sqrt(p(1-p)/"
+        "in brackets the query images' own noise, which no draw tells: binomial standard error sqrt(p(1-p)/"
         f"{query['images']}), here {low:.2f} to {high:.2f} points",
         f"chance: {100 * protocol['chance']:.2f}; the commonest class is {100 * query['commonest_class']:.2f} % of the "
         "query images",

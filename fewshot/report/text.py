@@ -9,8 +9,10 @@ from fewshot.probes.table import SWEPT
 from fewshot.report.labels import headline_shots
 from fewshot.report.statements import caption, protocol_facts, reading, run_facts, warnings
 from fewshot.report.tables import (
+    ahead_table,
     comparison_table,
     draws_table,
+    mean_text,
     oracle_table,
     score_table,
     short_comparison_table,
@@ -45,6 +47,8 @@ def markdown(report: Report, charts: Sequence[str] = ()) -> str:
     lines += [*map(markdown_text, warnings(report)), "", f"## {caption(report, probe)}", ""]
     lines += [*score_table(report, [probe]).markdown(), "", *(f"- {line}" for line in reading(report, [probe]))]
     lines += [f"\n![{chart}]({chart})" for chart in charts if chart != "oracle.png"]
+    if ahead := ahead_table(report):
+        lines += ["", f"## Ahead of the baselines: {probe}, in percentage points", "", *ahead.markdown()]
     lines += _comparisons(report)
     if others:
         lines += ["", "## Other probes", "", *score_table(report, others).markdown()]
@@ -64,11 +68,14 @@ def markdown(report: Report, charts: Sequence[str] = ()) -> str:
 
 def _headline(report: Report, probe: str) -> list[str]:
     """One sentence for each WEIGHTS: the score at 5 shots, or at the most shots there are."""
-    shots = report["protocol"]["shots"]
-    at = shots.index(headline_shots(report))
-    scores = {(row[0], row[1]): row[2 + at] for row in score_table(report, [probe]).rows}
+    shots = headline_shots(report)
+    scores = {
+        (row["weights"], row["features"]): mean_text(row)
+        for row in report["summary"]
+        if (row["probe"], row["shots"]) == (probe, shots)
+    }
     return [
-        f"- **{markdown_text(one['id'])}: {scores[one['id'], one['headline']]} % at {shots[at]} shots** ({probe}, "
+        f"- **{markdown_text(one['id'])}: {scores[one['id'], one['headline']]} % at {shots} shots** ({probe}, "
         f"features `{one['headline']}`)."
         for one in report["weights"]
         if (one["id"], one["headline"]) in scores

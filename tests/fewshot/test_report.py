@@ -157,8 +157,8 @@ def test_a_probe_that_has_not_converged_is_marked_and_told(report):
     for row in found["summary"]:
         row["converged"] = (row["probe"], row["features"], row["shots"]) != ("logistic", "tanh", 5)
     page = markdown(found)
-    assert "| w | tanh | logistic | 62.00 ± 1.00 | 66.00 ± 1.00† |" in page
-    assert "| w | tanh | logistic | 5 | 65.00 | 66.00† | 67.00 |" in page
+    assert "| w | tanh | logistic | 62.00 ± 1.00 (8.86) | 66.00 ± 1.00† (8.65) |" in page
+    assert "| w | tanh | logistic | 5 | 65.00 | 66.00† | 67.00 | 1.00 | 8.65 |" in page
     told = "logistic: 1 of 18 fits ended before their optimum"
     assert told in page
     assert told in table(found)
@@ -181,7 +181,7 @@ def test_a_single_seed_has_null_for_its_deviation(report):
 def test_the_page_leads_with_the_five_shot_ridge(report):
     page = markdown(report())
     assert "**w: 66.00 ± 1.00 % at 5 shots** (ridge, features `tanh`)" in page
-    assert "| w | tanh | 62.00 ± 1.00 | 66.00 ± 1.00 |" in page
+    assert "| w | tanh | 62.00 ± 1.00 (8.86) | 66.00 ± 1.00 (8.65) |" in page
 
 
 def test_the_newest_weights_of_the_first_run_are_compared_with_the_others_and_with_what_stands_beside_them():
@@ -237,9 +237,70 @@ def test_a_baseline_of_several_weights_stands_once_and_last(report):
     rows = [line.split()[:2] for line in table(found).splitlines()[2:7]]
     assert rows == [["w", "tanh"], ["v", "tanh"], ["all", "weights"], ["w", "untrained"], ["v", "untrained"]]
     page = markdown(found)
-    assert "| all weights | pixels | 42.00 ± 1.00 |" in page
+    assert "| all weights | pixels | 42.00 ± 1.00 (9.01) |" in page
     found["weights"].append({**later, "id": "u", "baselines": {}})
-    assert "| w and 1 more | pixels | 42.00 ± 1.00 |" in markdown(found)
+    assert "| w and 1 more | pixels | 42.00 ± 1.00 (9.01) |" in markdown(found)
+
+
+def test_every_table_holds_both_errors_and_chance(report):
+    found = report()
+    assert re.search(r"^chance +33\.33 +33\.33$", table(found), re.MULTILINE)
+    page = markdown(found)
+    assert "| chance |  | 33.33 | 33.33 |" in page
+    assert "| chance |  |  | 33.33 | 33.33 |" in page, "of the other probes"
+    assert "| chance |  |  |  | 33.33 | 33.33 | 33.33 | – | – |" in page, "of every seed"
+    assert "| w | tanh - chance | +28.67 ± 1.00 | +32.67 ± 1.00 |" in page
+    assert "| w | tanh - pixels | +20.00 ± 0.00 | +20.00 ± 0.00 |" in page
+
+
+@pytest.fixture
+def trained(report):
+    """The report of steps 0 to 190 of a run, raw and averaged, which share the baseline of their pixels."""
+    found = report()
+    first, names = found["weights"][0], []
+    found["weights"] = []
+    for step in range(0, 200, 10):
+        for averaged in (False, True):
+            names.append(f"w step {step}{' averaged' if averaged else ''}")
+            one = {**first, "id": names[-1], "run": "w", "averaged": averaged, "step": step}
+            found["weights"].append({**one, "baselines": {"pixels": names[0]}})
+    for part in ("results", "summary"):
+        shared = [{**row, "weights": names[0]} for row in found[part] if row["features"] == "pixels"]
+        found[part] = shared + [
+            {**row, "weights": name} for name in names for row in found[part] if row["features"] == "tanh"
+        ]
+    found["oracle"]["curves"] = [{**curve, "weights": name} for name in names for curve in found["oracle"]["curves"]]
+    return found
+
+
+def test_the_steps_of_a_run_are_a_chart_with_a_line_for_each_kind_and_shots(trained, monkeypatch):
+    saved, save = {}, Figure.savefig
+
+    def saving(self, *given, **more):
+        saved[len(saved)] = self
+        save(self, *given, **more)
+
+    monkeypatch.setattr(Figure, "savefig", saving)
+    names = list(draw_charts(trained))
+    assert names == ["accuracy.png", "training.png", "oracle.png"]
+    axes = saved[names.index("training.png")].axes[0]
+    lines = [[*line.lines[0].get_xdata()] for line in axes.containers]
+    assert lines == [list(range(0, 200, 10))] * 4
+    legend = [text.get_text() for text in saved[1].legends[0].get_texts()]
+    assert legend == [
+        "w tanh 1-shot", "w tanh 5-shot", "w averaged tanh 1-shot", "w averaged tanh 5-shot",
+        "all weights pixels 5-shot", "chance",
+    ]  # fmt: skip
+    assert [line.get_ydata()[0] for line in axes.lines[-2:]] == pytest.approx([46, 100 / 3])
+    shown = [text.get_text() for text in saved[0].legends[0].get_texts()]
+    assert shown == ["w step 190 tanh", "w step 190 averaged tanh", "all weights pixels", "chance"]
+
+
+def test_many_steps_stay_readable(trained):
+    page = markdown(trained)
+    assert max(map(len, table(trained).splitlines()[1:])) <= 150
+    assert max(line.count("|") for line in page.splitlines()) <= 12
+    assert "| w step 0 | tanh | 5 | 10.00 | 30.00 | 30.00 | 2^1 |" in page
 
 
 def test_the_page_holds_every_seed_and_all_that_is_needed_again(report):
@@ -273,8 +334,8 @@ def test_every_table_is_rectangular(report):
 def test_the_console_table_is_the_headline(report):
     lines = table(report()).splitlines()
     assert lines[0] == "Accuracy in % on 30 query images: ridge, λ = 1024, mean ± std over seeds 0 1 2"
-    assert lines[1].split() == ["weights", "features", "1-shot", "5-shot"]
-    assert lines[2].split() == ["w", "tanh", "62.00", "±", "1.00", "66.00", "±", "1.00"]
+    assert re.split("  +", lines[1]) == ["weights", "features", "1-shot ± draws (query)", "5-shot ± draws (query)"]
+    assert lines[2].split() == ["w", "tanh", "62.00", "±", "1.00", "(8.86)", "66.00", "±", "1.00", "(8.65)"]
     assert "w: runs/w/checkpoints/step_00000007" in lines
 
 
