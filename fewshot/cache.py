@@ -119,6 +119,7 @@ class FeatureCache:
         self._timeouts = config.data.timeouts()
         self._splits = splits
         self._shards_checked = False
+        self._told: set[Path] = set()
         for split, (index, _) in self._splits.items():
             check_index(index, f"data.{split}", world, self._timeouts, files=False)
         self._images, self._times = on_main(
@@ -148,13 +149,15 @@ class FeatureCache:
             file = self._file(network, source, weights.sha256, names)
             title = f"{network.id}: {' '.join(names)}"
             if on_main(partial(is_current, file, self._times)):
-                self._say(f"{title}: already in {self._folder}")
+                if file not in self._told:  # networks may share baselines
+                    self._say(f"{title}: already in {self._folder}")
             else:
                 began = time.monotonic()
                 self._check_shards()
                 self._compute(network, source, weights, layers, file)
                 count = " and ".join(f"{len(ids):,} {split}" for split, (_, ids) in self._splits.items())
                 self._say(f"{title}: {count} images, {time.monotonic() - began:.1f} s")
+            self._told.add(file)
             found.update(dict.fromkeys(names, file))
         return NetworkFeatures(network, weights.sha256, found, present)
 
