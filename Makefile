@@ -36,6 +36,7 @@ bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/model.py
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/saving.py
+	@$(BIN)/python benchmarks/probes.py --draws 4
 	@$(BIN)/python benchmarks/kills.py
 
 lint: $(VENV)/.test

@@ -23,6 +23,7 @@ from fewshot.score import chunks, fp64_device, share_right
 from fewshot.task import Paths
 from pretrain import files
 from pretrain.configfile import differences
+from pretrain.console import say
 from pretrain.errors import InputError
 from pretrain.index.compare import check_classes
 from pretrain.index.index import Index
@@ -30,6 +31,7 @@ from pretrain.page.text import Table
 from pretrain.ranks.collectives import World, together
 from pretrain.record.folder import git_commit, versions
 from pretrain.record.reportfolder import REPORT, json_text, write_parts
+from pretrain.stream.colour import colour_text
 from pretrain.weights.networks import Network
 
 FOLDER, PREDICTIONS = "applied", "predictions.npz"
@@ -91,6 +93,10 @@ def apply_probes(
         probes = together(partial(_probes_of, saved, network, weights.sha256))
         wanted = _with_features(config, probes)
         images = {"query": (query.index, query.ids)}
+        if world.main and (
+            note := colour_text(network.spec.channels, query.index, "data.query", wanted.data.timeouts())
+        ):
+            say(f"note: {note}")
         features = FeatureCache(wanted, images, out / cache.FOLDER, world).features(network, weights)
         used.append(features)
         if world.main:
@@ -115,6 +121,7 @@ def report_applied(
             "index_sha256": query.index.hash,
             "images": len(query.ids),
             "labelled": labelled,
+            "note": _unnamed(saved, query) if labelled else "",
         },
         "classes": saved.names,
         # As the rows of the arrays in PREDICTIONS.
@@ -171,7 +178,16 @@ def table(report: Mapping[str, Any]) -> str:
     ]
     head = ("weights", "features", "probe", "shots", "seed", "λ", "accuracy")
     title = f"Accuracy in % on {query['labelled']:,} labelled of {query['images']:,} query images"
-    return "\n".join([title, *Table(head, rows, names=3).text()])
+    note = [f"note: {query['note']}"] if query["note"] else []
+    return "\n".join([title, *Table(head, rows, names=3).text(), *note])
+
+
+def _unnamed(saved: ProbeFile, query: Query) -> str:
+    """A sentence where either side lacks class names that the other has; else empty."""
+    if (saved.names is None) == (query.index.classes is None):
+        return ""
+    which = f"the probes {saved.path}" if saved.names is None else "data.query"
+    return f"{which}: without names of classes, taken to number them as the other side does"
 
 
 def _probes_of(saved: ProbeFile, network: Network, sha256: str) -> list[SavedProbe]:

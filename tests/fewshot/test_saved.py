@@ -142,6 +142,12 @@ def test_images_of_other_classes_are_refused(evaluated, shards):
         open_query(None, saved)
 
 
+def test_labels_without_names_beside_named_ones_are_told(evaluated, alone, tmp_path, shards, capsys):
+    named = shards("named", np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10, [f"class {n}" for n in range(10)])
+    _, _, report = apply(evaluated, alone, tmp_path, named)
+    assert (read_probes(evaluated[-1]).names is None) == ("without names of classes" in table(report))
+
+
 def test_a_damaged_file_is_refused(evaluated, tmp_path):
     data = (evaluated[-1] / "report" / FILE).read_bytes()
     path = tmp_path / FILE
