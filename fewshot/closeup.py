@@ -83,13 +83,24 @@ class Closeup:
 def look_at_networks(
     networks: Sequence[NetworkFeatures], task: Task, protocol: ProtocolSection, scores: Scores, device: torch.device
 ) -> Closeup:
-    """The first network's leading feature (its first, where it has baselines alone), of the headline's draw."""
-    one = networks[0]
+    """The leading feature of the network that others are compared with, of the headline's draw; the first feature of
+    the first network, where all have baselines alone.
+    """
+    one = reference(networks)
     name = headline(list(one.files)) or next(iter(one.files))
     features = read_feature(one.files[name], name, f"weights {one.network.path}")
     row, draw = _headline_row(scores, task.draws, one.network.id, name, protocol.probes[0])
     queries = task.query_ids, task.query_labels
     return _look(row, draw, features, queries, scores, device, (task.support, task.query))
+
+
+def reference(networks: Sequence[NetworkFeatures]) -> NetworkFeatures:
+    """The newest weights of the first run."""
+    led = [one for one in networks if headline(list(one.files))]
+    if not led:
+        return networks[0]
+    same_run = [one for one in led if one.network.run == led[0].network.run]
+    return max(same_run, key=lambda one: one.network.source.step or 0)
 
 
 def look_at_given(given: GivenFeatures, draws: Sequence[Draw], protocol: ProtocolSection, scores: Scores) -> Closeup:

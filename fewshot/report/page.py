@@ -29,7 +29,7 @@ def html(report: Report, closeup: Closeup) -> str:
     """The content of report.html."""
     probe, *others = report["protocol"]["probes"]
     page = Page(f"Few-shot: {report['name']}")
-    page.cards(_cards(report))
+    page.cards(_cards(report, closeup.row.weights))
     page.notes(statements.warnings(report), warning=True)
     page.heading("Accuracy")
     page.notes([f"{statements.caption(report, probe)}."])
@@ -62,8 +62,8 @@ def html(report: Report, closeup: Closeup) -> str:
     return page.html()
 
 
-def _cards(report: Report) -> dict[str, str]:
-    """The headlines of the first networks, and what they are to be held against."""
+def _cards(report: Report, first: str) -> dict[str, str]:
+    """The headlines of networks, that of weights `first` before the others, and what they are to be held against."""
     protocol, at = report["protocol"], headline_shots(report)
     probe = next(iter(protocol["probes"]))
     headlines = {one["id"]: one["headline"] for one in report["weights"]}
@@ -72,6 +72,7 @@ def _cards(report: Report) -> dict[str, str]:
         for row in report["summary"]
         if (row["probe"], row["shots"]) == (probe, at) and headlines.get(row["weights"]) == row["features"]
     ]
+    rows.sort(key=lambda row: row["weights"] != first)
     cards = {}
     for row in rows[:_HEADLINES]:
         named = f"{row['weights']}: " if len(rows) > 1 else ""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fewshot.cache import NetworkFeatures, write_features
-from fewshot.closeup import QUERIES, WORST, Closeup, Mistake, Near, look_at_given, look_at_networks
+from fewshot.closeup import QUERIES, WORST, Closeup, Mistake, Near, look_at_given, look_at_networks, reference
 from fewshot.config import ProtocolSection
 from fewshot.features import LAYERS, Extraction, extract
 from fewshot.given import read_given
@@ -60,7 +60,7 @@ def scored(digits, shards, tiny, alone, tmp_path_factory):
             arrays |= {f"{split}_cls": found, f"{split}_pixels": found}
         file = tmp_path_factory.mktemp("features") / "f.npz"
         write_features(file, {"support_ids": task.support_ids, **arrays})
-        network = SimpleNamespace(id=id, path=id, source=SimpleNamespace(path=id))
+        network = SimpleNamespace(id=id, run=id, path=id, source=SimpleNamespace(path=id, step=7))
         one = NetworkFeatures(network, "ab" * 32, {"cls": file, "pixels": file}, {"cls": 64, "pixels": 64})
         cpu = torch.device("cpu")
         scores = score_networks([one], task, PROTOCOL, cpu)
@@ -145,6 +145,22 @@ def test_the_closeup_is_of_the_row_that_is_reported(plain):
     assert (row.weights, row.features, row.probe, row.shots, row.seed) == ("w", "cls", "ridge", 5, 0)
     assert row.accuracy == np.mean(closeup.predicted == closeup.labels)
     assert closeup.confusions.counts.sum() == len(closeup.labels)
+
+
+def test_the_closeup_is_of_the_newest_weights_of_the_first_run():
+    def features(run, step, *names):
+        return SimpleNamespace(
+            network=SimpleNamespace(run=run, source=SimpleNamespace(step=step)), files=dict.fromkeys(names)
+        )
+
+    baselines, early, late, other = (
+        features("a", 9, "pixels"),
+        features("a", 1, "cls"),
+        features("a", 2, "cls"),
+        features("b", 5, "cls"),
+    )
+    assert reference([baselines, early, late, other]) is late
+    assert reference([baselines]) is baselines
 
 
 def test_neighbours_are_the_nearest_by_cosine(plain):
