@@ -82,10 +82,11 @@ def pages(request, tmp_path_factory, tiny_config, run):
     data = {"support": train, "query": test, "workers": 1}
     (folder / "shots.json").write_text(json.dumps({"name": "$x$ <b>", "data": data, "fewshot": shots}))
     make("launch/fewshot.py", "--config", folder / "shots.json", *trained, "--out", folder / "fewshot")
+    written["fewshot"] = folder / "fewshot" / "report" / "report.html"
     return written
 
 
-@pytest.mark.parametrize("name", ["stats", "run", "evaluation", "inside"])
+@pytest.mark.parametrize("name", ["stats", "run", "evaluation", "inside", "fewshot"])
 def test_a_page_in_a_browser(name, pages, browser, request):
     kept = Path(SCREENSHOTS) / request.node.callspec.params["pages"] if SCREENSHOTS else None
     if kept:
