@@ -80,7 +80,7 @@ class RunHistory:
         """Read a run folder; the run may be going on, and the last line of a file be torn.
 
         Raises:
-            InputError: no run folder, or a line that is no JSON; names file and line.
+            InputError: no run folder, or a line that is no JSON or lacks what each has; names file and line.
         """
         folder = RunFolder(path)
         if not files.is_file(folder.path / CONFIG):
@@ -97,15 +97,15 @@ class RunHistory:
             raise InputError(f"{folder.path / CONFIG}: no JSON: {error}") from None
         if not isinstance(config, dict) or not {"name", "train"} <= config.keys():
             raise InputError(f"{folder.path / CONFIG}: not that of a run: it has no name, or no section train")
-        metrics = read_lines(folder.metrics)
+        metrics = read_lines(folder.metrics, step=int)
         return cls(
             folder,
             config,
             tuple(line for line in metrics if "loss" in line),
             tuple(line for line in metrics if "loss" not in line),
-            read_lines(folder.metrics.with_name(f"{folder.metrics.stem}.discarded.jsonl")),
-            read_lines(folder.events),
-            read_lines(folder.quarantine),
+            read_lines(folder.metrics.with_name(f"{folder.metrics.stem}.discarded.jsonl"), step=int),
+            read_lines(folder.events, at=float, event=str, step=int),
+            read_lines(folder.quarantine, step=int),
         )
 
     @property
@@ -160,11 +160,14 @@ class RunHistory:
         )
 
 
-def read_lines(path: Path) -> tuple[Line, ...]:
+def read_lines(path: Path, **kinds: type) -> tuple[Line, ...]:
     """The lines of a JSON-lines file; empty where there is none. A last line that is torn is left out.
 
+    Args:
+        kinds: of the values that each line has.
+
     Raises:
-        InputError: another line is no JSON object; names it.
+        InputError: another line is no JSON object, or lacks one of these; names it.
     """
     if not files.exists(path):
         return ()
@@ -180,7 +183,16 @@ def read_lines(path: Path) -> tuple[Line, ...]:
         if len(values) != len(part) or not all(isinstance(value, dict) for value in values):
             values = [_parsed(path, number, line) for number, line in enumerate(part, start=begin + 1)]
         found += values
+    check_lines(path, found, **kinds)
     return tuple(found)
+
+
+def check_lines(path: Path, lines: Sequence[Line], **kinds: type) -> None:
+    """Raises InputError for a line that lacks what each line of the file has."""
+    for number, line in enumerate(lines, start=1):
+        for key, kind in kinds.items():
+            if not isinstance(line.get(key), (int, float) if kind is float else kind):
+                raise InputError(f"{path}: line {number}: {key} is {line.get(key)!r}; {kind.__name__} would be right")
 
 
 def _parsed(path: Path, number: int, line: bytes) -> Line:

@@ -281,6 +281,9 @@ def test_what_is_no_run_is_refused(tmp_path):
     (sweep / "full" / "seed_0" / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\nx\n')
     with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is no JSON"):
         RunHistory.read(sweep / "full" / "seed_0")
+    (sweep / "full" / "seed_0" / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n{"loss": 1}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2: step is None; int would be right"):
+        RunHistory.read(sweep / "full" / "seed_0")
 
 
 def test_the_command_says_where_the_page_is(run, tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 from pretrain import files
 from pretrain.checkpoint.step import Checkpoint
 from pretrain.errors import InputError
-from pretrain.history.history import RunHistory
+from pretrain.history.history import RunHistory, check_lines
 from pretrain.history.proof import checkpoints, continuity, logged
 from pretrain.history.proof.audit import AuditCheck, Expected
 from pretrain.history.proof.finding import FAILS, HOLDS, UNKNOWN, Finding, counted
@@ -86,8 +86,7 @@ def certify(path: Path) -> Certificate:
     raw = raw[: raw.rfind(b"\n") + 1]  # without a torn line
     history = RunHistory.read(path)
     metrics = [json.loads(line) for line in raw.split(b"\n")[:-1]]
-    _check_lines(METRICS, metrics, step=int)
-    _check_lines(EVENTS, history.events, at=float, event=str, step=int)
+    check_lines(folder.metrics, metrics, step=int)
     index, unreachable = _index(history.config)
     completed = found[0].step if found else 0
     expected = _expected(found, history.config, index, unreachable)
@@ -126,14 +125,6 @@ def write(certificates: Sequence[Certificate], folder: Path) -> Path:
     path = folder / CERTIFICATE
     files.write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
-
-
-def _check_lines(name: str, lines: Sequence[Mapping[str, Any]], **kinds: type) -> None:
-    """Refuse lines that lack what every line of the file has."""
-    for number, line in enumerate(lines, start=1):
-        for key, kind in kinds.items():
-            if not isinstance(line.get(key), (int, float) if kind is float else kind):
-                raise InputError(f"{name}: line {number}: {key} is {line.get(key)!r}; {kind.__name__} would be right")
 
 
 def _index(config: Mapping[str, Any]) -> tuple[Index | None, str]:
