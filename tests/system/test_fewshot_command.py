@@ -161,7 +161,7 @@ def test_a_report_is_the_same_to_the_byte_for_any_number_of_ranks_and_threads(di
         told = report_in(out)["run"]
         assert (told["ranks"], told["threads"]) == (ranks, threads)
     first, *others = (reproducible(path) for path in sorted(tmp_path.iterdir()))
-    assert {"report.json", "report.md", "accuracy.png", "oracle.png"} <= set(first)
+    assert {"report.json", "report.md", "report.html", "accuracy.png", "oracle.png"} <= set(first)
     for other in others:
         assert {name for name in first if first[name] != other.get(name)} == set()
     names = {file.name for file in (tmp_path / "1 1" / "features").iterdir()}
