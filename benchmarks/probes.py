@@ -4,8 +4,8 @@
 
 Synthetic features of 1,000 classes, width 1,280; support sets of 1, 5, 10 and 25 images of a class in seeds 0, 1, 2;
 50,000 query images. Everything is fp64. First one support set of the most shots, in rounds, interleaved: the ridge
-from features to classifier for one λ and for 30, scikit-learn's Ridge for one λ, and the other probes. Then all draws
-as a report scores them; the eigendecompositions made are counted. Medians and spread; JSON: runs/bench/probes.json.
+from features to classifier for one λ and for 30, scikit-learn's Ridge for one λ; after them the other probes, once.
+Then all draws as a report scores them; the eigendecompositions made are counted. JSON: runs/bench/probes.json.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from fewshot.task import Draw, draw_support
 from pretrain.progress import Progress
 
 SHOTS, SEEDS, L2 = (1, 5, 10, 25), (0, 1, 2), 1024.0
+Way = Callable[[], Any]
+
 ONE, MANY, THEIRS = "one λ", f"{len(SWEEP)} λ", "scikit-learn, one λ"
 POOL = 28  # images of a class to draw from
 
@@ -58,8 +60,8 @@ def main() -> None:
     device = torch.device(args.device)
     features, pool_labels, query_labels = synthetic(args)
     draws = draw_support(pool_labels, classes=args.classes, shots=SHOTS, seeds=SEEDS)
-    draws = draws[: args.draws]
     largest = max(draws, key=lambda draw: draw.shots)
+    draws = draws[: args.draws]
     seconds = compare(features, largest, args, device)
     print_table(
         f"{len(largest.ids):,} × {args.width:,}, {args.classes:,} classes, fp64, {device}: seconds",
@@ -106,23 +108,30 @@ def compare(features: FeatureSet, draw: Draw, args: argparse.Namespace, device: 
         return sum(float(fit_ridge(support, l2).scores.bias[0]) for l2 in strengths)  # waits for the device
 
     fitted = fit_ridge(Support(rows, labels, args.classes), L2)
-    ways: dict[str, Callable[[], Any]] = {
+    ways: dict[str, Way] = {
         ONE: lambda: fit(L2),
         MANY: lambda: fit(*SWEEP),
         THEIRS: lambda: Ridge(alpha=L2, fit_intercept=False).fit(design, targets),
+    }
+    once: dict[str, Way] = {
         "λ by leave-one-out": lambda: fit_ridge_held_out(Support(rows, labels, args.classes), L2),
         "sgd": lambda: float(fit_sgd(Support(rows, labels, args.classes), 0.0).scores.bias[0]),
         "query images, one λ": lambda: predict(fitted, features.query, device),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds = {name: [] for name in ways}
     with Progress("ridge", "rounds", args.rounds) as progress:
         for number in range(args.rounds):
             for name in list(ways)[:: 1 if number % 2 else -1]:
-                began = time.perf_counter()
-                ways[name]()
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(timed(ways[name]))
             progress.advance()
-    return seconds
+    return seconds | {name: [timed(way)] for name, way in once.items()}
+
+
+def timed(way: Way) -> float:
+    """Seconds that a way takes."""
+    began = time.perf_counter()
+    way()
+    return time.perf_counter() - began
 
 
 def score_draws(
