@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from fewshot.closeup import Closeup, Near
+from pretrain.console import isolated
 from pretrain.errors import InputError, StorageError
 from pretrain.index.index import Index
 from pretrain.page.page import Group, Picture
+from pretrain.page.text import shortened
 from pretrain.shards.page import sample_picture
 from pretrain.shards.survey import AT_ONCE, read_image
 from pretrain.workers import in_threads
 
 _SUPPORT = 80  # pictures of support images
 _OF_EACH = 5  # of each class at least, where there are as many
+_LETTERS = 40  # of a caption; the table of classes has all
 
 
 def fault(closeup: Closeup) -> str:
@@ -49,7 +52,7 @@ def neighbour_groups(closeup: Closeup) -> list[Group]:
     groups = []
     for near, (query, others) in zip(closeup.neighbours, _with_query(closeup, closeup.neighbours), strict=True):
         label, predicted = int(closeup.labels[near.row]), int(closeup.predicted[near.row])
-        said = "predicted as such" if label == predicted else f"taken for {closeup.name(predicted)}"
+        said = "predicted as such" if label == predicted else f"taken for {isolated(closeup.name(predicted))}"
         groups.append(Group(closeup.name(label), said, [query, *others], marked=1))
     return groups
 
@@ -60,7 +63,7 @@ def mistake_groups(closeup: Closeup) -> list[Group]:
     groups = []
     for one, (query, others) in zip(closeup.mistakes, found, strict=True):
         label, predicted = (closeup.name(int(of[one.near.row])) for of in (closeup.labels, closeup.predicted))
-        said = f"taken for {predicted}, ahead by {one.margin:.3g}"
+        said = f"taken for {isolated(predicted)}, ahead by {one.margin:.3g}"
         groups.append(Group(label, said, [query, *others], marked=1))
     return groups
 
@@ -72,7 +75,7 @@ def _with_query(closeup: Closeup, found: Sequence[Near]) -> list[tuple[Picture, 
     rows = [near.row for near in found]
     queries = _pictures(query, [(int(closeup.query_ids[row]), "query", f"id {closeup.query_ids[row]}") for row in rows])
     near_by = [
-        (int(ids[place]), closeup.name(int(labels[place])), f"cosine {cosine:.3f}")
+        (int(ids[place]), shortened(closeup.name(int(labels[place])), _LETTERS), f"cosine {cosine:.3f}")
         for near in found
         for place, cosine in zip(near.places, near.cosines, strict=True)
     ]

@@ -19,7 +19,7 @@ from fewshot.report.tables import (
     support_table,
     weights_table,
 )
-from pretrain.console import printable
+from pretrain.console import isolated
 from pretrain.page.text import Table, markdown_text, sentence
 
 Report = Mapping[str, Any]
@@ -32,7 +32,7 @@ def table(report: Report) -> str:
     probe = next(iter(report["protocol"]["probes"]))
     lines = [caption(report, probe), *score_table(report, [probe]).text()]
     paths = [(one["id"], str(one["checkpoint"])) for one in report["weights"] if "checkpoint" in one]
-    lines += [f"{printable(id)}: {printable(path)}" for id, path in paths]
+    lines += [f"{isolated(id)}: {isolated(path)}" for id, path in paths]
     lines += [*reading(report, [probe]), *warnings(report)]
     if compared := _shortly_compared(report):
         lines += ["", *compared]
