@@ -79,8 +79,7 @@ def ending(run: RunHistory, number: int) -> str:
 
 def reached(attempt: Attempt) -> int:
     """Completed steps at the end of an attempt, as far as they are written down."""
-    steps = [int(line["step"]) for line in (*attempt.lines, *attempt.events) if line.get("event") != "rollback"]
-    return max(steps)
+    return max(int(line["step"]) for line in (*attempt.lines, *attempt.events))
 
 
 def lost_steps(run: RunHistory) -> list[int]:
@@ -94,7 +93,7 @@ def lost_steps(run: RunHistory) -> list[int]:
             if event in ("start", "train"):
                 lost[-2 if event == "start" and len(lost) > 1 else -1] += max(0, at - step)
                 at = step
-            elif event != "rollback":  # its step is where the skipped updates begin
+            else:
                 at = max(at, step)
     return lost
 
