@@ -21,6 +21,18 @@ Line = dict[str, Any]
 _NAMED = 3  # runs in a folder that is none
 _TOGETHER = 1000  # lines that are parsed at once
 ENDS = ("finished", "stopped", "failed")
+_SECTIONS = {"model", "data", "train", "optimizer", "schedule", "checkpoint", "logging"}
+# What is computed with: of these kinds, in every line that has it.
+_NUMBER = (int, float)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "event": (str,),
+    "ranks": (int,),
+    "at": _NUMBER,
+    "began": _NUMBER,
+    "loss": (*_NUMBER, type(None)),  # null: it was no number
+    **{f"time/{part}": _NUMBER for part in ("training", "waiting", "saving", "evaluating")},
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,8 @@ class RunHistory:
         """Read a run folder; the run may be going on, and the last line of a file be torn.
 
         Raises:
-            InputError: no run folder, or a line that is no JSON or lacks what each has; names file and line.
+            InputError: no run folder, a line that is no JSON, or a value that a step, a time or a loss cannot be; names
+                file and line.
         """
         folder = RunFolder(path)
         if not files.is_file(folder.path / CONFIG):
@@ -95,17 +108,20 @@ class RunHistory:
             config = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{folder.path / CONFIG}: no JSON: {error}") from None
-        if not isinstance(config, dict) or not {"name", "train"} <= config.keys():
+        if not isinstance(config, dict) or not ("name" in config and isinstance(config.get("train"), dict)):
             raise InputError(f"{folder.path / CONFIG}: not that of a run: it has no name, or no section train")
-        metrics = read_lines(folder.metrics, step=int)
+        for name in _SECTIONS & config.keys():
+            if not isinstance(config[name], dict):
+                raise InputError(f"{folder.path / CONFIG}: {name} is {config[name]!r}; a section would be right")
+        metrics = read_lines(folder.metrics, "step")
         return cls(
             folder,
             config,
             tuple(line for line in metrics if "loss" in line),
             tuple(line for line in metrics if "loss" not in line),
-            read_lines(folder.metrics.with_name(f"{folder.metrics.stem}.discarded.jsonl"), step=int),
-            read_lines(folder.events, at=float, event=str, step=int),
-            read_lines(folder.quarantine, step=int),
+            read_lines(folder.metrics.with_name(f"{folder.metrics.stem}.discarded.jsonl"), "step"),
+            read_lines(folder.events, "at", "event", "step"),
+            read_lines(folder.quarantine, "step"),
         )
 
     @property
@@ -160,14 +176,14 @@ class RunHistory:
         )
 
 
-def read_lines(path: Path, **kinds: type) -> tuple[Line, ...]:
+def read_lines(path: Path, *needed: str) -> tuple[Line, ...]:
     """The lines of a JSON-lines file; empty where there is none. A last line that is torn is left out.
 
     Args:
-        kinds: of the values that each line has.
+        needed: keys that every line has.
 
     Raises:
-        InputError: another line is no JSON object, or lacks one of these; names it.
+        InputError: another line is no JSON object, lacks a key or has a value of another kind; names it.
     """
     if not files.exists(path):
         return ()
@@ -182,17 +198,17 @@ def read_lines(path: Path, **kinds: type) -> tuple[Line, ...]:
             values = []
         if len(values) != len(part) or not all(isinstance(value, dict) for value in values):
             values = [_parsed(path, number, line) for number, line in enumerate(part, start=begin + 1)]
+        for number, line in enumerate(values, start=begin + 1):
+            _check_kinds(path, number, line, needed)
         found += values
-    check_lines(path, found, **kinds)
     return tuple(found)
 
 
-def check_lines(path: Path, lines: Sequence[Line], **kinds: type) -> None:
-    """Raises InputError for a line that lacks what each line of the file has."""
-    for number, line in enumerate(lines, start=1):
-        for key, kind in kinds.items():
-            if not isinstance(line.get(key), (int, float) if kind is float else kind):
-                raise InputError(f"{path}: line {number}: {key} is {line.get(key)!r}; {kind.__name__} would be right")
+def _check_kinds(path: Path, number: int, line: Line, needed: Sequence[str]) -> None:
+    for key, kinds in _KINDS.items():
+        if (key in line or key in needed) and type(line.get(key)) not in kinds:
+            right = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+            raise InputError(f"{path}: line {number}: {key} is {line.get(key)!r}; {right} would be right")
 
 
 def _parsed(path: Path, number: int, line: bytes) -> Line:

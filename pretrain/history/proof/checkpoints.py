@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pretrain import files
 from pretrain.checkpoint import folder as place
@@ -21,7 +20,7 @@ from pretrain.training.resume import completed, rule_of
 WHOLE = "every checkpoint is whole: its files are those that were written"
 POINTERS = "latest names the newest checkpoint, and best one that is there"
 POSITION = "the checkpoints' position in the data is that of their step, in one and the same order"
-CONFIG = "the checkpoints' config is that of the run"
+CONFIG = "config.json is that of the checkpoints and of the last start"
 STARTS = "each start began where a checkpoint could be"
 
 
@@ -115,20 +114,32 @@ def positions(found: Sequence[Checkpoint], order: Order | None, hashes: Sequence
     return faults.finding(POSITION, counted(len(found), "checkpoint"), [unknown] if not hashes else [])
 
 
-def configs(found: Sequence[Checkpoint], config: Mapping[str, Any]) -> Finding:
-    """Whether what no resume may change is the same in each checkpoint and in config.json, the network included."""
+def configs(found: Sequence[Checkpoint], history: RunHistory) -> Finding:
+    """Whether what no resume may change is the same in each checkpoint and in config.json, the network included; and
+    what a resume may extend is that of the last start.
+    """
     if not found:
         return Finding(CONFIG, UNKNOWN, "there is no checkpoint")
-    faults = Faults()
+    faults, config = Faults(), history.config
+    now = {
+        "global_batch": config["train"]["global_batch"],
+        "lr": config["optimizer"]["lr"],
+        "schedule": config["schedule"],
+    }
+    for attempt in history.attempts[-1:]:
+        if any(event["event"] == "train" for event in attempt.events):  # config.json is written before
+            told = {name: value for name, value in attempt.start.items() if name in now}
+            for key, was, will in differences(told, {name: now[name] for name in told}):
+                faults.add(f"{EVENTS}: the last start had {key} {was!r}, config.json has {will!r}")
     for saved in found:
         held = saved.state.get("config") or saved.state["function"]
         before = completed(held, RunConfig, dict(config))
-        now = completed(dict(config), RunConfig, before)
+        here = completed(dict(config), RunConfig, before)
         # A fine-tuning config leaves the network to the weights that it began from.
-        common = [name for name in before if name in now and name != "model"]
+        common = [name for name in before if name in here and name != "model"]
         found_other = [
             (key, was, will)
-            for key, was, will in differences({n: before[n] for n in common}, {n: now[n] for n in common})
+            for key, was, will in differences({n: before[n] for n in common}, {n: here[n] for n in common})
             if rule_of(key, RunConfig) == "fixed"
         ]
         network = config.get("network")  # earlier versions recorded none
@@ -145,8 +156,7 @@ def starts(history: RunHistory) -> Finding:
     """
     if not history.events:
         return Finding(STARTS, UNKNOWN, "the run is from before events.jsonl: its starts are not recorded")
-    faults, saved, reached = Faults(), {0}, 0
-    layouts = []
+    faults, layouts, saved, reached = Faults(), [], {0}, 0
     for number, attempt in enumerate(history.attempts, start=1):
         start, step = attempt.start, attempt.start["step"]
         layouts.append(f"{start['ranks']}×ZeRO {start['zero_stage']} from {step}")
@@ -161,6 +171,7 @@ def starts(history: RunHistory) -> Finding:
         saved |= {event["step"] for event in attempt.events if event["event"] == "saved"}
         # Up to the next line that would have been logged.
         unlogged = start.get("logging_every", history.config["logging"]["every"]) - 1
-        reached = max([reached, *(line["step"] + unlogged for line in attempt.lines if "loss" in line), train])
+        logged = [line["step"] for line in attempt.lines if "loss" in line]
+        reached = max(reached, max([train, *logged]) + unlogged)
     shown = layouts if len(layouts) <= 6 else [*layouts[:3], "…", *layouts[-2:]]
     return faults.finding(STARTS, f"{counted(len(layouts), 'start')}: {', '.join(shown)}")
