@@ -46,7 +46,7 @@ class Quantity:
 
 LOSS = Quantity("loss", "Loss")
 QUANTITIES = (
-    Quantity("lr", "Learning rate", smooth=False),
+    Quantity("lr", "Learning rate", smooth=False, from_zero=True),
     Quantity("grad_norm", "Gradient norm, before clipping"),
     Quantity("images_per_second", "Throughput", "images/s", from_zero=True),
     Quantity("data_wait", "Waiting for data, share of the time on the worst rank", percent=True, from_zero=True),
