@@ -118,6 +118,9 @@ def apply_saved(args: argparse.Namespace) -> int:
     if args.features or not args.init:
         what = "--features: one of the two" if args.features else "no --init: the WEIGHTS that they were fitted to"
         raise InputError(f"--apply and {what}; --apply DIR --init WEIGHTS data.query=INDEX would be right")
+    for name in ("every", "shots", "seeds", "l2"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--apply and --{name}: probes are applied as they were fitted; leave --{name} out")
     import torch
 
     from fewshot import apply, saved

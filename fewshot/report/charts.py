@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fewshot.report.labels import headline_shots, is_baseline, newest_steps, ordered_features, weights_label
+from fewshot.report.labels import (
+    headline_shots,
+    is_baseline,
+    newest_steps,
+    ordered_features,
+    side_labels,
+    weights_label,
+)
 from pretrain.page.figure import GREY, draw_png, mark, name_style, set_frame, set_plain_ticks
 from pretrain.page.page import Chart
 from pretrain.page.text import shortened
@@ -242,21 +249,19 @@ def comparisons_chart(report: Report) -> Chart | None:
         low, high = ([100 * abs(row["difference"] - row[end]) for row in shown] for end in ("low", "high"))
         axes.errorbar(middle, range(len(shown)), xerr=[low, high], color="C0", linestyle="", marker="o", capsize=3)
         mark(axes, 0)
-        axes.set_yticks(range(len(shown)), [shortened(compared_with(row), 40) for row in shown], **name_style())
+        axes.set_yticks(
+            range(len(shown)), [shortened(side_labels(report, row)[1], 40) for row in shown], **name_style()
+        )
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel("points; bars: 95 % interval over the query images; dotted: no difference")
 
     told = "; ".join(
-        f"of {compared_with(row)} {100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        f"of {side_labels(report, row)[1]} {100 * row['difference']:+.1f} "
+        f"({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
         for row in shown
     )
     text = f"{first} is ahead at {_shots(report)}, in points, {told}.{_left_out(rows, shown)}"
     return Chart(text, draw, 1.2 + 0.35 * len(shown))
-
-
-def compared_with(row: Mapping[str, Any]) -> str:
-    """What of side b of a comparison is not as in a."""
-    return " ".join(row["b"][key] for key in row["a"] if row["a"][key] != row["b"][key])
 
 
 # What charts share

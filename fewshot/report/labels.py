@@ -25,6 +25,17 @@ def weights_label(report: Mapping[str, Any], id: str, feature: str) -> str:
     return "all weights" if len(sharing) == len(report["weights"]) else f"{id} and {len(sharing) - 1} more"
 
 
+def side_labels(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str]:
+    """Sides a and b of a comparison, each by what it does not share with the other.
+
+    A baseline that a's weights have too is theirs, under whatever weights its rows stand.
+    """
+    a, b = row["a"], row["b"]
+    own = [one["baselines"].get(b["features"]) for one in report["weights"] if one["id"] == a["weights"]]
+    told = [key for key in a if a[key] != b[key] and not (key == "weights" and b["weights"] in own)]
+    return " ".join(a[key] for key in told), " ".join(b[key] for key in told)
+
+
 def headline_shots(report: Mapping[str, Any]) -> int:
     """The shots of the headline: 5, or the most there are."""
     shots: list[int] = report["protocol"]["shots"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from fewshot.report.labels import headline_shots, ordered_features, weights_label
+from fewshot.report.labels import headline_shots, ordered_features, side_labels, weights_label
 from pretrain.page.text import Table
 
 Report = Mapping[str, Any]
@@ -105,25 +105,22 @@ def comparison_table(report: Report) -> Table | None:
     rows = report["comparisons"]["rows"]
     if not rows:
         return None
-    cells = [[*_compared(row), *(f"{100 * points:+.2f}" for points in row["draws"])] for row in rows]
+    cells = [[*_compared(report, row), *(f"{100 * points:+.2f}" for points in row["draws"])] for row in rows]
     return Table([*_COMPARED, *(f"seed {seed}" for seed in report["protocol"]["seeds"])], cells)
 
 
 def short_comparison_table(report: Report) -> Table | None:
     """The comparisons at the shots of the headline."""
     rows = [row for row in report["comparisons"]["rows"] if row["shots"] == headline_shots(report)]
-    return Table(_COMPARED, [_compared(row) for row in rows]) if rows else None
+    return Table(_COMPARED, [_compared(report, row) for row in rows]) if rows else None
 
 
-def _compared(row: Mapping[str, Any]) -> list[str]:
+def _compared(report: Report, row: Mapping[str, Any]) -> list[str]:
     """The cells of _COMPARED."""
-    a, b = row["a"], row["b"]
-    named = [key for key in a if a[key] != b[key]]
-    sides = " - ".join(" ".join(side[key] for key in named) for side in (a, b))
     low, difference, high = (f"{100 * row[key]:+.2f}" for key in ("low", "difference", "high"))
     ahead = sum(points > 0 for points in row["draws"])
     return [
-        sides,
+        " - ".join(side_labels(report, row)),
         f"{row['shots']}-shot",
         f"{difference}{_mark(row)}",
         f"{low} … {high}",

@@ -9,12 +9,20 @@ from sklearn.datasets import load_digits
 
 from pretrain.datasets.dataset import array_dataset
 from pretrain.index.index import Index
+from pretrain.model.arithmetic import threads
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
 from pretrain.model.vit import VisionTransformer
 from pretrain.ranks.collectives import World
 from pretrain.shards.scan import index_shards
 from pretrain.shards.write import ShardLayout, write_shards
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """More would wait for one another over small products: up to twenty times as long on busy cores."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from fewshot.closeup import Closeup
 from fewshot.config import ProtocolSection
 from fewshot.given import read_given
 from fewshot.report.charts import draw_charts
+from fewshot.report.labels import side_labels
 from fewshot.report.report import build_report, compared_features, describe_rows, write_report
 from fewshot.report.text import markdown, table
 from fewshot.score import Result, Scores, Sweep
@@ -428,3 +429,17 @@ def test_what_is_no_report_is_kept_too(report, tmp_path, there):
     if there:
         (tmp_path / "report" / "report.json").write_text(there)
     assert set_aside(report(), tmp_path / "report") == tmp_path / "report-1"
+
+
+def test_a_baseline_that_stands_under_other_weights_is_named_as_the_references_own(report):
+    found = report()
+    found["weights"] += [{**found["weights"][0], "id": "v", "baselines": {"pixels": "w", "untrained": "v"}}]
+    a = {"weights": "v", "features": "tanh", "probe": "ridge"}
+
+    def sides(**b):
+        return side_labels(found, {"a": a, "b": a | b})
+
+    assert sides(weights="w", features="pixels") == ("tanh", "pixels")
+    assert sides(features="untrained") == ("tanh", "untrained")
+    assert sides(weights="w", features="untrained") == ("v tanh", "w untrained"), "that of another network"
+    assert sides(weights="w") == ("v", "w")

@@ -233,6 +233,14 @@ def test_shards_are_asked_for_before_anything_is_computed_and_not_once_it_is(dig
         (["--config", "CONFIG", "--init", "x", "--every", "ten"], "--every: invalid int value: 'ten'"),
         (["--features", "DIGITS", "--every", "5"], "--features and --every: one of the two"),
         (
+            ["--apply", "x", "--init", "x", "--every", "5"],
+            "--apply and --every: probes are applied as they were",
+        ),
+        (
+            ["--apply", "x", "--init", "x", "--shots", "5"],
+            "--apply and --shots: probes are applied as they were",
+        ),
+        (
             ["--config", "CONFIG", "--init", "x", 'fewshot.probes=["svm"]'],
             "fewshot.probes: found 'svm'; known: ridge ridge_held_out logistic sgd",
         ),
