@@ -56,8 +56,8 @@ class ProtocolSection(Section):
     probes: tuple[str, ...] = key(tuple(PROBES), about=f"Probes to fit, of {' '.join(PROBES)}.")
     features: tuple[str, ...] = key(
         ("tanh", "pre_tanh", "cls", "pixels", "untrained"),
-        about=f"Features to probe, of {' '.join(LAYERS)} {BLOCK_FORMS}. Of the former, those that a network does not "
-        "have are left out.",
+        about=f"Features to probe, of {' '.join(LAYERS)} {BLOCK_FORMS}. tanh and pre_tanh are left out of a "
+        "network without a representation head; a block that it does not have is refused.",
     )
     save_probes: tuple[str, ...] = key(
         _LINEAR,

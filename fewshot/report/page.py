@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fewshot.closeup import Closeup
 from fewshot.report import charts, pictures, statements, tables
-from fewshot.report.labels import headline_shots
+from fewshot.report.labels import headline_shots, weights_label
 from pretrain.console import isolated
 from pretrain.page.bars import MOST, bar_chart
 from pretrain.page.confusion import HEIGHT, class_tables, draw_confusions, mistakes_table
@@ -81,6 +81,11 @@ def _cards(report: Report, first: str) -> dict[str, str]:
     if rows:
         cards["query set's error, points"] = f"± {max(100 * row['query_std_error'] for row in rows):.2f}"
     images = protocol["images"]
+    baselines: Mapping[str, str] = next((one["baselines"] for one in report["weights"] if one["id"] == first), {})
+    for row in report["summary"]:
+        if (row["probe"], row["shots"]) == (probe, at) and baselines.get(row["features"]) == row["weights"]:
+            named = f"{weights_label(report, row['weights'], row['features'])}: " if len(rows) > 1 else ""
+            cards[f"{named}baseline {row['features']}"] = f"{100 * row['mean']:.2f} %"
     cards["chance"] = f"{100 * protocol['chance']:.2f} %"
     cards["classes"] = f"{images['support']['classes']:,}"
     cards["query images"] = f"{images['query']['images']:,}"

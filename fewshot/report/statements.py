@@ -27,14 +27,14 @@ def reading(report: Report, probes: Sequence[str]) -> list[str]:
     """What the numbers of a table of `probes` mean, a line each."""
     protocol, rows = report["protocol"], [row for row in report["summary"] if row["probe"] in probes]
     seeds, query = protocol["seeds"], protocol["images"]["query"]
-    low, high = (100 * pick(row["query_std_error"] for row in rows) for pick in (min, max))
+    low, high = (f"{100 * pick(row['query_std_error'] for row in rows):.2f}" for pick in (min, max))
     return [
         f"±: standard deviation (ddof 1) over the draws of support images of seeds {' '.join(map(str, seeds))}, all "
         f"scored on the same {query['images']:,} query images"
         if len(seeds) > 1
         else f"one draw of support images, of seed {seeds[0]}: how much another would differ is not known",
         "in brackets the query images' own noise, which no draw tells: binomial standard error sqrt(p(1-p)/"
-        f"{query['images']}), here {low:.2f} to {high:.2f} points",
+        f"{query['images']}), here {low if low == high else f'{low} to {high}'} points",
         f"chance: {100 * protocol['chance']:.2f}; the commonest class is {100 * query['commonest_class']:.2f} % of the "
         "query images",
     ]

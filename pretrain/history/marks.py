@@ -51,7 +51,9 @@ def marks(run: RunHistory) -> list[Mark]:
     before = ""
     for number, attempt in enumerate(run.attempts):
         on = machines(attempt.start)
-        found.append(Mark("resumed" if number else "started", attempt.start["step"], "" if on == before else on))
+        found.append(
+            Mark("resumed" if attempt.start["step"] else "started", attempt.start["step"], "" if on == before else on)
+        )
         before = on
         if ending(run, number) == "killed":
             found.append(Mark("killed", reached(attempt)))

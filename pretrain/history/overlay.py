@@ -109,11 +109,11 @@ def _text(value: Any) -> str:
 
 
 def labels(runs: Sequence[RunHistory]) -> list[str]:
-    """The name of each run, and of runs whose names are equal so much of the folder as tells them apart."""
+    """The name of each run; of runs whose names are equal, first so much of the folder as tells them apart."""
     names = Counter(run.name for run in runs)
     paths = [PurePath(run.folder.path.resolve()) for run in runs]
     return [
-        run.name if names[run.name] == 1 else f"{run.name} ({_tail(path, paths)})"
+        run.name if names[run.name] == 1 else f"{_tail(path, paths)} ({run.name})"
         for run, path in zip(runs, paths, strict=True)
     ]
 

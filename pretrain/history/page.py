@@ -16,7 +16,7 @@ from pretrain.history.hours import Hours
 from pretrain.history.marks import ending, marks, starts_table
 from pretrain.history.overlay import Overlay, flat
 from pretrain.history.saved import saved_checkpoints
-from pretrain.history.scores import score_charts, scores_table
+from pretrain.history.scores import leading_score, score_charts, scores_table
 from pretrain.history.series import COLUMNS, Series
 from pretrain.history.timeline import device_hours, ledger_table, timeline_chart
 from pretrain.page.page import Page
@@ -34,7 +34,7 @@ def run_page(overlay: Overlay) -> Page:
     runs = overlay.runs
     page = Page(_title(overlay))
     if len(runs) == 1:
-        page.cards(headline(runs[0], overlay.hours[0]))
+        page.cards(headline(runs[0], overlay.hours[0]) | leading_score(runs[0]))
     else:
         page.table(_runs_table(overlay))
     page.notes(_faults(overlay), warning=True)
@@ -100,7 +100,7 @@ def headline(run: RunHistory, told: Hours) -> dict[str, str]:
 
 
 def _runs_table(overlay: Overlay) -> Table:
-    of_runs = [headline(run, told) for run, told in zip(overlay.runs, overlay.hours, strict=True)]
+    of_runs = [headline(run, told) | leading_score(run) for run, told in zip(overlay.runs, overlay.hours, strict=True)]
     names = list(dict.fromkeys(name for found in of_runs for name in found))
     rows = [
         [label, *(found.get(name, "–") for name in names)] for label, found in zip(overlay.labels, of_runs, strict=True)
@@ -113,7 +113,7 @@ def summary(overlay: Overlay) -> list[str]:
     found = []
     for run, told, label in zip(overlay.runs, overlay.hours, overlay.labels, strict=True):
         figures = headline(run, told)
-        found.append(f"{label}: {', '.join(f'{name} {figure}' for name, figure in figures.items())}")
+        found.append(f"{label}: {'  '.join(f'{name} {figure}' for name, figure in figures.items())}")
         if run.evaluations:
             last = run.evaluations[-1]
             named = [f"{name} {'nan' if value is None else f'{value:.4g}'}" for name, value in scores_in(last).items()]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from pretrain.history.curves import curve_text, draw_starts, name_lines
+from pretrain.history.history import RunHistory
 from pretrain.history.overlay import Overlay, Style
 from pretrain.history.series import Series
 from pretrain.page.figure import name_style, set_frame, set_plain_ticks
@@ -53,6 +54,21 @@ def _kind(name: str) -> tuple[str, str]:
     kind = name if shots is None else f"{name[: shots.start()]}k-shot{name[shots.end() :]}"
     variant = [f"{shots[1]}-shot"] if shots else []
     return kind, ", ".join([*(["averaged"] if averaged else []), *variant])
+
+
+def leading_score(run: RunHistory) -> dict[str, str]:
+    """The last value of one score under its name: of top-1 where it was evaluated, else of the first share or score."""
+    names = dict.fromkeys(name for line in run.evaluations for name in scores_in(line))
+    if not names:
+        return {}
+    name = min(names, key=lambda name: (not _SHARE.search(name), not name.startswith("eval/")))
+    known = Series.of(run.evaluations, name).known
+    return {f"{name}, last": _value_text(name, known.y[-1])} if len(known.y) else {}
+
+
+def _value_text(name: str, value: float) -> str:
+    """A score as it stands in `metrics.jsonl`; a share in %."""
+    return f"{100 * value:.2f} %" if _SHARE.search(name) else f"{value:.4g}"
 
 
 def score_charts(overlay: Overlay) -> list[Chart]:

@@ -130,6 +130,7 @@ def test_every_part_is_on_the_page(plain, page):
     for head in ("Accuracy", "Comparisons", "Nearest neighbours", "Worst mistakes", "Every draw", "To get this again"):
         assert head in page.text
     assert f"{len(task.query_ids):,}" in page.text
+    assert "baseline pixels" in page.text
     for needed in (closeup.draw.sha256, "ab" * 32, task.support.hash, "python launch/fewshot.py --init w"):
         assert any(needed in text for text in page.text)
     alts = [attributes["alt"] for attributes, _ in page.images()]

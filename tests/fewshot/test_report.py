@@ -239,6 +239,11 @@ def test_a_baseline_of_several_weights_stands_once_and_last(report):
     assert rows == [["w", "tanh"], ["v", "tanh"], ["all", "weights"], ["w", "untrained"], ["v", "untrained"]]
     page = markdown(found)
     assert "| all weights | pixels | 42.00 ± 1.00 (9.01) |" in page
+    a = {"weights": "v", "features": "tanh", "probe": "ridge"}
+    for baseline, named in (("pixels", "tanh - pixels"), ("untrained", "v tanh - w untrained")):
+        row = compared({}, 5, 0.1, 0.0, 0.2, (0.1, 0.1, 0.1))
+        found["comparisons"]["rows"] = [row | {"a": a, "b": a | {"weights": "w", "features": baseline}}]
+        assert f"| {named} | 5-shot |" in markdown(found)
     found["weights"].append({**later, "id": "u", "baselines": {}})
     assert "| w and 1 more | pixels | 42.00 ± 1.00 (9.01) |" in markdown(found)
 

@@ -15,7 +15,7 @@ from pretrain.history.history import RunHistory
 from pretrain.history.marks import lost_steps, marks, starts_table
 from pretrain.history.overlay import Overlay
 from pretrain.history.page import NAME, checkpoints_table, protocol, run_page, state, summary, write_page
-from pretrain.history.scores import scores, scores_table
+from pretrain.history.scores import leading_score, scores, scores_table
 from pretrain.history.timeline import bars, ledger_table, timeline_chart
 from tests.history.written import BEGAN, decay, event, line, write_run
 from tests.page.parsed import ParsedPage
@@ -139,6 +139,7 @@ def test_scores_share_a_chart_by_kind(eventful):
         "fewshot/k-shot_ridge": [("5-shot", "fewshot/5shot_ridge")],
     }
     assert scores_table(overlay(eventful)).rows[1] == ["averaged/eval/top1", *["50.00 %", "100"] * 3]
+    assert leading_score(RunHistory.read(eventful)) == {"eval/top1, last": "25.00 %"}
 
 
 def test_bars_are_as_wide_as_attempts_and_long_pauses_are_cut(eventful):
@@ -180,7 +181,7 @@ def test_several_runs_are_told_apart_and_drawn_alike(tmp_path):
     )
     third = write_run(tmp_path / "c", [line(1, None)], name=HOSTILE)
     found = overlay(one, other, third)
-    assert list(found.labels) == ["run (a/run)", "run (b/run)", HOSTILE]
+    assert list(found.labels) == ["a/run (run)", "b/run (run)", HOSTILE]
     assert found.by_images
     assert found.end == 64
     assert [curve.raw.x.tolist() for curve in curves(found, LOSS)] == [[8, 16, 24, 32], [16, 32, 48, 64]]
@@ -194,8 +195,8 @@ def test_several_runs_are_told_apart_and_drawn_alike(tmp_path):
         [axes] = drawn(chart)
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         by_label = dict(zip(labels, axes.get_legend().get_lines(), strict=True))
-        assert by_label["run (b/run)"].get_color() == "C1"
-        assert by_label["run (b/run)"].get_linestyle() == "--"
+        assert by_label["b/run (run)"].get_color() == "C1"
+        assert by_label["b/run (run)"].get_linestyle() == "--"
     html = run_page(found).html()
     texts = ParsedPage(html).text
     assert SHOWN in texts
@@ -232,6 +233,11 @@ def test_a_run_is_going_on_while_its_folder_is_claimed(tmp_path):
     done.set()
     holder.join()
     assert state(RunHistory.read(run)) == "killed"
+
+
+def test_a_run_that_was_killed_before_its_first_save_is_started_again(tmp_path):
+    run = write_run(tmp_path / "run", events=[event("start", 0, BEGAN), event("start", 0, BEGAN + 9)])
+    assert [mark.lane for mark in marks(RunHistory.read(run))] == ["started", "killed", "started", "killed"]
 
 
 @pytest.mark.parametrize(("last", "ended"), [("finished", "finished"), ("stopped", "stopped"), ("failed", "failed")])
