@@ -312,6 +312,20 @@ def test_a_run_without_an_audit_says_what_cannot_be_known(copy):
     assert "9 hold, 0 do not, 3 cannot be known" in found.text().splitlines()[0]
 
 
+def test_the_end_of_a_finished_run_cannot_be_cut_off_with_its_last_checkpoint(copy):
+    shutil.rmtree(copy / "checkpoints" / f"step_{STEPS:08d}")
+    (copy / "checkpoints" / "latest").write_text("step_00000020")
+    edit(copy / "audit" / "rank_00000.jsonl", STEPS, lambda line: None)
+    said = failing(copy, audit.STEPS)
+    assert said == f"audit/rank_00000.jsonl, line {STEPS}: the file ends before step {STEPS - 1}"
+
+
+def test_events_that_are_gone_of_a_run_that_kept_them_are_named(copy):
+    (copy / "events.jsonl").unlink()
+    said = failing(copy, checkpoints.STARTS)
+    assert said == f"events.jsonl: no such file, or an empty one, but the run that saved step_{STEPS:08d} kept one"
+
+
 def test_a_run_that_is_going_on_is_not_judged_where_its_ranks_differ(copy):
     events = copy / "events.jsonl"
     lines = events.read_text().splitlines(keepends=True)

@@ -151,7 +151,7 @@ class AuditCheck:
         """
         Args:
             spans: what stands of the run's loops; empty where no events tell.
-            completed: steps that a checkpoint says were completed: their lines must be there.
+            completed: steps that checkpoints or events say were completed: their lines must be there.
         """
         self._paths = audit_files(folder)
         self._expected, self._spans, self._completed = expected, spans, completed

@@ -20,7 +20,7 @@ from pretrain.history.history import RunHistory
 from pretrain.history.proof import checkpoints, continuity, logged
 from pretrain.history.proof.audit import AuditCheck, Expected
 from pretrain.history.proof.finding import FAILS, HOLDS, UNKNOWN, Finding, counted
-from pretrain.history.proof.span import loops, standing
+from pretrain.history.proof.span import loops, standing, told_completed
 from pretrain.index.index import Index
 from pretrain.record.folder import CONFIG, EVENTS, METRICS, RunFolder, git_commit, versions
 from pretrain.stream.heldout import hold_out
@@ -36,7 +36,7 @@ class Certificate:
 
     Args:
         run: its folder.
-        completed: steps, of which a checkpoint or the metrics tell.
+        completed: steps, of which checkpoints, events, metrics or the audit tell.
         facts: what was left out or done twice: no claim is broken by it.
         read: sha256 of the files that were read, by their names in the folder; of a checkpoint, of its state, which
             holds the hashes of its files; of the index, its hash.
@@ -79,15 +79,15 @@ def certify(path: Path) -> Certificate:
     Raises:
         InputError: no run folder, or a file of it is no JSON; names it.
     """
-    # The checkpoints first: what is written of a running run meanwhile lies beyond them.
+    # The checkpoints and events first: what is written of a running run meanwhile lies beyond them.
     folder = RunFolder(path)
     found, damaged = checkpoints.read_states(folder)
+    history = RunHistory.read(path)
     raw = folder.metrics.read_bytes() if files.exists(folder.metrics) else b""
     raw = raw[: raw.rfind(b"\n") + 1]  # without a torn line
-    history = RunHistory.read(path)
     metrics = [json.loads(line) for line in raw.split(b"\n")[:-1]]
     index, unreachable = _index(history.config)
-    completed = found[0].step if found else 0
+    completed = max([told_completed(history.events), *(saved.step for saved in found[:1])])
     expected = _expected(found, history.config, index, unreachable)
     spans = standing(list(loops(history)))
     audit = AuditCheck(folder, expected, spans, completed)
@@ -102,7 +102,7 @@ def certify(path: Path) -> Certificate:
         checkpoints.pointers(folder, history),
         checkpoints.positions(found, expected.order, [index.hash, index.sequence] if index else [], unreachable),
         checkpoints.configs(found, history),
-        checkpoints.starts(history),
+        checkpoints.starts(history, found),
     )
     read = {CONFIG: files.sha256(folder.path / CONFIG), METRICS: hashlib.sha256(raw).hexdigest(), **audit.hashes}
     if files.exists(folder.events):

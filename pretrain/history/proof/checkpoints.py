@@ -149,13 +149,16 @@ def configs(found: Sequence[Checkpoint], history: RunHistory) -> Finding:
     return faults.finding(CONFIG, f"{counted(len(found), 'checkpoint')} and config.json")
 
 
-def starts(history: RunHistory) -> Finding:
+def starts(history: RunHistory, found: Sequence[Checkpoint]) -> Finding:
     """Whether each start began at step 0, or at one that the starts before it had saved, or had come to.
 
     A kill may come between a save and the event that tells of it.
     """
     if not history.events:
-        return Finding(STARTS, UNKNOWN, "the run is from before events.jsonl: its starts are not recorded")
+        gone = Faults()
+        if any(saved.state.get("metrics") for saved in found):
+            gone.add(f"{EVENTS}: no such file, or an empty one, but the run that saved {found[0].path.name} kept one")
+        return gone.finding(STARTS, "", ["the run is from before events.jsonl: its starts are not recorded"])
     faults, layouts, saved, reached = Faults(), [], {0}, 0
     for number, attempt in enumerate(history.attempts, start=1):
         start, step = attempt.start, attempt.start["step"]

@@ -40,7 +40,8 @@ class Logged:
         return f"{METRICS}, line {self._number[id(line)]} (step {line['step']})"
 
     def lines(self, completed: int) -> Finding:
-        """Whether there is a line where one is due. `completed`: steps that a checkpoint says were completed."""
+        """Whether there is a line where one is due. `completed`: steps that checkpoints or
+        events say were completed."""
         faults, last = Faults(), 0
         for line in self._metrics:
             step = line["step"]

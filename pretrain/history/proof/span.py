@@ -50,3 +50,16 @@ def start_of(spans: Sequence[Span], step: int) -> Line:
     """The start that trained `step` (from 0), given what stands; empty where no event tells."""
     after = bisect_right(spans, step, key=lambda span: span.begin)
     return spans[after - 1].start if after else {}
+
+
+def told_completed(events: Sequence[Line]) -> int:
+    """Completed steps that stand, as the events tell: of the last checkpoint that was not taken back, or the end."""
+    reached = 0
+    for event in events:
+        if event["event"] in ("start", "train"):
+            reached = event["step"]
+        elif event["event"] in ("saved", "finished"):
+            reached = max(reached, event["step"])
+        elif event["event"] == "rollback":  # where to, the next loop tells
+            reached = 0
+    return reached
