@@ -357,6 +357,30 @@ def test_a_run_from_before_events_and_checks_says_what_cannot_be_known(copy):
     assert found.holds
 
 
+def test_a_run_that_was_begun_before_events_is_not_accused_of_what_was_not_recorded(copy):
+    """Resumed at step 12 by a version that records events; before, it logged every other step and kept no audit."""
+    events = (copy / "events.jsonl").read_text().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(events) if '"event": "start"' in line)
+    (copy / "events.jsonl").write_text("".join(events[last:]))
+    (copy / "metrics.discarded.jsonl").unlink()
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    old = [
+        {k: v for k, v in line.items() if k not in ("at", "check")} for line in lines if line["step"] in range(2, 13, 2)
+    ]
+    kept = [*old, *(line for line in lines if line["step"] > 12)]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    for path in (copy / "audit").iterdir():
+        new = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] >= 12]
+        path.write_text("".join(new))
+    failing(copy, logged.CHAIN)  # its checks were not computed anew
+    unknown = {one.claim: one.words for one in certify(copy).findings if one.verdict == UNKNOWN}
+    assert set(unknown) == {
+        audit.STEPS, audit.IDS, audit.ONCE, logged.LINES, continuity.CONTINUOUS, checkpoints.STARTS,
+    }  # fmt: skip
+    assert "12 steps kept no audit" in unknown[audit.STEPS]
+    assert "the starts up to step 12 are from before events.jsonl" in unknown[checkpoints.STARTS]
+
+
 def test_without_the_index_the_ids_are_still_proved(copy):
     path = copy / "config.json"
     config = json.loads(path.read_text())

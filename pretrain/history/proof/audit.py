@@ -177,7 +177,7 @@ class AuditCheck:
             with Progress("reading the audit", "steps", max(until, 1)) as progress:
                 self._walk({file.rank: file for file in opened}, progress)
             self.hashes = {file.name: file.sha256 for file in opened}
-        off = [f"{counted(self._off, 'step')} kept no audit (data.audit was false)"] if self._off else []
+        off = [f"{counted(self._off, 'step')} kept no audit"] if self._off else []
         *several, ranks = sorted(set(self._ranks)) or [0]
         on = f"{', '.join(map(str, several))} and {ranks} ranks" if several else counted(ranks, "rank")
         words = f"steps 0 to {self.judged - 1:,} on {on}, {counted(self._lines, 'line')}"
@@ -207,7 +207,8 @@ class AuditCheck:
             ids = next(blocks)
             progress.advance()
             self.judged = step + 1
-            if start.get("audit") is False and not lines:
+            before_events = bool(self._spans) and not start  # whether these steps kept an audit was not recorded
+            if not lines and (before_events or start.get("audit") is False):
                 self._off += 1
                 continue
             if not self._ranks or self._ranks[-1] != ranks:

@@ -160,6 +160,10 @@ def starts(history: RunHistory, found: Sequence[Checkpoint]) -> Finding:
             gone.add(f"{EVENTS}: no such file, or an empty one, but the run that saved {found[0].path.name} kept one")
         return gone.finding(STARTS, "", ["the run is from before events.jsonl: its starts are not recorded"])
     faults, layouts, saved, reached = Faults(), [], {0}, 0
+    first, unknown = history.attempts[0].start["step"] if history.attempts else 0, []
+    if first and not any("at" in line for line in history.lines if line["step"] <= first):
+        saved.add(first)
+        unknown.append(f"the starts up to step {first} are from before events.jsonl")
     for number, attempt in enumerate(history.attempts, start=1):
         start, step = attempt.start, attempt.start["step"]
         layouts.append(f"{start['ranks']}×ZeRO {start['zero_stage']} from {step}")
@@ -177,4 +181,4 @@ def starts(history: RunHistory, found: Sequence[Checkpoint]) -> Finding:
         logged = [line["step"] for line in attempt.lines if "loss" in line]
         reached = max(reached, max([train, *logged]) + unlogged)
     shown = layouts if len(layouts) <= 6 else [*layouts[:3], "…", *layouts[-2:]]
-    return faults.finding(STARTS, f"{counted(len(layouts), 'start')}: {', '.join(shown)}")
+    return faults.finding(STARTS, f"{counted(len(layouts), 'start')}: {', '.join(shown)}", unknown)

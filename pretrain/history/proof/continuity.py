@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from pretrain.history.history import Line, RunHistory
-from pretrain.history.proof.finding import HOLDS, UNKNOWN, Faults, Finding, counted
+from pretrain.history.proof.finding import UNKNOWN, Faults, Finding, counted
 from pretrain.history.proof.span import Span, loops
 
 CONTINUOUS = "the losses continue at each resume"
@@ -93,11 +93,13 @@ def continuity(history: RunHistory, trained: Mapping[str, Any] | None) -> Findin
     """
     if not history.events:
         return Finding(CONTINUOUS, UNKNOWN, "the run is from before events.jsonl: its resumes are not recorded")
-    found = resumes(history)
+    found, faults, unknown = resumes(history), Faults(), []
+    if unrecorded := next((span.begin for span in loops(history)), 0):
+        unknown.append(f"resumes up to step {unrecorded} are from before events.jsonl")
     if not found or trained is None:
-        return Finding(CONTINUOUS, HOLDS, "there was no resume")
+        return faults.finding(CONTINUOUS, "there was no other resume" if unrecorded else "there was no resume", unknown)
     tolerance, repeats = TOLERANCES[trained.get("precision", "float32")], not (_dropout(trained) or history.quarantine)
-    faults, unknown, equal, compared, worst, jumps = Faults(), [], 0, 0, 0.0, 0
+    equal, compared, worst, jumps = 0, 0, 0.0, 0
     for resume in found:
         near = _comparable(resume, trained)
         for before, after in near:

@@ -96,8 +96,8 @@ class Logged:
         return Schedule(ScheduleSection(**section), lr, start.get("steps", config["train"]["steps"]))
 
     def _told(self, name: str) -> bool:
-        """Whether every start whose steps stand tells this."""
-        return bool(self._spans) and all(name in span.start for span in self._spans)
+        """Whether every start whose steps stand tells this; of a run from before events, the first steps have none."""
+        return bool(self._spans) and self._spans[0].begin == 0 and all(name in span.start for span in self._spans)
 
 
 def chain(metrics: Sequence[Line], raw: bytes, sealed: Sequence[Checkpoint]) -> Finding:
