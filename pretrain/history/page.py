@@ -57,6 +57,9 @@ def run_page(overlay: Overlay) -> Page:
                 between = f"between attempts {duration_text(told.between)}, which are in no {device_hours(told)}"
                 page.notes(map(sentence, [*([between] if told.between else []), *told.notes]))
     page.heading("What the runs are" if len(runs) > 1 else "What the run is")
+    page.notes(
+        ["python launch/report.py RUN --verify proves from a run's files what it was fed and how its resumes went on."]
+    )
     if len(runs) > 1:
         page.table(_differences_table(overlay))
     for run, label in zip(runs, overlay.labels, strict=True):
