@@ -21,13 +21,14 @@ Line = dict[str, Any]
 _NAMED = 3  # runs in a folder that is none
 _TOGETHER = 1000  # lines that are parsed at once
 ENDS = ("finished", "stopped", "failed")
-_SECTIONS = {"model", "data", "train", "optimizer", "schedule", "checkpoint", "logging"}
+_SECTIONS = {"model", "data", "train", "optimizer", "schedule", "checkpoint", "logging", "network"}
 # What is computed with: of these kinds, in every line that has it.
 _NUMBER = (int, float)
 _KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "event": (str,),
     "ranks": (int,),
+    "schedule": (dict,),
     "at": _NUMBER,
     "began": _NUMBER,
     "loss": (*_NUMBER, type(None)),  # null: it was no number

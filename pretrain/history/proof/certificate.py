@@ -129,6 +129,8 @@ def write(certificates: Sequence[Certificate], folder: Path) -> Path:
 def _index(config: Mapping[str, Any]) -> tuple[Index | None, str]:
     """The index that the config names; None where it cannot be reached, and why."""
     paths = config["data"]["train"]
+    if not paths:
+        return None, "config.json names no index in data.train"
     try:
         return Index.open(tuple(paths) if isinstance(paths, list) else paths), ""
     except InputError as error:
