@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,12 @@ class FeatureCache:
             spec = network.spec
             size = min(spec.image_size, PIXEL_SIDE)
             identity = {"pixels": size, "image_size": spec.image_size, "channels": spec.channels}
-        arithmetic = {"batch": self._config.fewshot.batch, "device": self._world.device.type, "code": _CODE}
+        arithmetic = {
+            "batch": self._config.fewshot.batch,
+            "device": self._world.device.type,
+            "code": _CODE,
+            "torch": version("torch"),
+        }
         return feature_file(self._folder, {"subject": identity, "layers": names, "images": self._images, **arithmetic})
 
     def _compute(self, network: Network, source: Source, weights: Weights, layers: list[Layer], file: Path) -> None:
@@ -248,8 +254,8 @@ def content(index: Index, ids: NDArray[np.int64] | None = None, timeouts: Timeou
     server is asked and has no answer, after `timeouts`.
     """
     digest = hashlib.sha256(index.hash.encode())
-    for version in in_threads(lambda shard, _: _version(shard, timeouts), list(index.shards), _ASKED_AT_ONCE):
-        digest.update(version.encode())
+    for shard in in_threads(lambda shard, _: _version(shard, timeouts), list(index.shards), _ASKED_AT_ONCE):
+        digest.update(shard.encode())
     digest.update(b"all" if ids is None else ids.astype("<i8").tobytes())
     return digest.hexdigest()
 

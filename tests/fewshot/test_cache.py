@@ -179,6 +179,13 @@ def test_a_layer_that_is_edited_is_computed_anew(setting, network, monkeypatch):
     assert edited.is_file()
 
 
+def test_features_of_another_torch_are_computed_anew(setting, network, monkeypatch):
+    """The report tells the version that is there: features of another would be given out as its own."""
+    first = setting(("cls",))[0].features(network()).files["cls"]
+    monkeypatch.setattr("fewshot.cache.version", lambda name: "0.0")
+    assert setting(("cls",))[0].features(network()).files["cls"] != first
+
+
 def test_each_network_is_read_and_hashed_once(setting, network, monkeypatch):
     read, hashed = [], []
     for name, calls in (("read_tensors", read), ("fingerprint", hashed)):
