@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from pretrain.errors import StorageError
 from pretrain.ranks.collectives import World, together
 from pretrain.record.folder import RunFolder
@@ -26,13 +28,17 @@ def now() -> float:
 
 
 def process_began() -> float:
-    """When this process began, by the same clock, to 10 ms. The kernel notes it by the time since it booted.
+    """When this process began, by the same clock, to 10 ms.
 
     In a notebook or at a prompt it is now: that process began for other things, maybe hours ago.
     """
     if not hasattr(sys.modules["__main__"], "__file__"):
         return now()
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # from the third of proc_pid_stat(5) on
+    stat = Path("/proc/self/stat")
+    if not stat.exists():  # not Linux
+        return round(psutil.Process().create_time(), 3)
+    # By the time since the kernel booted: psutil takes the time of booting in whole seconds.
+    fields = stat.read_text().rpartition(")")[2].split()  # from the third of proc_pid_stat(5) on
     since_boot = int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
     return round(now() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot), 3)
 

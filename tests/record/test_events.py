@@ -104,3 +104,10 @@ def test_a_process_knows_when_it_began_and_a_prompts_began_for_other_things(tmp_
     assert before - 0.02 <= began_at <= after - 0.1, "to 10 ms; importing torch alone takes longer than 0.1 s"
     before, began_at, after = began("-c", script)
     assert before + 0.1 <= began_at <= after
+
+
+def test_without_proc_the_process_began_at_about_the_same_time(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)
+    exact = events.process_began()
+    monkeypatch.setattr(events, "Path", lambda name: tmp_path / "missing")
+    assert abs(events.process_began() - exact) < 3  # psutil's time of booting is in whole seconds
