@@ -149,10 +149,10 @@ def reproducible(folder):
 
 
 def test_a_report_is_the_same_to_the_byte_for_any_number_of_ranks_and_threads(digit_config, checkpoints, tmp_path, run):
-    """Of 1 rank on 1 thread, 2 on 3, 3 on 1 and 1 on 3."""
+    """Of 1 rank on 1 thread, 2 on 3 and 3 on 1. A commit meanwhile would change what the reports say of it."""
     both = ("--init", checkpoints / "first", "--init", checkpoints / "second")
     words = ("--config", digit_config, *both, "model.image_size=16", "fewshot.oracle=true")
-    for ranks, threads in ((1, 1), (2, 3), (3, 1), (1, 3)):
+    for ranks, threads in ((1, 1), (2, 3), (3, 1)):
         prelude = f"import torch; torch.set_num_threads({threads})"
         out = tmp_path / f"{ranks} {threads}"
         done = run(COMMAND, *words, "--out", out, ranks=ranks, prelude=prelude)
