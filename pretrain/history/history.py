@@ -125,6 +125,15 @@ class RunHistory:
             read_lines(folder.quarantine, "step"),
         )
 
+    def require(self, *keys: str) -> None:
+        """Raise InputError where the config lacks one of these dotted keys."""
+        for key in keys:
+            at: Any = self.config
+            for name in key.split("."):
+                if not isinstance(at, dict) or name not in at:
+                    raise InputError(f"{self.folder.path / CONFIG}: no {key}; that of a run holds it")
+                at = at[name]
+
     @property
     def name(self) -> str:
         """The run's name, as its config has it."""

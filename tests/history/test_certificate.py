@@ -254,6 +254,16 @@ def test_a_value_that_cannot_be_is_refused_by_name(copy, name, key, value):
         certify(copy)
 
 
+@pytest.mark.parametrize("key", ["seed", "data.train", "optimizer.lr", "logging.every"])
+def test_a_key_that_is_gone_from_the_config_is_refused_by_name(copy, key):
+    config = json.loads((copy / "config.json").read_text())
+    *around, last = key.split(".")
+    del (config[around[0]] if around else config)[last]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"config\.json: no {key}; that of a run holds it"):
+        certify(copy)
+
+
 def test_another_schedule_than_that_of_the_last_start_is_named(copy):
     path = copy / "config.json"
     path.write_text(path.read_text().replace('"warmup_steps": 5', '"warmup_steps": 6'))

@@ -27,6 +27,7 @@ from pretrain.stream.heldout import hold_out
 from pretrain.stream.order import Order
 
 CERTIFICATE = "certificate.json"
+_NEEDED = ("seed", "data.train", "train.steps", "train.global_batch", "optimizer.lr", "schedule", "logging.every")
 _SIGNS = {HOLDS: "✓", FAILS: "✗", UNKNOWN: "?"}
 
 
@@ -83,6 +84,7 @@ def certify(path: Path) -> Certificate:
     folder = RunFolder(path)
     found, damaged = checkpoints.read_states(folder)
     history = RunHistory.read(path)
+    history.require(*_NEEDED)
     raw = folder.metrics.read_bytes() if files.exists(folder.metrics) else b""
     raw = raw[: raw.rfind(b"\n") + 1]  # without a torn line
     metrics = [json.loads(line) for line in raw.split(b"\n")[:-1]]
