@@ -27,7 +27,8 @@ from benchmarks.table import print_table, save, spread
 from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.section import CheckpointSection
 from pretrain.engine import processgroup
-from pretrain.engine.engine import batch_layout, build_engine
+from pretrain.engine.engine import build_engine
+from pretrain.engine.layout import batch_layout
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.schedule import AveragingSection
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection

@@ -29,7 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.table import print_table, save, spread
 from pretrain.engine import processgroup
-from pretrain.engine.engine import batch_layout, build_engine
+from pretrain.engine.engine import build_engine
+from pretrain.engine.layout import batch_layout
 from pretrain.engine.optimizer import AdamW, build_optimizer
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.engine.step import accumulate, update

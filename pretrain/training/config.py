@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -11,12 +11,18 @@ from pretrain.checkpoint.section import CheckpointSection
 from pretrain.engine.guards import GuardSection
 from pretrain.engine.schedule import ScheduleSection
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection
-from pretrain.model.depth import Freeze
+from pretrain.model.depth import Freeze, frozen_depth
 from pretrain.model.section import ModelSection
 from pretrain.model.spec import ViTSpec
 from pretrain.record.section import LoggingSection
 from pretrain.section import FolderName, Indices, Section, Seeds, Shots, key
 from pretrain.stream.section import DataSection, Layers
+
+if TYPE_CHECKING:
+    import torch
+
+    from pretrain.engine.layout import Layout
+    from pretrain.plan.job import Job
 
 
 class TrainSection(Section):
@@ -143,3 +149,31 @@ class RunConfig(TrainingConfig):
 
     def of(self, network: ViTSpec | None) -> RunConfig:
         return self
+
+    def job(self, layout: Layout, dtype: torch.dtype, *, device: Literal["cpu", "cuda"], steps: int | None) -> Job:
+        """What memory, time and traffic of the run are a function of.
+
+        Args:
+            layout: of its global batch.
+            dtype: that the network computes in.
+            device: the kind that the ranks compute on.
+            steps: of the whole run; None: not known.
+        """
+        from pretrain.plan.job import Job  # here, as reading a config needs no torch
+
+        train, spec = self.train, self.model.spec()
+        return Job(
+            spec,
+            layout,
+            dtype,
+            train.loss,
+            train.activation_checkpointing,
+            train.compile,
+            frozen_depth(train.freeze, spec.layers),
+            self.optimizer,
+            self.deepspeed,
+            self.data,
+            self.checkpoint,
+            steps,
+            device,
+        )

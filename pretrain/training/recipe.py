@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pretrain.engine.engine import Layout, batch_layout, precision
+from pretrain.engine.engine import precision
+from pretrain.engine.layout import Layout, batch_layout
 from pretrain.engine.schedule import Averaging, Schedule
 from pretrain.errors import InputError
 from pretrain.index.index import Index

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pretrain.configfile import read_config
 from pretrain.engine import engine, fragments, processgroup
+from pretrain.engine.layout import batch_layout
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection
@@ -39,7 +40,7 @@ def built(section, *, filled=True):
     if filled:
         initialize(model, 0)
     optimizer = build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=0.1, decay="all"))
-    layout = engine.batch_layout(2 * world.size, 2, world.size)
+    layout = batch_layout(2 * world.size, 2, world.size)
     return engine.build_engine(model, optimizer, read(section), layout, 1.0)
 
 

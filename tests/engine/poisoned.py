@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from pretrain.engine import processgroup
-from pretrain.engine.engine import batch_layout, build_engine
+from pretrain.engine.engine import build_engine
+from pretrain.engine.layout import batch_layout
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.quiet import get_accelerator
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pretrain.engine.engine import batch_layout, deepspeed_config, precision
+from pretrain.engine.engine import deepspeed_config, precision
+from pretrain.engine.layout import batch_layout
 from pretrain.engine.optimizer import HalfMomentumSGD, build_optimizer, parameter_groups
 from pretrain.engine.section import DeepSpeedSection, OptimizerSection
 from pretrain.errors import InputError
