@@ -15,7 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from pretrain.model.vit import Attention, VisionTransformer
+from pretrain.model.block import Attention
+from pretrain.model.vit import VisionTransformer
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pretrain.engine.quiet import (
 )
 from pretrain.engine.section import DeepSpeedSection
 from pretrain.errors import InputError
-from pretrain.model.vit import Block
+from pretrain.model.block import Block
 
 _BLOCK = f"{Block.__module__}.{Block.__qualname__}"
 

@@ -3,162 +3,20 @@
 Axes: b images, c channels, h rows, w columns (of pixels or patches), n tokens, d width, k classes.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from pretrain.errors import InputError
+from pretrain.model.block import Block, Checkpointing, Linear, encoders
 from pretrain.model.positions import sincos2d
 from pretrain.model.spec import ViTSpec
 
 # Where parameters are partitioned (ZeRO-3): a context manager inside which these are whole and writable.
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
-
-# What of a block is computed again in the backward pass: nothing, all but its input, all but the products of matrices
-# and the attention, or everything in every k-th block.
-Checkpointing = Literal["none", "full", "selective"] | int
-
-# The dear operations, whose results selective checkpointing keeps; torch chooses among the kernels for attention.
-_aten = torch.ops.aten
-_KEPT = [
-    op.default
-    for op in (
-        _aten.mm,
-        _aten.addmm,
-        _aten.bmm,
-        _aten.baddbmm,
-        _aten._scaled_dot_product_flash_attention,
-        _aten._scaled_dot_product_flash_attention_for_cpu,
-        _aten._scaled_dot_product_efficient_attention,
-        _aten._scaled_dot_product_cudnn_attention,
-    )
-]
-
-
-class Linear(nn.Linear):
-    """nn.Linear without torch's own draw, which would double the time to build a large model.
-
-    Holds NaN until `initialize` or `load_tensors` has run, so that a forgotten one is seen at the first loss.
-    """
-
-    def reset_parameters(self) -> None:
-        for parameter in self.parameters():
-            nn.init.constant_(parameter, math.nan)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self.weight, "ds_id") and not torch.compiler.is_compiling():
-            return _PartitionedLinear.apply(x, self.weight, self.bias)
-        return super().forward(x)
-
-
-class _PartitionedLinear(torch.autograd.Function):
-    """F.linear, bit for bit, for weights that DeepSpeed takes apart between forward and backward (ZeRO-3).
-
-    torch would keep a view of the weight for the backward pass, and with it the whole weight in memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        rows = gradient.flatten(end_dim=-2)
-        return gradient @ weight, rows.T @ x.flatten(end_dim=-2), rows.sum(dim=0) if ctx.biased else None
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, [b, n, d] → [b, n, d]. No dropout on q, k, v or on the attention weights."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.heads = spec.heads
-        self.qkv = Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)  # rows: all heads of q, then of k, then of v
-        self.out = Linear(spec.width, spec.width)
-        self.dropout = nn.Dropout(spec.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.dropout(self.out(rearrange(x, "b heads n e -> b n (heads e)")))
-
-
-class MLP(nn.Module):
-    """Linear → GELU → Linear, [b, n, d] → [b, n, d]."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.fc1 = Linear(spec.width, spec.mlp)
-        self.gelu = nn.GELU(approximate="tanh" if spec.gelu == "tanh" else "none")
-        self.dropout1 = nn.Dropout(spec.dropout)
-        self.fc2 = Linear(spec.mlp, spec.width)
-        self.dropout2 = nn.Dropout(spec.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout2(self.fc2(self.dropout1(self.gelu(self.fc1(x)))))
-
-
-class Block(nn.Module):
-    """One pre-norm encoder block, [b, n, d] → [b, n, d].
-
-    What is checkpointed or compiled lies within `forward`, so that hooks on a block see neither.
-    """
-
-    def __init__(self, spec: ViTSpec, trained: "Encode | None" = None, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
-        self.attention = Attention(spec)
-        self.norm2 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
-        self.mlp = MLP(spec)
-        self.trained = trained or Block.encode
-        self.drop_path = drop_path
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Drawn out here: what is computed again takes the same masks, and blocks of every rate share a compiled graph.
-        kept = self._draw_kept(x) if self.training and self.drop_path else None
-        return self.trained(self, x, kept) if torch.is_grad_enabled() else self.encode(x, kept)
-
-    def encode(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        if kept is None:
-            x = x + self.attention(self.norm1(x))
-            return x + self.mlp(self.norm2(x))
-        x = x + kept[0] * self.attention(self.norm1(x))
-        return x + kept[1] * self.mlp(self.norm2(x))
-
-    def _draw_kept(self, x: Tensor) -> Tensor:
-        """[2, b, 1, 1], for either branch and each sample: 0 where it is dropped, else 1 / (1 - drop_path)."""
-        share = 1 - self.drop_path
-        return torch.empty(2, len(x), 1, 1, device=x.device).bernoulli_(share).div_(share).to(x.dtype)
-
-
-Encode = Callable[[Block, Tensor, Tensor | None], Tensor]
-
-
-def _encoders(spec: ViTSpec, checkpointing: Checkpointing, compiled: bool) -> list[Encode]:
-    """How each block of the network runs where gradients are wanted; blocks that run alike share one function."""
-    every = checkpointing if isinstance(checkpointing, int) else 1
-    if not 0 < every <= spec.layers:
-        raise InputError(
-            f"train.activation_checkpointing: {every} stands for every {every}-th block; this model has {spec.layers}"
-        )
-    again = partial(checkpoint, Block.encode, use_reentrant=False, preserve_rng_state=spec.dropout > 0)
-    if checkpointing == "selective":
-        again.keywords["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT)
-    chosen: list[Encode] = [Block.encode, Block.encode if checkpointing == "none" else again]
-    if compiled:
-        chosen = [torch.compile(encode, fullgraph=True, dynamic=False) for encode in chosen]
-    return [chosen[number % every == 0] for number in range(spec.layers)]
 
 
 class VisionTransformer(nn.Module):
@@ -187,8 +45,8 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, spec.width)) if class_token else None
         self.position_embedding = nn.Parameter(torch.empty(1, spec.tokens, spec.width)) if learned else None
         self.dropout = nn.Dropout(spec.dropout)
-        encoders = _encoders(spec, checkpointing, compiled)
-        self.blocks = nn.ModuleList(Block(spec, *way) for way in zip(encoders, spec.drop_paths, strict=True))
+        ways = zip(encoders(spec, checkpointing, compiled), spec.drop_paths, strict=True)
+        self.blocks = nn.ModuleList(Block(spec, *way) for way in ways)
         self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         size = spec.representation_size
         self.representation = Linear(spec.width, size) if size else None

@@ -22,7 +22,7 @@ class Job:
     layout: Layout  # of the global batch over ranks and micro-batches
     dtype: torch.dtype  # that the network computes in
     loss: Literal["sigmoid", "softmax"]
-    checkpointing: Any  # `pretrain.model.vit.Checkpointing`
+    checkpointing: Any  # `pretrain.model.block.Checkpointing`
     compiled: bool
     frozen: int  # the depth below which nothing is trained (`model.depth`)
     optimizer: OptimizerSection
