@@ -120,8 +120,9 @@ class _Pending:
 class BatchStream:
     """Iterator of `Batch`es in the order of `plans`, a few of them decoded ahead; a context manager.
 
-    `rows` is m, `counters` tell what it did. An error in a thread is raised in place of its batch, and again by every
-    later call. Reading has its own threads, so decode threads that wait for a chunk cannot hold it up.
+    `rows` is m, `ahead` how many are decoded ahead at the most, `counters` tell what it did. An error in a thread is
+    raised in place of its batch, and again by every later call. Reading has its own threads, so decode threads that
+    wait for a chunk cannot hold it up.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class BatchStream:
         self._grey = to_float(grey, torch.float32) if floats else grey
         self._buffers = Buffers(rows, transform.channels, size, torch.float32 if floats else torch.uint8, options.pin)
         self._stripe = max(1, min(_STRIPE, rows // (2 * workers)))
-        self._ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
+        self.ahead = max(_AHEAD, -(-2 * workers * self._stripe // rows))
         self._pending: deque[_Pending] = deque()
         self._closed = False
         self._stopped_by: ChunkError | None = None  # why nothing is read any more
@@ -206,7 +207,7 @@ class BatchStream:
 
     def _fill(self) -> None:
         """Hand micro-batches to the decode threads until enough are under way, each in a buffer of its own."""
-        while len(self._pending) < self._ahead and (plan := next(self._reader, None)) is not None:
+        while len(self._pending) < self.ahead and (plan := next(self._reader, None)) is not None:
             pending = _Pending(plan, self._buffers.take(), [], [None] * self.rows)
             for first in range(0, self.rows, self._stripe):
                 rows = range(first, min(first + self._stripe, self.rows))

@@ -39,14 +39,13 @@ from pretrain.record.ledger import Audit, Ledger
 from pretrain.record.metrics import Metrics, Workload
 from pretrain.record.pulse import Pulse
 from pretrain.record.quarantine import Quarantine
-from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.training.config import RunConfig, TrainingConfig
 from pretrain.training.evaluation import Evaluator, due
 from pretrain.training.keeper import Keeper
 from pretrain.training.origin import Init, beginning, check_origin, describe, refuse_unreadable
 from pretrain.training.resume import check_changes
 from pretrain.training.saver import Saver
-from pretrain.training.setup import Setup, headline, machines, prepare
+from pretrain.training.setup import Setup, headline, machines, open_loader, prepare
 from pretrain.training.trainer import train
 from pretrain.weights.fill import Fill, load_same
 from pretrain.weights.load import Source
@@ -303,7 +302,7 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, e
 
     with ExitStack() as stack:
         stack.enter_context(deterministic(setup.config.train.deterministic))
-        loader = stack.enter_context(_loader(setup, start))
+        loader = stack.enter_context(open_loader(setup, start))
         metrics = Metrics(
             folder, world, setup.config.logging, _workload(setup), loader.counters, start=start, skipped=guard.skipped
         )
@@ -345,33 +344,6 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, e
             guard=guard,
             keeper=keeper,
         )
-
-
-def _loader(setup: Setup, start: int) -> TrainLoader:
-    world, data, layout = setup.world, setup.config.data, setup.recipe.layout
-    on_host = world.device.type == "cpu"
-    options = LoaderOptions(
-        world.rank,
-        world.size,
-        data.workers,
-        data.read_ahead_mib << 20,
-        # Masked in either case: the quarantine ends the run, on all ranks together.
-        unreadable_chunks="stop" if data.unreadable_chunks == "stop" else "mask",
-        pin=not on_host,
-        floats=on_host,  # an accelerator is sent bytes, a quarter of them
-        timeouts=data.timeouts(),
-    )
-    return TrainLoader(
-        setup.index,
-        setup.order,
-        setup.images,
-        options,
-        micro_batch=layout.micro_batch,
-        start_step=start,
-        stop_step=setup.recipe.steps,
-        mixing=data.mixing(setup.images.image_size, setup.config.seed),
-        trained=setup.trained,
-    )
 
 
 def _workload(setup: Setup) -> Workload:

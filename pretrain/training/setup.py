@@ -24,6 +24,7 @@ from pretrain.ranks.collectives import World, all_gather_list
 from pretrain.record.folder import RunFolder
 from pretrain.storage.retry import Timeouts
 from pretrain.stream.heldout import hold_out
+from pretrain.stream.loader import LoaderOptions, TrainLoader
 from pretrain.stream.order import Order
 from pretrain.training.config import RunConfig, TrainingConfig
 from pretrain.training.evaluation import Evaluator, Validation, check_best
@@ -100,6 +101,38 @@ def prepare(
         evaluating,
         notes,
         resolved(config, recipe.steps, recipe.dtype),
+    )
+
+
+def loader_options(setup: Setup) -> LoaderOptions:
+    """How this rank loads what the run trains on."""
+    world, data = setup.world, setup.config.data
+    on_host = world.device.type == "cpu"
+    return LoaderOptions(
+        world.rank,
+        world.size,
+        data.workers,
+        data.read_ahead_mib << 20,
+        # Masked in either case: the quarantine ends the run, on all ranks together.
+        unreadable_chunks="stop" if data.unreadable_chunks == "stop" else "mask",
+        pin=not on_host,
+        floats=on_host,  # an accelerator is sent bytes, a quarter of them
+        timeouts=data.timeouts(),
+    )
+
+
+def open_loader(setup: Setup, start: int) -> TrainLoader:
+    """This rank's micro-batches from step `start` (from 0) to the run's end."""
+    return TrainLoader(
+        setup.index,
+        setup.order,
+        setup.images,
+        loader_options(setup),
+        micro_batch=setup.recipe.layout.micro_batch,
+        start_step=start,
+        stop_step=setup.recipe.steps,
+        mixing=setup.config.data.mixing(setup.images.image_size, setup.config.seed),
+        trained=setup.trained,
     )
 
 
