@@ -1,4 +1,4 @@
-"""One rank's gradient is not finite: what is left of the weights on every rank."""
+"""The last rank's gradient is not finite: what is left of the weights on every rank."""
 
 import itertools
 import json
@@ -30,13 +30,13 @@ for name, section in variants.items():
     optimizer = build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=0.1, decay="all"))
     layout = batch_layout(4 * world.size, 2, world.size)
     engine = build_engine(model, optimizer, DeepSpeedSection(**section), layout, clip_norm=1.0)
-    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(world.rank))
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(world.rank)).to(world.device)
     with torch.no_grad():
         outputs = [engine(images).float()]
     for poison in (False, True, False):
         for micro_batch in range(layout.accumulation):
             logits = engine(images)
-            if poison and world.rank == 1 and micro_batch == 0:
+            if poison and world.rank == world.size - 1 and micro_batch == 0:
                 logits.register_hook(lambda gradient: gradient * float("nan"))
             accumulate(engine, logits.float().square().mean())
         update(engine, lr=1e-2)

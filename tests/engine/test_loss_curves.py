@@ -228,6 +228,7 @@ def tolerances(way: dict) -> dict[int, tuple[float, float]]:
     return {10: (2e-4, 2e-2) if way["compile"] else (5e-5, 5e-3), STEPS: (3e-3, 0.15)}
 
 
+@pytest.mark.cuda
 def test_every_zero_stage_and_accumulation_is_the_plain_loop(ranks, config_file, plain, tmp_path):
     losses = [truth["loss"] for truth in plain()]  # torch 2.11 draws other first weights than 2.14
     assert sum(losses[-10:]) < 0.99 * sum(losses[:10]), "the proof must train, or any two curves are equal"
@@ -254,6 +255,7 @@ FEW = [
 ]
 
 
+@pytest.mark.cuda
 def test_half_precision_offload_and_checkpointing_are_the_plain_loop(ranks, config_file, plain, tmp_path):
     prove(FEW, ranks, config_file, plain, tmp_path)
 

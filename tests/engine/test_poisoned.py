@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import RANKS
+
 CPU = {"device": "cpu"}
 HALVES = {
     "fp32": {},
@@ -27,13 +29,14 @@ FEW = (
 )  # fmt: skip
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("names", [FEW, pytest.param(tuple(ALL), marks=pytest.mark.long)], ids=["few", "all"])
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_forgotten(names, ranks, tmp_path):
     assert len(ALL) == 1 + 3 * 3 * 2
     sections = {name: ALL[name] for name in names}
-    ranks(2, Path(__file__).with_name("poisoned.py"), tmp_path, json.dumps(sections))
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert list(first) == list(second) == list(sections)
-    for name in sections:
-        for told in (first[name], second[name]):
+    ranks(RANKS, Path(__file__).with_name("poisoned.py"), tmp_path, json.dumps(sections))
+    of_ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    for of_rank in of_ranks:
+        assert list(of_rank) == list(sections)
+        for name, told in of_rank.items():
             assert told == {"changed": [True, False, True], "finite": True}, name

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from pretrain.weights.load import load_weights
@@ -11,6 +12,7 @@ from tests.conftest import RANKS, history
 STEPS = 8
 
 
+@pytest.mark.cuda
 def test_every_stage_and_bf16_goes_on_bit_for_bit_and_evaluates(tiny_config, digits, ranks, tmp_path):
     config = tiny_config(
         tmp_path / "resume.json",
