@@ -1,0 +1,52 @@
+"""Bytes outside torch's allocator: assumptions with their sources, not traced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.plan.job import Job
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+
+# CUDA: measured on an H100 by the authors of pith-train (`tools/memory_estimator`): the context, NCCL's communicator,
+# and what the first forward pass adds (cuBLAS's and cuDNN's work spaces, kernels loaded late).
+_CONTEXT, _NCCL, _FIRST_PASS = int(0.52 * _GIB), int(0.39 * _GIB), int(1.0 * _GIB)
+
+# CPU: what the first step of any network adds to a process that has imported everything: threads' stacks, oneDNN's
+# and gloo's buffers, libraries loaded late. Measured (`benchmarks/memory.py`).
+_CPU_FIRST_STEP = 30 * _MIB
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Bytes outside torch's allocator, by what they are."""
+
+    context: int  # of the device's driver
+    communication: int  # NCCL's or gloo's
+    libraries: int  # work spaces and kernels that the first step loads
+
+    @property
+    def total(self) -> int:
+        """Bytes of all."""
+        return self.context + self.communication + self.libraries
+
+
+def outside(job: Job) -> Outside:
+    """What lies outside torch's allocator on one rank."""
+    if job.device == "cpu":
+        return Outside(0, 0, _CPU_FIRST_STEP)
+    return Outside(_CONTEXT, _NCCL if job.layout.ranks > 1 else 0, _FIRST_PASS)
+
+
+def fragmentation(job: Job, allocated: int, varying: int) -> tuple[int, int]:
+    """Least and most bytes that the allocator holds beyond what is allocated.
+
+    Args:
+        allocated: at the peak.
+        varying: of these, what comes and goes within a step, between which gaps arise.
+    """
+    if job.device == "cpu":
+        return 0, varying // 10
+    # torch rounds up to 2 MiB blocks; pith-train's authors saw 10 % of what is allocated.
+    return 0, allocated // 10
