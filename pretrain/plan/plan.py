@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pretrain.page.text import Table, bytes_text, duration_text, number_text
 from pretrain.plan.fit import Fit, fit, gib_text, knobs, overrides, taken
 from pretrain.plan.flops import training_flops
 from pretrain.plan.job import Cluster, Job
+from pretrain.plan.memory.host import HostMemory, host_memory
 from pretrain.plan.memory.states import optimized
 from pretrain.plan.reading import (
     LAUNCHER_GRACE,
@@ -51,9 +52,9 @@ class Plan:
     checkpoint: int  # bytes
     stop: Stop | None
     assumed: Assumed
-    table: tuple[
-        tuple[str, int, float | None], ...
-    ]  # what a change gives: its keys, bytes of a rank, step time ÷ now's
+    host: HostMemory  # of a machine
+    # What a change gives: its keys, bytes of a rank, step time as a multiple of the plan's.
+    table: tuple[tuple[tuple[str, ...], int, float | None], ...]
 
     @property
     def hours(self) -> float | None:
@@ -101,6 +102,7 @@ class Plan:
             "read_bytes_per_second": read and read.bytes_per_second,
             "requests_per_second": read and read.requests_per_second,
             "checkpoint_bytes": self.checkpoint,
+            "host_bytes": {**asdict(self.host), "total": self.host.total},
             "room_bytes": self.fit.room,
             "largest_micro_batch": self.fit.largest,
             "why": self.fit.why,
@@ -121,7 +123,7 @@ class Plan:
             "grace_seconds": self.stop and self.stop.grace,
             "gpu_hours": self.gpu_hours,
             "money": self.money,
-            "knobs": [{"change": keys, "bytes": size, "step_ratio": ratio} for keys, size, ratio in self.table],
+            "knobs": [{"change": list(keys), "bytes": size, "step_ratio": ratio} for keys, size, ratio in self.table],
             "assumptions": list(self.assumed.said),
         }
 
@@ -144,7 +146,7 @@ def make_plan(job: Job, cluster: Cluster, assumed: Assumed, *, free_micro_batch:
     table = []
     for change in knobs(chosen):
         other = _time(change.job, cluster, parameters, assumed)
-        table.append((overrides(change.keys), taken(change.job), other.total / time.total if other and time else None))
+        table.append((change.keys, taken(change.job), other.total / time.total if other and time else None))
     return Plan(
         chosen,
         cluster,
@@ -155,6 +157,7 @@ def make_plan(job: Job, cluster: Cluster, assumed: Assumed, *, free_micro_batch:
         saved,
         Stop(time.total, saved / assumed.storage) if time else None,
         assumed,
+        host_memory(chosen, cluster),
         tuple(table),
     )
 
@@ -190,6 +193,17 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield "  no change of some keys would fit: more or larger devices, or a smaller network"
     yield ""
     yield from _memory(plan)
+    host = plan.host
+    yield f"Memory of a host: {gib_text(host.total)}"
+    parts = (
+        ("processes", host.processes, ""),
+        ("read ahead", host.read_ahead, f"data.read_ahead_mib={job.data.read_ahead_mib} a rank"),
+        ("batches", host.batches, "decoded images"),
+        ("save", host.save_copy, "the copy that is written while training continues"),
+        ("offloaded", host.offloaded, "from the devices"),
+        ("ranks", host.devices, "as above"),
+    )
+    yield from _sizes(parts)
     if plan.time is not None:
         yield ""
         yield from _step(plan, plan.time)
@@ -197,7 +211,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield "What a change gives"
     header = ("change", "memory", "fits", "step ÷ now's")
     rows = [
-        (keys, gib_text(size), "yes" if size <= found.room else "no", "–" if ratio is None else f"{ratio:.2f}")
+        (_short(keys), gib_text(size), "yes" if size <= found.room else "no", "–" if ratio is None else f"{ratio:.2f}")
         for keys, size, ratio in plan.table
     ]
     yield from _indented(Table(header, rows).text())
@@ -208,11 +222,16 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from (f"  {one}" for one in plan.assumed.said)
 
 
+def _short(keys: tuple[str, ...]) -> str:
+    """Changes without what is the same in all of them."""
+    return ", ".join(key.rpartition(".")[2].replace('={"device":"cpu"}', "=cpu") for key in keys)
+
+
 def _headline(plan: Plan) -> str:
     cluster = plan.cluster
     kind = "CPU ranks" if plan.job.device == "cpu" else cluster.device_name or "GPUs"
-    of = "a host of" if plan.job.device == "cpu" else "each"
-    where = f"{cluster.nodes} × {cluster.devices} {kind}, {of} {gib_text(cluster.device_memory)}"
+    of = "a host" if plan.job.device == "cpu" else "each"
+    where = f"{cluster.nodes} × {cluster.devices} {kind}, {gib_text(cluster.device_memory)} {of}"
     return f"{where}: {'fits' if plan.fit.fits else 'DOES NOT FIT'}"
 
 
@@ -232,9 +251,13 @@ def _memory(plan: Plan) -> Iterator[str]:
         ("fragmentation", memory.fragmentation[1], f"at most; at least {gib_text(memory.fragmentation[0])}"),
         ("the process", total - memory.total, "with its imports, before it trains"),
     ]
-    shown = [(name, gib_text(size), what) for name, size, what in rows if size]
-    for name, size, what in shown:
-        yield f"  {name:16}{size:>11}  {what}".rstrip()
+    yield from _sizes(rows)
+
+
+def _sizes(rows: Iterable[tuple[str, int, str]]) -> Iterator[str]:
+    for name, size, what in rows:
+        if size:
+            yield f"  {name:16}{gib_text(size):>11}  {what}".rstrip()
 
 
 def _step(plan: Plan, time: StepTime) -> Iterator[str]:

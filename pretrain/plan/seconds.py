@@ -20,6 +20,9 @@ _COMPILED = 1.12  # compiled, L/16 and H/14 trained 1.13 to 1.15 times as fast o
 # Of a block's forward pass, what the backward pass computes again under selective checkpointing: all that is cheap to
 # compute, but moves memory.
 _SELECTIVE = 0.15
+# Under ZeRO 3 hooks around each block gather, free and check parameters: two CPU ranks took 1.3 times as long
+# (`benchmarks/step.py` under ZeRO 3); a device, with less to do per hook, is taken to lose less. A guess.
+_GATHERING = {"cpu": 1.3, "cuda": 1.2}
 _HIDDEN = 0.8  # of the time of what is computed meanwhile, what communication can hide behind
 
 
@@ -27,7 +30,7 @@ _HIDDEN = 0.8  # of the time of what is computed meanwhile, what communication c
 class Pace:
     """How fast a device works, by assumption or as measured."""
 
-    flops: float  # FLOP/s that forward and backward passes reach
+    flops: float  # FLOP/s that forward and backward passes reach where they are not compiled
     memory_bandwidth: float  # bytes/s that an update reaches
     host_link: float  # bytes/s between the memory of the device and the host's
     fabric: Fabric
@@ -86,7 +89,8 @@ def compiled_gain(job: Job) -> float:
 def step_time(job: Job, cluster: Cluster, parameters: int, pace: Pace) -> StepTime:
     """Seconds of a step of `job`, a network of so many parameters, the data apart."""
     images = job.layout.per_rank
-    compute, again = (images * flops / pace.flops for flops in (flops_done(job), flops_again(job)))
+    rate = pace.flops * compiled_gain(job) / (_GATHERING[job.device] if job.stage == 3 else 1)
+    compute, again = (images * flops / rate for flops in (flops_done(job), flops_again(job)))
     found = traffic(exchange(job, parameters), cluster.nodes, cluster.devices, pace.fabric)
     return StepTime(compute, again, found, _exposed(job, found, compute), _update(job, cluster, parameters, pace))
 
@@ -125,10 +129,10 @@ def _exposed(job: Job, found: Traffic, compute: float) -> float:
 
 
 def _update(job: Job, cluster: Cluster, parameters: int, pace: Pace) -> float:
-    """Seconds of the update, which moves memory: the gradients for norm and clipping, weights, moments, average."""
+    """Seconds of the update, which moves memory."""
     moments = 2 if job.optimizer.name == "adamw" else 1 if job.optimizer.momentum else 0
-    clipped = 3 if job.optimizer.clip_norm else 1  # read for the norm, read and written to be scaled
-    touched = 4 + 4 * clipped + 8 * (1 + moments + (job.optimizer.averaging is not None))
+    averaged = job.optimizer.averaging is not None
+    touched = touched_bytes(moments + averaged, clipped=job.optimizer.clip_norm > 0)
     values = parameters if job.stage == 0 else ceil(parameters / cluster.ranks)
     seconds = touched * values / pace.memory_bandwidth
     offload = job.deepspeed.zero_optimization.offload_optimizer
@@ -136,6 +140,14 @@ def _update(job: Job, cluster: Cluster, parameters: int, pace: Pace) -> float:
         moved = values * (4 + (4 if job.dtype is torch.float32 else 2))
         seconds = touched * values * cluster.devices / HOST_BANDWIDTH + moved / pace.host_link
     return seconds
+
+
+def touched_bytes(states: int, *, clipped: bool) -> int:
+    """Bytes that an update reads and writes for a value: gradient, weight and so many states, all fp32.
+
+    The gradient is read for the norm, read and written again to be clipped, and read by the update.
+    """
+    return 4 * (4 if clipped else 2) + 8 * (1 + states)
 
 
 HOST_BANDWIDTH = 150e9  # bytes/s of a host's memory that updates of all its ranks share, where they are offloaded
