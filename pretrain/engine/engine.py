@@ -22,6 +22,7 @@ from pretrain.engine.quiet import (
     quiet,
 )
 from pretrain.engine.section import DeepSpeedSection
+from pretrain.engine.zero.once import hold_once
 from pretrain.errors import InputError
 from pretrain.model.block import Block
 
@@ -110,6 +111,7 @@ def build_engine(
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     except (ValidationError, DeepSpeedConfigError) as error:
         raise InputError(f"deepspeed: DeepSpeed refuses this section of the config: {error}") from None
+    hold_once(engine)
     check_names(engine)  # before the next lines, which rely on the names
     for part in held(engine) if given else ():
         part.view(engine.basic_optimizer, WEIGHT).copy_(given[part.name][part.begin : part.begin + part.numel])

@@ -44,6 +44,7 @@ with quiet():
     from deepspeed.runtime.config import DeepSpeedConfigError
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
     from torch.utils.cpp_extension import get_default_build_root  # warns of a missing CUDA when imported
 
     get_accelerator()
@@ -57,6 +58,8 @@ if not VERBOSE:
 __all__ = [
     "FWD_MODULE_STACK",
     "DeepSpeedConfigError",
+    "DeepSpeedZeroOptimizer",
+    "GradPartitionBufferGroup",
     "PartitionedParameterCoordinator",
     "deepspeed",
     "get_accelerator",

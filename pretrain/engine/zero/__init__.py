@@ -1,0 +1,1 @@
+"""What DeepSpeed's ZeRO optimizers are made to do otherwise: memory that is held once, waits that are saved."""
