@@ -267,11 +267,17 @@ def _step(plan: Plan, time: StepTime) -> Iterator[str]:
         ("forward and backward", time.compute, f"{_seconds(time.again)} of it computed again" if time.again else ""),
         ("communication", time.exposed, _communication(time)),
         ("update", time.update, ""),
-        ("waiting for data", time.data, f"data.workers={plan.job.data.workers} decode too slowly"),
+        ("data", time.data, _data(plan)),
     ]
     for name, seconds, what in rows:
         if seconds:
             yield f"  {name:21}{_seconds(seconds):>10}  {what}".rstrip()
+
+
+def _data(plan: Plan) -> str:
+    if plan.assumed.cores is not None:
+        return "images are decoded on the same cores"
+    return f"what data.workers={plan.job.data.workers} decode more slowly than a step"
 
 
 def _communication(time: StepTime) -> str:
