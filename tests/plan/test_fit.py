@@ -127,12 +127,12 @@ def test_the_states_are_those_of_deepspeeds_own_estimators(job):
 
 
 def test_h14_by_hand():
-    """633,685,480 values: bf16 weights, fp32 gradients of all, fp32 weights and two moments of an eighth."""
+    """633,685,480 values: bf16 weights, bf16 and fp32 gradients of all, fp32 weights and two moments of an eighth."""
     job = job_of("model.num_classes=1000", config="h14.json")
     memory, values = rank_memory(job), 633_685_480
     assert optimized(job).values == values
     assert memory.parameters == pytest.approx(2 * values, rel=1e-3)
-    assert memory.gradients == pytest.approx(4 * values, rel=1e-3)
+    assert memory.gradients == pytest.approx(6 * values, rel=1e-3)  # DeepSpeed keeps those of a backward pass, too
     assert memory.optimizer == pytest.approx(12 * values / 8, rel=1e-3)
     assert checkpoint_bytes(job, values) == 12 * values
 

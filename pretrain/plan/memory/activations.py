@@ -32,7 +32,8 @@ class Part:
 
     kept: int  # from its forward pass to its backward pass, its output among them
     forward: int  # the most while its forward pass runs, beyond what the parts before it keep
-    backward: int  # the most while its backward pass runs, its own parameters' gradients among them, beyond the same
+    backward: int  # the most while its backward pass runs, beyond the same, its parameters' gradients not among them
+    backward_with_gradients: int  # the same where these gradients are new and stay until it ends
     gradients: int  # of its parameters, in the type computed in
 
 
@@ -79,7 +80,7 @@ def _frozen(job: Job, found: list[Part]) -> list[Part]:
     output = job.layout.micro_batch * spec.tokens * spec.width * job.dtype.itemsize
     last = min(job.frozen, len(found) - 1) - 1
     still = [
-        Part(output if depth == last else 0, part.forward, 0, part.gradients)
+        Part(output if depth == last else 0, part.forward, 0, 0, part.gradients)
         for depth, part in enumerate(found[: last + 1])
     ]
     return [*still, *found[last + 1 :]]
@@ -96,6 +97,8 @@ def _trace(case: _Case) -> tuple[Part, ...]:
         images = torch.empty(micro, spec.channels, spec.image_size, spec.image_size, dtype=case.dtype)
         with LiveBytes([*model.parameters(), labels, valid, images]) as bytes_:
             marks = _Marks(model, bytes_)
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(lambda owner: bytes_.set_aside(owner.grad))
             loss = _loss(model(images), labels, valid, case.loss)
             marks.forward_ends()
             loss.backward()
@@ -112,7 +115,7 @@ class _Marks:
     def __init__(self, model: VisionTransformer, live: LiveBytes) -> None:
         self._live = live
         self._forward: list[tuple[int, int]] = []  # (live after a part, peak in it)
-        self._backward: list[int] = []  # peak in a part, from the last one on
+        self._backward: list[tuple[int, int]] = []  # peaks in a part, without and with gradients, from the last one on
         model.blocks[0].register_forward_pre_hook(lambda module, inputs: self._border(inputs[0]))
         for block in model.blocks:
             block.register_forward_hook(lambda module, inputs, output: self._border(output))
@@ -128,7 +131,7 @@ class _Marks:
 
     def backward_ends(self) -> None:
         """Of a part."""
-        self._backward.append(self._live.peak)
+        self._backward.append((self._live.peak, self._live.peak_with_aside))
         self._live.restart()
 
     def parts(self, gradients: list[int]) -> tuple[Part, ...]:
@@ -137,8 +140,9 @@ class _Marks:
         for number, ((after, forward), backward) in enumerate(
             zip(self._forward, reversed(self._backward), strict=True)
         ):
+            without, together = (peak - before for peak in backward)
             later = sum(gradients[number + 1 :])
-            found.append(Part(after - before, forward - before, backward - before - later, gradients[number]))
+            found.append(Part(after - before, forward - before, without, together - later, gradients[number]))
             before = after
         return tuple(found)
 

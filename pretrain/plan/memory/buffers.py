@@ -13,7 +13,7 @@ import torch
 
 from pretrain.plan.job import Job
 from pretrain.plan.memory.activations import Part
-from pretrain.plan.memory.states import FP32, optimized, partition, states
+from pretrain.plan.memory.states import FP32, flat_gradients, held_once, optimized, padded, partition, states
 
 REDUCE_BUCKET = 50_000_000  # values, where the config names none (`engine.engine`)
 _REDUCE_WITHOUT_ZERO = 500_000_000  # values, of a bucket that DeepSpeed fills without ZeRO
@@ -38,79 +38,102 @@ class Moment:
 
 def moments(job: Job, parts: list[Part]) -> Iterator[Moment]:
     """The moments of a step between which a rank's memory is highest."""
-    whole, keeps = states(job).gradients, job.layout.accumulation > 1
-    resting = gathered(job) + (_bucket(job, _bucket_values(job)) if job.stage == 3 else 0)
-    steady = whole if keeps or job.stage == 3 else 0
-    before = _batch(job)
-    for part in parts:
-        yield Moment("forward", steady, before + part.forward, resting)
-        before += part.kept
+    whole = states(job).gradients
+    # Gradients that are there all the time, or from one backward pass to the next.
+    always = whole if job.stage == 3 or flat_gradients(job) else 0
+    steady = whole if job.layout.accumulation > 1 else always
+    kept = _batch(job)
+    bucket = _bucket(job, _bucket_values(job)) if job.stage == 3 else 0
+    for depth, part in enumerate(parts):
+        yield Moment("forward", steady, kept + part.forward, bucket + _gathered(job, parts, depth, fetching=True))
+        kept += part.kept
     later = 0
-    for part in reversed(parts):
-        before -= part.kept
+    for depth, part in reversed([*enumerate(parts)]):
+        kept -= part.kept
         held, buffers = _while_reducing(job, later)
-        yield Moment("backward", max(steady, held), before + part.backward, resting + buffers)
+        new = job.stage == 0 and not steady
+        working = part.backward_with_gradients if new else part.backward
+        gathered = _gathered(job, parts, depth, fetching=False)
+        yield Moment("backward", max(steady, held), kept + working, bucket + buffers + gathered)
         later += part.gradients // job.dtype.itemsize
     held, buffers = _while_reducing(job, later)
-    yield Moment("reduction", max(held, steady), before, resting + buffers + _reduction(job))
-    yield Moment("update", _updating(job), before, resting + _flat(job))
+    gathered = _gathered(job, parts, -1, fetching=False)
+    yield Moment("reduction", max(steady, held), kept, bucket + buffers + gathered + _reduction(job))
+    updated = whole if job.stage in (0, 3) or always else FP32 * partition(job)
+    yield Moment("update", updated, kept, bucket + gathered + _flat(job))
 
 
-def gathered(job: Job) -> int:
-    """Bytes of parameters that are gathered at a time under ZeRO 3; with one rank nothing is."""
-    ranks = job.layout.ranks
-    if job.stage < 3 or ranks == 1:
+def _gathered(job: Job, parts: list[Part], depth: int, *, fetching: bool) -> int:
+    """Bytes of parameters that are gathered under ZeRO 3 while the part at `depth` runs; with one rank nothing is.
+
+    What the forward pass gathers is kept for the backward pass where that is nearer than the reuse distance, which most
+    networks are whole. While it is gathered it lies there twice: as the ranks sent it, and cut into parameters.
+    """
+    if job.stage < 3 or job.layout.ranks == 1:
         return 0
-    zero = job.deepspeed.zero_optimization
+    zero, size = job.deepspeed.zero_optimization, job.dtype.itemsize
     threshold = _set(zero.stage3_param_persistence_threshold, _PERSISTENT)
-    values = [value for group in optimized(job).groups for value in group]
-    small = sum(value for value in values if value <= threshold)
-    # A parameter is kept after the forward pass where its use in the backward pass is nearer than the reuse distance.
-    near = min(_set(zero.stage3_max_reuse_distance, _REUSE) // 2, sum(values) - small)
-    ahead = _set(zero.stage3_prefetch_bucket_size, _PREFETCH)
-    largest = max(values)
-    # What is gathered together lies there twice for a moment: as the ranks sent it, and cut into parameters.
-    together = min(ahead, sum(values)) + largest
-    return job.dtype.itemsize * (small + min(near + together, sum(values)) + together)
+    small = sum(value for group in optimized(job).groups for value in group if value <= threshold)
+    values = [part.gradients // size for part in parts]
+    here = values[depth] if depth >= 0 else 0
+    near = max(here, _set(zero.stage3_max_reuse_distance, _REUSE) // 2)
+    kept = min(sum(values[: depth + 1]), near)
+    ahead = min(sum(values[depth + 1 :]), _set(zero.stage3_prefetch_bucket_size, _PREFETCH)) + here if fetching else 0
+    return size * (small + kept + ahead)
 
 
 def _while_reducing(job: Job, values: int) -> tuple[int, int]:
-    """Bytes of gradients, and of buffers they pass through, once so many values have their gradients."""
-    size, ranks = job.dtype.itemsize, job.layout.ranks
-    if job.stage < 2:
-        return (FP32 if job.stage else size) * values, 0
-    full = _bucket_values(job)
-    if job.stage == 3:
+    """Bytes of gradients, and of the bucket they pass through, once so many values have their gradients."""
+    if job.stage == 3 or flat_gradients(job):
         return 0, 0
+    if job.stage < 2:
+        return FP32 * values, 0 if job.stage == 0 or job.device == "cpu" else _bucket(job, 0)
+    full = _bucket_values(job)
     reduced = values // full * full
-    return FP32 * reduced // ranks, _bucket(job, min(values, full))
+    return FP32 * reduced // job.layout.ranks, _bucket(job, min(values, full))
 
 
 def _reduction(job: Job) -> int:
     """Bytes that the exchange of gradients adds at the end of the backward pass."""
-    values, full = optimized(job).values, _bucket_values(job)
+    found = optimized(job)
+    values, full = found.values, _bucket_values(job)
+    filled, part = min(values, full), FP32 * partition(job)
     if job.stage == 0:
-        return FP32 * min(values, _REDUCE_WITHOUT_ZERO)
+        return FP32 * min(values, _REDUCE_WITHOUT_ZERO)  # all of it flat
+    if flat_gradients(job) and not held_once(job):
+        return FP32 * (padded(job) if padded(job) <= _REDUCE_WITHOUT_ZERO and len(found.groups) > 1 else 0)
+    exchanged = FP32 * filled if job.dtype is not torch.float32 else 0  # half-precision gradients as fp32
+    if job.stage == 1 and held_once(job):
+        return FP32 * _joined(job) if job.layout.ranks > 1 else 0
     if job.stage == 1:
-        return _bucket(job, min(values, full))
+        return max(_bucket(job, filled), part) - (0 if job.device == "cpu" else _bucket(job, 0))
     if job.stage == 2:
-        return FP32 * values // job.layout.ranks - FP32 * (values // full * full) // job.layout.ranks
-    return FP32 * min(values, full)
+        return exchanged + part - part * (values // full * full) // values
+    return exchanged + FP32 * filled  # what is sent, in the order of the ranks
 
 
-def _updating(job: Job) -> int:
-    """Bytes of gradients while weights are updated."""
-    return states(job).gradients if job.stage in (0, 3) else FP32 * partition(job)
+def _joined(job: Job) -> int:
+    """Values of the largest bucket that holds gradients of several groups, which are joined to be exchanged."""
+    found, full = optimized(job), _bucket_values(job)
+    filled, largest, groups = 0, 0, set[int]()
+    for number, group in enumerate(found.groups):
+        for value in group if found.trained[number] else ():
+            if filled and filled + value > full:
+                filled, groups = 0, set()
+            filled += value
+            groups.add(number)
+            largest = max(largest, filled if len(groups) > 1 else 0)
+    return largest
 
 
 def _flat(job: Job) -> int:
     """Bytes of the gradients' flat copy, one group of parameters at a time, or of a tensor in the norm's type."""
-    largest = max(value for group in optimized(job).groups for value in group)
-    if job.stage == 0:
+    if job.stage == 0 or (flat_gradients(job) and not held_once(job)):
         return 0
-    ranks = job.layout.ranks
-    copied = max(ceil(sum(group) / ranks) for group in optimized(job).groups)
-    return max(FP32 * copied, _NORM * ceil(largest / ranks))
+    groups, ranks = optimized(job).groups, job.layout.ranks
+    norm = _NORM * min(max(max(group) for group in groups), max(ceil(sum(group) / ranks) for group in groups))
+    flat_already = job.stage < 3 and (held_once(job) or job.dtype is not torch.float32)
+    return norm if flat_already else max(norm, FP32 * max(ceil(sum(group) / ranks) for group in groups))
 
 
 def _bucket(job: Job, filled: int) -> int:

@@ -13,9 +13,9 @@ _GIB = 1 << 30
 # and what the first forward pass adds (cuBLAS's and cuDNN's work spaces, kernels loaded late).
 _CONTEXT, _NCCL, _FIRST_PASS = int(0.52 * _GIB), int(0.39 * _GIB), int(1.0 * _GIB)
 
-# CPU: what the first step of any network adds to a process that has imported everything: threads' stacks, oneDNN's
-# and gloo's buffers, libraries loaded late. Measured (`benchmarks/memory.py`).
-_CPU_FIRST_STEP = 30 * _MIB
+# CPU: what DeepSpeed's own objects, threads' stacks and gloo's buffers take once all is imported: 2 to 6 MiB measured
+# (`benchmarks/memory.py`).
+_CPU_PROCESS = 4 * _MIB
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Outside:
 def outside(job: Job) -> Outside:
     """What lies outside torch's allocator on one rank."""
     if job.device == "cpu":
-        return Outside(0, 0, _CPU_FIRST_STEP)
+        return Outside(0, 0, _CPU_PROCESS)
     return Outside(_CONTEXT, _NCCL if job.layout.ranks > 1 else 0, _FIRST_PASS)
 
 
@@ -47,6 +47,8 @@ def fragmentation(job: Job, allocated: int, varying: int) -> tuple[int, int]:
         varying: of these, what comes and goes within a step, between which gaps arise.
     """
     if job.device == "cpu":
-        return 0, varying // 10
+        # glibc keeps freed memory between what is in use: by default a process took 10 to 110 % more of what comes and
+        # goes than with each tensor in pages of its own (`benchmarks/memory.py`). Of large tensors it keeps nothing.
+        return 0, varying
     # torch rounds up to 2 MiB blocks; pith-train's authors saw 10 % of what is allocated.
     return 0, allocated // 10

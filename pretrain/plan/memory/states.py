@@ -40,6 +40,7 @@ class Optimized:
     """What the optimizer updates, and what it keeps of it."""
 
     groups: tuple[tuple[int, ...], ...]  # values of each parameter, by group, in the optimizer's order
+    trained: tuple[bool, ...]  # whether a group is updated
     moments: int  # how many
     moment_bytes: int  # of a value
     counts: bool  # whether the number of updates is kept beside them
@@ -49,6 +50,11 @@ class Optimized:
     def values(self) -> int:
         """Of all parameters."""
         return sum(map(sum, self.groups))
+
+    @property
+    def trained_values(self) -> int:
+        """Of all parameters that are updated."""
+        return sum(sum(group) for group, trained in zip(self.groups, self.trained, strict=True) if trained)
 
 
 def optimized(job: Job) -> Optimized:
@@ -63,6 +69,7 @@ def _optimized(spec: ViTSpec, frozen: int, section: str) -> Optimized:
         optimizer = build_optimizer(model, OptimizerSection.model_validate_json(section))
     return Optimized(
         tuple(tuple(parameter.numel() for parameter in group["params"]) for group in optimizer.param_groups),
+        tuple(group["lr_scale"] != 0 for group in optimizer.param_groups),
         len(optimizer.moments),
         optimizer.moment_dtype.itemsize,
         isinstance(optimizer, torch.optim.AdamW),
@@ -103,18 +110,39 @@ def partition(job: Job) -> int:
 
 def separate_weights(job: Job) -> bool:
     """Whether fp32 weights are kept beside the parameters that the network computes with."""
-    return job.stage in (1, 2) or job.dtype is not torch.float32
+    return job.stage > 0 and not held_once(job)
+
+
+def held_once(job: Job) -> bool:
+    """Whether ZeRO 1 and 2 keep weights and gradients once, which the engine brings about for most fp32 runs.
+
+    The conditions are those of `engine.once`.
+    """
+    zero = job.deepspeed.zero_optimization
+    plain = zero.contiguous_gradients is not False and not (zero.overlap_comm or zero.reduce_scatter)
+    return job.stage in (1, 2) and job.dtype is torch.float32 and plain and not offloads(job)
+
+
+def offloads(job: Job) -> bool:
+    """Whether the optimizer's state is kept in the host's memory."""
+    offload = job.deepspeed.zero_optimization.offload_optimizer
+    return offload is not None and offload.device == "cpu"
+
+
+def flat_gradients(job: Job) -> bool:
+    """Whether all gradients lie in flat fp32 tensors that are never freed: the engine's or DeepSpeed's for bf16."""
+    return job.stage == 1 and (held_once(job) or (job.dtype is torch.bfloat16 and not offloads(job)))
 
 
 def gradient_bytes(job: Job) -> int:
-    """Of the gradients that a rank holds between backward passes."""
-    if job.stage == 0 or job.stage == 1:
-        return FP32 * optimized(job).values
-    return FP32 * partition(job)
+    """Of the gradients that a rank holds between backward passes, at the most."""
+    found = optimized(job)
+    if flat_gradients(job):  # bf16: with those of the last backward pass, which have been added
+        return FP32 * padded(job) + (0 if held_once(job) else job.dtype.itemsize * found.trained_values)
+    if job.stage == 1:
+        return FP32 * found.trained_values
+    return FP32 * (found.values if job.stage == 0 else partition(job))
 
 
 def _offloaded(job: Job, optimizer: int) -> int:
-    offload = job.deepspeed.zero_optimization.offload_optimizer
-    if job.device == "cpu" or offload is None or offload.device != "cpu":
-        return 0
-    return optimizer
+    return optimizer if offloads(job) and job.device != "cpu" else 0
