@@ -74,6 +74,32 @@ def values_held(engine: Any) -> int:
     return len(kinds(engine)) * sum(fragment.numel for fragment in held(engine))
 
 
+def state_bytes(engine: Any) -> dict[str, int]:
+    """Bytes of "parameters" that the network computes with, "optimizer" (fp32 weights, where they are not the
+    parameters themselves, and moments) and "average" that this rank holds in its device's memory from step to step.
+    """
+    optimizer = engine.basic_optimizer
+    parameters = list(engine.module.parameters())
+    computed = engine.optimizer.fp16_partitioned_groups_flat if engine.zero_optimization_stage() == 3 else parameters
+    states = [(kind, state) for of_one in optimizer.state.values() for kind, state in of_one.items()]
+    tensors = [(kind, state) for kind, state in states if torch.is_tensor(state)]
+    of = {
+        "parameters": computed,
+        "optimizer": [*optimizer.state, *(state for kind, state in tensors if kind != AVERAGE)],
+        "average": [state for kind, state in tensors if kind == AVERAGE],
+    }
+    sizes, counted = {}, set[int]()
+    for part, held_here in of.items():
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in held_here
+            if tensor.device.type == engine.device.type
+        }
+        sizes[part] = sum(size for address, size in storages.items() if address not in counted)
+        counted |= storages.keys()
+    return sizes
+
+
 def share(engine: Any) -> list[Fragment]:
     """The fragments that this rank saves: each value is saved by exactly one rank."""
     fragments = held(engine)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from pretrain.checkpoint.pieces import Piece
 from pretrain.engine.fragments import kinds, parameter_begins, share
 from pretrain.engine.quiet import get_accelerator
+from pretrain.hostmemory import available_memory, released_memory
 
 _SPARE = 1.1  # times the buffers' size must be free: what is measured is not all that will be taken
-_CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Snapshot:
@@ -76,32 +73,5 @@ class Snapshot:
         return {kind: [part.view(optimizer, kind) for part in self._fragments] for kind in kinds(self._engine)}
 
 
-def available_memory() -> int:
-    """Bytes that can be had without swapping: the host's, or what the job's control groups leave, if that is less."""
-    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
-
-
-def released_memory() -> int:
-    """Bytes that this process has released since its peak: it may take as much again."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return max(0, peak - int(psutil.Process().memory_info().rss))
-
-
 def _page_locks() -> bool:
     return get_accelerator().device_name() != "cpu"
-
-
-def _left_in_groups() -> list[int]:
-    """What each control group (version 2) above this process leaves; nothing where there is no limit."""
-    left = []
-    try:
-        own = _OWN.read_text().rpartition("0::/")[2].strip()
-        here = _CGROUPS / own.lstrip("/")
-        for group in [here, *here.parents]:
-            if (limit := group / "memory.max").is_file() and (most := limit.read_text().strip()) != "max":
-                cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                used = int((group / "memory.current").read_text()) - int(cache.get("inactive_file", 0))
-                left.append(int(most) - used)
-    except (OSError, ValueError):
-        pass
-    return left

@@ -13,6 +13,7 @@ import torch
 from pretrain.console import say
 from pretrain.engine.step import Update
 from pretrain.page.text import duration_text, number_text
+from pretrain.plan.measured import Comparison
 from pretrain.ranks.collectives import World, all_gather_list, gather_rows, together
 from pretrain.record.events import now
 from pretrain.record.folder import RunFolder
@@ -46,6 +47,7 @@ class Metrics:
 
     Args:
         counters: of this rank's loader.
+        memory: of this rank, beside its plan; None: not measured.
         start: steps completed before.
         skipped: updates that were skipped before.
     """
@@ -58,10 +60,12 @@ class Metrics:
         workload: Workload,
         counters: Counters,
         *,
+        memory: Comparison | None = None,
         start: int = 0,
         skipped: int = 0,
     ) -> None:
         """Collective."""
+        self._memory, self._compared, self._logged = memory, False, 0  # lines since the start
         self._counters, self._counted = counters, counters.seen()
         self._world, self._every, self._of = world, section.every, workload
         peaks = [peak for peak in all_gather_list([workload.peak_flops]) if peak is not None]
@@ -87,6 +91,7 @@ class Metrics:
         window, batch = pulse.window(), self._of.global_batch
         shared = self._gather(window)
         rate = self._steps * batch / window.seconds
+        beside_plan = self._compare(shared, window.seconds / self._steps, last=done == self._of.steps)
         self._log(
             done,
             (self._of.steps - done) * window.seconds / self._steps,
@@ -100,9 +105,22 @@ class Metrics:
                 "mfu": self._mfu(rate),
                 **shared,
                 **({"updates_skipped": self._skipped} if self._skipped else {}),
+                **beside_plan,
             },
         )
+        if beside_plan and self._memory is not None:
+            self.say(self._memory.line(beside_plan))
         self._steps = 0
+        self._logged += 1
+
+    def _compare(self, shared: dict[str, Any], step_seconds: float, *, last: bool) -> dict[str, float]:
+        """What the run takes beside its plan, on rank 0 once after a start: in the second line, as the first has what
+        is compiled and read ahead at the beginning; or in the run's last line. Else empty.
+        """
+        if self._memory is None or self._compared or not (self._logged == 1 or last) or not shared:
+            return {}
+        self._compared = True
+        return self._memory.values(shared["memory/peak"], shared.get("memory/reserved"), step_seconds)
 
     def _mfu(self, rate: float) -> float | None:
         """The model's operations at `rate` images/s over the devices' peak; None where that is not known."""
@@ -127,15 +145,18 @@ class Metrics:
         each = [1000 * did[f"{part}_seconds"] / max(did["images"], 1) for part in _PARTS]
         waited = window.waited
         mine = [*each, 1000 * waited / images, waited, window.forward, did["bytes_read"], seen["unreadable"]]
+        mine += [0, 0] if self._memory is None else [self._memory.meter.peak(), self._memory.meter.reserved() or 0]
         rows = gather_rows(torch.tensor([mine], dtype=torch.float64, device=self._world.device))
         if rows is None:
             return {}
-        *parts, waits, forwards, read, unreadable = rows.T.tolist()
+        *parts, waits, forwards, read, unreadable, peaks, reserved = rows.T.tolist()
         values: dict[str, Any] = {
             "data_wait": max(waits) / window.seconds,
             **window.times(max(waits)),
             "data/bytes_per_second": sum(read) / window.seconds,
             "data/unreadable": sum(unreadable),
+            **({"memory/peak": round(max(peaks))} if any(peaks) else {}),
+            **({"memory/reserved": round(max(reserved))} if any(reserved) else {}),
         }
         for part, of_ranks in zip((*_PARTS, "wait"), parts, strict=True):
             values |= {

@@ -14,7 +14,7 @@ from pretrain.checkpoint import folder as checkpoints
 from pretrain.checkpoint.step import Checkpoint
 from pretrain.console import say
 from pretrain.engine.engine import build_engine, release
-from pretrain.engine.fragments import values_held
+from pretrain.engine.fragments import state_bytes, values_held
 from pretrain.engine.guards import Guard, RollBack
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.restore import restore
@@ -23,6 +23,7 @@ from pretrain.errors import DivergedError, InputError, StorageError
 from pretrain.model.initialization import initialize
 from pretrain.model.vit import VisionTransformer
 from pretrain.plan.flops import training_flops
+from pretrain.plan.measured import Comparison, Meter
 from pretrain.plan.peak import peak_flops
 from pretrain.progress import Progress
 from pretrain.ranks import collectives
@@ -171,16 +172,18 @@ def _train(
     with Pulse(Watchdog(out, world, hang=hang, slow=slow), world.device) as pulse:
         stop = of_several or Stop(out, world, config.train.time_limit_minutes)
         stop.enter(out)
-        guard = Guard(config.train.guard)
+        guard, meter = Guard(config.train.guard), Meter(world.device)
         engine, filled = build(setup, fill)
         if start.saved is not None:
             load(engine, guard, start.saved, world)
         begin(setup, start.step, start.passed_over)
+        memory = Comparison(setup.expected, meter, state_bytes(engine))
+        meter.restart()
         _say(world, headline(setup, start.step, start.said or filled))
         step, finished = start.step, None
         while finished is None:
             try:
-                finished = attempt(setup, engine, guard, stop, pulse, events, step)
+                finished = attempt(setup, engine, guard, stop, pulse, events, memory, step)
             except RollBack as back:
                 events.add("rollback", back.first, reason=str(back))
                 _say(world, str(back))
@@ -286,7 +289,16 @@ def roll_back(setup: Setup, engine: Any, guard: Guard, back: RollBack) -> int:
     return saved.step
 
 
-def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, events: Events, start: int) -> bool:
+def attempt(
+    setup: Setup,
+    engine: Any,
+    guard: Guard,
+    stop: Stop,
+    pulse: Pulse,
+    events: Events,
+    memory: Comparison,
+    start: int,
+) -> bool:
     """Train from step `start` to the end; False if the run was asked to stop before. Raises as `train`."""
     world, folder, steps = setup.world, setup.folder, setup.recipe.steps
 
@@ -304,7 +316,14 @@ def attempt(setup: Setup, engine: Any, guard: Guard, stop: Stop, pulse: Pulse, e
         stack.enter_context(deterministic(setup.config.train.deterministic))
         loader = stack.enter_context(open_loader(setup, start))
         metrics = Metrics(
-            folder, world, setup.config.logging, _workload(setup), loader.counters, start=start, skipped=guard.skipped
+            folder,
+            world,
+            setup.config.logging,
+            _workload(setup),
+            loader.counters,
+            memory=memory,
+            start=start,
+            skipped=guard.skipped,
         )
         saver = Saver(engine, folder, world, state, setup.config.checkpoint, events, start=start)
         ledger = _ledger(setup, metrics, saver, events)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil, log2
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from pretrain.images.transforms import EvalImages, TrainImages
 from pretrain.index.compare import check_classes, check_names
 from pretrain.index.index import Index
 from pretrain.model.spec import ViTSpec
+from pretrain.plan.measured import Expected, expected
 from pretrain.plan.peak import device_name, unlisted
 from pretrain.ranks import collectives
 from pretrain.ranks.collectives import World, all_gather_list
@@ -50,6 +51,7 @@ class Setup:
     trained: NDArray[np.int64] | None  # canonical ids that the order is of; None: all
     images: TrainImages
     recipe: Recipe
+    expected: Expected | None  # what a rank will take; None: so little that it was not planned
     evaluators: Sequence[Evaluator]
     notes: Sequence[str]  # of rank 0
     resolved: dict[str, Any]  # the config, as checkpoints keep it
@@ -98,10 +100,18 @@ def prepare(
         trained,
         data.train_images(spec.image_size, spec.channels, config.seed),
         recipe,
+        _expected(config, recipe, world, index),
         evaluating,
         notes,
         resolved(config, recipe.steps, recipe.dtype),
     )
+
+
+def _expected(config: RunConfig, recipe: Recipe, world: World, index: Index) -> Expected | None:
+    """What a rank will take. Collective. Raises InputError: more than there is."""
+    device: Literal["cpu", "cuda"] = "cpu" if world.device.type == "cpu" else "cuda"
+    job = config.job(recipe.layout, recipe.dtype, device=device, steps=recipe.steps)
+    return expected(job, world, index.bytes / index.samples)
 
 
 def loader_options(setup: Setup) -> LoaderOptions:
