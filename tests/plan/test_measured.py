@@ -115,7 +115,9 @@ def test_a_run_that_cannot_fit_ends_before_there_is_a_network(tmp_path, tiny_con
 @pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_large_run_takes_what_was_planned(stage, tmp_path, tiny_config, run):
-    """Of 60 million parameters; the process takes more than its tensors, as glibc keeps some of what was freed."""
+    """Of 60 million parameters. glibc would keep some of what is freed, up to a third more under ZeRO 1: here each
+    tensor has pages of its own, which go back to the system.
+    """
     network = {"patch_size": 1, "layers": 5, "width": 1024, "mlp": 4096, "heads": 16, "image_size": 8}
     config = tiny_config(
         tmp_path / "c.json",
@@ -123,9 +125,11 @@ def test_a_large_run_takes_what_was_planned(stage, tmp_path, tiny_config, run):
         train={"global_batch": 8, "steps": 2},
         deepspeed={"zero_optimization": {"stage": stage}},
     )
-    done = run("launch/pretrain.py", "--config", config, "--out", tmp_path / "run", prelude=ALWAYS_PLANNED)
+    apart = "import ctypes\nctypes.CDLL(None).mallopt(-3, 1 << 16)\nctypes.CDLL(None).mallopt(-4, 1 << 30)\n"
+    prelude = f"{ALWAYS_PLANNED}{apart}"
+    done = run("launch/pretrain.py", "--config", config, "--out", tmp_path / "run", prelude=prelude)
     assert done.returncode == 0, done.stderr
     line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     for part in ("parameters", "optimizer"):
         assert line[f"plan/memory/{part}"] == line[f"memory/{part}"]
-    assert line["memory/peak"] == pytest.approx(line["plan/memory/peak"], rel=0.15)
+    assert line["memory/peak"] == pytest.approx(line["plan/memory/peak"], rel=0.1)
