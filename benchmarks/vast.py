@@ -1,4 +1,4 @@
-"""An index of 3·10⁸ samples whose every shard is the same file: as many samples as a large run's, megabytes of disk."""
+"""Indices of 3·10⁸ samples: of megabytes, whose every shard is the same file; and whole, of shards that are nowhere."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import numpy as np
 
 from pretrain.index.index import Index
 from pretrain.index.indexfile import INDEX_NAME, place_arrays
+from pretrain.index.tar import BLOCK
+from pretrain.shards.indexwriter import IndexWriter, ShardEntry
 from pretrain.stream.order import Order
 
 
@@ -55,3 +57,32 @@ def ids_near(order: Order, step: int, rank: int, world: int, steps: int = 96) ->
     chunks = np.unique(np.concatenate(slots) // order.chunk)
     ids = chunks[:, None] * order.chunk + np.arange(order.chunk + 1)  # where a chunk ends, the next sample tells
     return ids[ids < order.samples]
+
+
+def write_whole_index(path: Path, samples: int, shard: int = 10_000, mean_bytes: int = 110_000) -> Path:
+    """An index of `samples` JPEGs in an object store, written as `shards.py index` writes it: every entry is there.
+
+    Sizes are log-normal about `mean_bytes` (σ = 0.5), labels and keys drawn; one in 64 shards has offsets of its own.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.normal(np.log(mean_bytes) - 0.125, 0.5, (64, shard)))
+    blocks = np.ceil(sizes / BLOCK).astype(np.int64) + 1 + 2  # with its header; its label and that one's header
+    ends = blocks.cumsum(axis=1)
+    with IndexWriter(path) as writer:
+        for number in range(-(-samples // shard)):
+            count = min(shard, samples - number * shard)
+            offsets = np.concatenate([[0], ends[number % 64, : count - 1]]).astype(np.uint32)
+            data_end = int(ends[number % 64, count - 1]) * BLOCK
+            writer.add(
+                ShardEntry(
+                    url=f"s3://bucket/train/{number:05d}.tar",
+                    bytes=data_end + 2 * BLOCK,
+                    data_end=data_end,
+                    offsets=offsets,
+                    key_hashes=rng.integers(0, 1 << 32, count, np.uint32),
+                    labels=rng.integers(0, 18_291, count, np.int32),
+                    digest=f"sha256:{number:064x}",
+                )
+            )
+        writer.finish()
+    return path
