@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import psutil
 import torch
 
 from pretrain.engine.layout import batch_layout
@@ -155,11 +156,15 @@ def _calibration(job: Job, given: Given, said: list[str]) -> Calibration:
     from pretrain.plan.calibration import calibrate  # here, as it imports what takes a second
 
     device = torch.device(job.device)
-    free = given.gpu_memory * GIB / (given.gpus_per_node if job.device == "cpu" else 1)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--measure --device cuda: this machine has no such device; measure on one that has, or on cpu")
+    free = given.gpu_memory * GIB
+    if device.type == "cpu":
+        free = min(free, psutil.virtual_memory().available) / given.gpus_per_node
     found = calibrate(job, given.gpus_per_node, device, int(0.8 * free))
     said.append(f"measured on this {device_name(device)}: {found.said}: {found.flops / 1e12:.3g} TFLOP/s")
     said.append(
-        f"measured: updates move {found.memory_bandwidth / 1e9:.3g} GB/s; a thread decodes an image of 500×375 in "
+        f"measured: updates move {found.memory_bandwidth / 1e9:.3g} GB/s; a thread decodes {found.decoded} in "
         f"{found.decode_ms:.2g} ms"
     )
     return found

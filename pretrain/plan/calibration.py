@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.index.index import Index
 from pretrain.model import arithmetic
 from pretrain.model.initialization import initialize
 from pretrain.model.spec import ViTSpec
@@ -44,6 +45,7 @@ class Calibration:
     memory_bandwidth: float  # bytes/s of the update
     all_reduce: float | None  # bytes/s that a rank sends in an all-reduce; None: of one rank, or not on a CPU
     decode_ms: float
+    decoded: str  # what was
     said: str
 
 
@@ -54,20 +56,50 @@ def calibrate(job: Job, ranks: int, device: torch.device, free: int) -> Calibrat
         ranks: of a node; those on CPUs are measured together.
         free: bytes of memory that a rank may take meanwhile.
     """
-    decode = decode_ms(job)
+    decode, decoded = decode_ms(job)
     if device.type != "cpu" or ranks == 1:
         flops, bandwidth, said = _passes(job, device, free)
-        return Calibration(flops, bandwidth, None, decode, said)
+        return Calibration(flops, bandwidth, None, decode, decoded, said)
     ranks = min(ranks, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(_rank, (ranks, folder, job, free), nprocs=ranks, start_method="spawn")
         found = [torch.load(Path(folder) / str(rank), weights_only=True) for rank in range(ranks)]
     flops, bandwidth, reduced = (min(one[part] for one in found) for part in (0, 1, 2))
-    return Calibration(flops, bandwidth, reduced, decode, f"{found[0][3]}, on {ranks} ranks at a time")
+    return Calibration(flops, bandwidth, reduced, decode, decoded, f"{found[0][3]}, on {ranks} ranks at a time")
 
 
-def decode_ms(job: Job) -> float:
-    """Milliseconds that one thread takes to decode and crop an image like ImageNet's: 500×375, JPEG quality 90."""
+def decode_ms(job: Job) -> tuple[float, str]:
+    """Milliseconds that one decode thread takes for an image, and of which: the run's own, or one like ImageNet's."""
+    if job.data.train is not None:
+        return _own_images(job), "an image of data.train"
+    return _a_photo(job), "an image of 500×375"
+
+
+def _own_images(job: Job) -> float:
+    """Of what the run trains on, through the loader that it will have, with one thread."""
+    from pretrain.stream.loader import LoaderOptions, TrainLoader
+    from pretrain.stream.order import Order
+
+    index, spec = Index.open(job.data.train or ""), job.spec
+    order = Order(index.samples, job.layout.micro_batch, 0, job.data.chunk)
+    steps = max(-(-_DECODED // job.layout.micro_batch), 2)
+    loader = TrainLoader(
+        index,
+        order,
+        job.data.train_images(spec.image_size, spec.channels, 0),
+        LoaderOptions(workers=1, floats=job.device == "cpu", timeouts=job.data.timeouts()),
+        micro_batch=job.layout.micro_batch,
+        stop_step=steps,
+    )
+    with loader:
+        for _ in loader:
+            pass
+        did = loader.counters.seen()
+    return 1e3 * (did["decode_seconds"] + did["augment_seconds"] + did["collate_seconds"]) / did["images"]
+
+
+def _a_photo(job: Job) -> float:
+    """Of a JPEG of 500×375, quality 90, decoded and cropped."""
     import numpy as np  # these take a second to import
     import simplejpeg
 

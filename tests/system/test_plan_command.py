@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
@@ -89,6 +90,7 @@ def test_the_data_are_those_of_the_index(plan, digits, tiny_config, tmp_path):
         (("--config", "h14.json", *ONE_NODE, "--gpu-memory", 80, "train.micro_batc=2"), "did you mean"),
         (("--config", "finetune/pets.json", *ONE_NODE, "--gpu-memory", 80), "--init WEIGHTS"),
         (("--config", "finetune/pets.json", *ONE_NODE, "--gpu-memory", 80, "optimizer.rl=1"), "override optimizer.rl"),
+        (("--config", "h14.json", *ONE_NODE, "--gpu-memory", 80, "--mfu", 40), "--mfu: found '40'; a share above 0"),
         (
             ("--config", "h14.json", *ONE_NODE, "--gpu-memory", 32, "--gpu", "v100", "deepspeed.bf16.enabled=true"),
             "v100 has no bf16",
@@ -101,6 +103,25 @@ def test_what_is_at_fault_is_status_2(run, words, message):
     assert done.stdout == ""
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_here_is_not_measured(run):
+    words = ("--config", "b16.json", *ONE_NODE, "--gpu-memory", 80, "--measure", "--device", "cuda")
+    done = run("launch/plan.py", *words)
+    assert done.returncode == 2
+    assert "this machine has no such device" in done.stderr
+
+
+def test_what_is_measured_replaces_what_is_assumed(plan, tiny_config, tmp_path):
+    config = tiny_config(tmp_path / "tiny.json", train={"global_batch": 24, "micro_batch": 12})
+    found = plan(config, "--nodes", 1, "--gpus-per-node", 1, "--gpu-memory", 4, "--measure")
+    said = " ".join(found["assumptions"])
+    assert "the device at hand" in said
+    assert "forward and backward passes of the whole network, micro-batch 12" in said
+    assert "a thread decodes an image of data.train in" in said
+    assert 0 < found["step_seconds"] < 5  # a tiny network, on however busy a machine
+    assert found["seconds"]["communication"] == 0
 
 
 def test_it_imports_nothing_that_takes_long():
