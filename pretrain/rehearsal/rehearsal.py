@@ -254,11 +254,13 @@ class Rehearsal:
         from pretrain.weights.load import choose
         from pretrain.weights.read import FORMATS
 
+        source = choose(scratch)  # collective
+
         def exported() -> Finding:
             file, began = scratch / "model.safetensors", time.monotonic()
             needed = "the outputs that its card expects"
             try:
-                export(choose(scratch), FORMATS["safetensors"], file)
+                export(source, FORMATS["safetensors"], file)
                 compared, _ = check(file)
             except InputError as error:
                 return Finding("export", str(error), needed, "fails", "what the message names")
