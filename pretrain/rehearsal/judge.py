@@ -11,7 +11,8 @@ from pretrain.page.text import bytes_text, duration_text, number_text
 from pretrain.rehearsal.children import starved
 from pretrain.rehearsal.findings import Finding
 
-_SLACK = 0.10  # of planned memory, within which a measurement agrees
+# Of planned memory, within which a measurement agrees: a share, and bytes where there is next to nothing to plan.
+_SLACK, _LITTLE = 0.10, 64 << 20
 # A loss that restarts higher is off by far more than another order of additions makes.
 _SAME, _ROUNDED, _DROPPED = 1e-4, 2e-2, 0.25  # relative: fp32; half precision; other dropout masks
 _LESS_MEMORY = (
@@ -66,7 +67,7 @@ def worst_step(ranks: Sequence[Figures], limits: Limits, failure: str) -> Findin
         return Finding("worst-case step", failure, "steps on the largest images", "fails", change)
     figures = max(known, key=lambda rank: rank["peak_bytes"])
     peak, planned, room = figures["peak_bytes"], figures["plan"]["total"], _room(figures, limits)
-    over = peak > (1 + _SLACK) * planned
+    over = peak > planned + max(_SLACK * planned, _LITTLE)
     seen = (
         f"peak {bytes_text(peak)}, {peak / planned - 1:+.0%} of the plan; {_seconds(figures['step_seconds'])} a step; "
         f"images up to {bytes_text(max(rank['largest_bytes'] for rank in known))}, a micro-batch of them loaded in "

@@ -200,7 +200,9 @@ class Rehearsal:
         with self._started(scratch, log, *every, micro, count=count) as ranks:
             # Only once training has begun have the killed run's lines been taken back.
             if ranks.until(lambda: len(_events(run, "train")) > before and max(_losses(run), default=0) >= _KILLED):
-                reference, found = self.measured["losses"], on_main(lambda: _losses(run))
+                # Lines up to the checkpoint are still the killed run's own.
+                reference = {step: loss for step, loss in self.measured["losses"].items() if step > _SAVED}
+                found = on_main(lambda: _losses(run))
                 same = count == self.world.size
                 dropped = not same and max(self.config.model.dropout, self.config.model.drop_path) > 0
                 half = self._figures.get("dtype") in ("bfloat16", "float16")
