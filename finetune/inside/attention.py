@@ -42,7 +42,10 @@ def attention_scores(qkv: Tensor, heads: int) -> Tensor:
 
 @contextmanager
 def watched(model: VisionTransformer, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """While open, every forward pass of `model` calls `see` with the `attention_scores` of each block in turn."""
+    """While open, a forward pass of `model` with `features=True` calls `see` with each block's `attention_scores`.
+
+    For the logits alone the last block computes the class token's attention only, of which nothing is seen.
+    """
 
     def report(heads: int, module: nn.Module, inputs: tuple[Tensor], qkv: Tensor) -> None:
         see(attention_scores(qkv, heads))
@@ -78,7 +81,7 @@ def attend(model: VisionTransformer, images: Tensor) -> Attended:
         rollout = rollout_step(rollout, scores.softmax(dim=-1))
 
     with watched(model, see):
-        model(images)
+        model(images, features=True)
     output = rollout[:, 0] if spec.pool == "cls" else rollout.mean(dim=1)
     return Attended(torch.stack(distances, dim=1).cpu(), output[:, -patches:].cpu())
 

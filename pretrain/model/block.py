@@ -49,32 +49,44 @@ class Linear(nn.Linear):
             nn.init.constant_(parameter, math.nan)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.outputs(x, slice(None))
+
+    def outputs(self, x: Tensor, rows: slice) -> Tensor:
+        """Those outputs alone that `rows` of the weight make; a forward hook does not see them."""
         if hasattr(self.weight, "ds_id") and not torch.compiler.is_compiling():
-            return _PartitionedLinear.apply(x, self.weight, self.bias)
-        return super().forward(x)
+            return _PartitionedLinear.apply(x, self.weight, self.bias, rows)
+        return F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
 
 
 class _PartitionedLinear(torch.autograd.Function):
-    """F.linear, bit for bit, for weights that DeepSpeed takes apart between forward and backward (ZeRO-3).
+    """`rows` of F.linear, bit for bit, for weights that DeepSpeed takes apart between forward and backward (ZeRO-3).
 
     torch would keep a view of the weight for the backward pass, and with it the whole weight in memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
-        return F.linear(x, weight, bias)
+        ctx.biased, ctx.rows = bias is not None, rows
+        return F.linear(x, weight[rows], None if bias is None else bias[rows])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        rows = gradient.flatten(end_dim=-2)
-        return gradient @ weight, rows.T @ x.flatten(end_dim=-2), rows.sum(dim=0) if ctx.biased else None
+        flat = gradient.flatten(end_dim=-2)
+        of_weight, of_bias = torch.zeros_like(weight), None
+        torch.mm(flat.T, x.flatten(end_dim=-2), out=of_weight[ctx.rows])
+        if ctx.biased:
+            of_bias = flat.new_zeros(len(weight))
+            of_bias[ctx.rows] = flat.sum(dim=0)
+        return gradient @ weight[ctx.rows], of_weight, of_bias, None
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, [b, n, d] → [b, n, d]. No dropout on q, k, v or on the attention weights."""
+    """Multi-head self-attention, [b, n, d] → [b, n, d]. No dropout on q, k, v or on the attention weights.
+
+    With `class_only`, [b, n, d] → [b, 1, d]: the first token's output, which needs k and v of all, but only its own q.
+    """
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
@@ -83,8 +95,14 @@ class Attention(nn.Module):
         self.out = Linear(spec.width, spec.width)
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
+    def forward(self, x: Tensor, class_only: bool = False) -> Tensor:
+        if class_only:
+            width = x.shape[-1]
+            q = self.qkv.outputs(x[:, :1], slice(0, width))
+            k, v = self.qkv.outputs(x, slice(width, 3 * width)).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (rearrange(one, "b n (heads e) -> b heads n e", heads=self.heads) for one in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v)
         return self.dropout(self.out(rearrange(x, "b heads n e -> b n (heads e)")))
 
@@ -105,7 +123,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm encoder block, [b, n, d] → [b, n, d].
+    """One pre-norm encoder block, [b, n, d] → [b, n, d]; with `class_only`, → [b, 1, d], the first token's output.
 
     What is checkpointed or compiled lies within `forward`, so that hooks on a block see neither.
     """
@@ -119,17 +137,17 @@ class Block(nn.Module):
         self.trained = trained or Block.encode
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, class_only: bool = False) -> Tensor:
         # Drawn out here: what is computed again takes the same masks, and blocks of every rate share a compiled graph.
         kept = self._draw_kept(x) if self.training and self.drop_path else None
-        return self.trained(self, x, kept) if torch.is_grad_enabled() else self.encode(x, kept)
+        encode = self.trained if torch.is_grad_enabled() else Block.encode
+        return encode(self, x, kept, class_only)
 
-    def encode(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        if kept is None:
-            x = x + self.attention(self.norm1(x))
-            return x + self.mlp(self.norm2(x))
-        x = x + kept[0] * self.attention(self.norm1(x))
-        return x + kept[1] * self.mlp(self.norm2(x))
+    def encode(self, x: Tensor, kept: Tensor | None = None, class_only: bool = False) -> Tensor:
+        attended = self.attention(self.norm1(x), class_only)
+        x = (x[:, :1] if class_only else x) + (attended if kept is None else kept[0] * attended)
+        mixed = self.mlp(self.norm2(x))
+        return x + (mixed if kept is None else kept[1] * mixed)
 
     def _draw_kept(self, x: Tensor) -> Tensor:
         """[2, b, 1, 1], for either branch and each sample: 0 where it is dropped, else 1 / (1 - drop_path)."""
@@ -137,7 +155,7 @@ class Block(nn.Module):
         return torch.empty(2, len(x), 1, 1, device=x.device).bernoulli_(share).div_(share).to(x.dtype)
 
 
-Encode = Callable[[Block, Tensor, Tensor | None], Tensor]
+Encode = Callable[[Block, Tensor, Tensor | None, bool], Tensor]
 
 
 def encoders(spec: ViTSpec, checkpointing: Checkpointing, compiled: bool) -> list[Encode]:

@@ -5,6 +5,7 @@ Axes: b images, c channels, h rows, w columns (of pixels or patches), n tokens, 
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -62,8 +63,11 @@ class VisionTransformer(nn.Module):
 
         Raises InputError where the images are not of the model's size.
         """
+        parts = [self.embed, *self.blocks]
+        if self.spec.pool == "cls" and not features:  # nothing else of the last block's output is read
+            parts[-1] = partial(self.blocks[-1], class_only=True)
         x = images
-        for depth, part in enumerate([self.embed, *self.blocks]):
+        for depth, part in enumerate(parts):
             x = self._run(depth, part, x)
         if features:
             return self.features(self.norm(x))

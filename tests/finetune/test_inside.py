@@ -33,7 +33,7 @@ def attention_of(model, inputs):
     """The attention of every block, float64 [layers, b, heads, n, n]."""
     found = []
     with watched(model, lambda scores: found.append(scores.double().softmax(-1))), torch.no_grad():
-        model(inputs)
+        model(inputs, features=True)
     return torch.stack(found).numpy()
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_watched_any_more_once_closed():
     model, found = network(), []
     with pytest.raises(RuntimeError), watched(model, found.append):
         raise RuntimeError
-    model(images(model))
+    model(images(model), features=True)
     assert not found
 
 
@@ -108,7 +108,7 @@ def test_a_head_that_looks_at_the_class_token_alone_has_a_distance():
         attention.qkv.weight[24:48:8, 0] = 1  # of every head's keys the first element is that of the token
         attention.qkv.bias[:24:8] = 3000.0
         with watched(model, scores.append):
-            model(images(model))
+            model(images(model), features=True)
     assert (scores[0].softmax(-1)[..., 1:] == 0).all()  # nothing is left to normalise
     distances = attend(model, images(model)).distances[:, 0]
     assert distances.isfinite().all()

@@ -59,7 +59,11 @@ def renamed(reference_tensors):
 
 def outputs_and_gradients(network, batch, *, ours):
     torch.manual_seed(9)  # dropout masks
-    logits = network(batch)
+    if ours and network.training:  # of every token in the last block too, as the reference draws them
+        features = network(batch, features=True)
+        logits = network.head(features.get("tanh", features["cls"]))
+    else:
+        logits = network(batch)
     logits.square().sum().backward()
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
     return {"logits": logits.detach(), **(gradients if ours else renamed(gradients))}
