@@ -1,10 +1,16 @@
-"""A training step through ZeRO-1 against torch's DistributedDataParallel, on two CPU ranks.
+"""A step and an inference of the network, beside the same network of other libraries.
 
-    python benchmarks/step.py [--rounds 30] [--steps 4] [--batch 8] [--arch vit_ti_16]
+    python benchmarks/step.py [--arch vit_ti_16] [--batch N] [--rounds 9] [--threads 1] [--compiled]
+                              [--device cpu|cuda] [--dtype float32|bfloat16]
 
-One network, one optimizer (the project's fused AdamW), one clipping, the same batches; both live in the same two
-processes, which take blocks of steps in turn, now the one first, now the other. A step's time is the slower rank's.
-Medians and spread; JSON beside them: runs/bench/step.json.
+A step is forward, cross-entropy, backward, in training mode without dropout; no optimizer. Inference is forward in
+evaluation mode without gradients. All networks have the same sizes, weights and images; their logits are compared
+before anything is timed, and those that compute something else are named. In a round every contender is timed once,
+in turn forwards and backwards, and beside each measurement the rate of bare matrix products of the network's own
+shapes, which tells how fast the machine was then. Ratios are taken within a round.
+
+--compiled: by torch.compile, as the users of each do it: of this project the blocks (`train.compile`), of the others
+the network; for inference the network of all. Medians and spread; plot and JSON in runs/bench/.
 """
 
 from __future__ import annotations
@@ -12,137 +18,208 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import os
 import statistics
-import subprocess
-import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn import functional as F
 
+from benchmarks.peers import PEERS
+from benchmarks.products import Products, block_flops, timed
+from benchmarks.strips import save_strips
 from benchmarks.table import print_table, save, spread
-from pretrain.engine import processgroup
-from pretrain.engine.engine import build_engine
-from pretrain.engine.layout import batch_layout
-from pretrain.engine.optimizer import AdamW, build_optimizer
-from pretrain.engine.section import DeepSpeedSection, OptimizerSection
-from pretrain.engine.step import accumulate, update
 from pretrain.model.initialization import initialize
-from pretrain.model.spec import spec_from_arch
+from pretrain.model.spec import ViTSpec, spec_from_arch
 from pretrain.model.vit import VisionTransformer
-from pretrain.ranks import collectives
-from pretrain.ranks.launcher import free_port
-from pretrain.training.loss import softmax_loss
 
-RANKS, CLIP, LR = 2, 1.0, 1e-4
-Step = Callable[[Tensor, Tensor], None]
+OURS = "vit-foundry"
+BATCHES = {"vit_ti_16": 16, "vit_h_14": 2}  # others: 8
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of logits, relative to the largest
+
+Kind = str  # "step" or "inference"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement: its seconds, and the FLOP/s of bare matrix products just before."""
+
+    seconds: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network, how it is run for a step and for inference, and what is different in what it computes."""
+
+    network: nn.Module
+    trained: Callable[[Tensor], Tensor]
+    inferred: Callable[[Tensor], Tensor]
+    differs: str = ""
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        F.cross_entropy(self.trained(images), labels).backward()
+
+    def infer(self, images: Tensor) -> None:
+        with torch.no_grad():
+            self.inferred(images)
 
 
 def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    spec = spec_from_arch(args.arch)
+    batch = args.batch or BATCHES.get(args.arch, 8)
+    way = "compiled" if args.compiled else "eager"
+    title = f"{args.arch}, {way}, {args.dtype}, {args.device}, batch {batch}, {args.threads} threads"
+    contenders = build(spec, device, dtype, args.compiled)
+    check(contenders, spec, device, dtype)
+    found = measure(contenders, spec, batch, rounds=args.rounds, repeat=args.repeat)
+    report(title, f"step_{args.arch}_{way}_{args.device}_{args.dtype}", vars(args), contenders, found, spec, batch)
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=4, help="steps of a block")
-    parser.add_argument("--batch", type=int, default=8, help="images per rank")
     parser.add_argument("--arch", default="vit_ti_16")
-    args = parser.parse_args()
-    if "RANK" in os.environ:
-        measure(args)
-    else:
-        sys.exit(launch())
+    parser.add_argument("--batch", type=int, help="images; by default 16 of Ti, 2 of H, 8 of others")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=1, help="steps of a measurement; 10 or so on a GPU")
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    return parser.parse_args()
 
 
-def launch() -> int:
-    """This command again, as the ranks of one group; the worst status."""
-    place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    settings = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **os.environ, **place}
-    ranks = [
-        subprocess.Popen([sys.executable, *sys.argv], env={**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(RANKS)
-    ]
-    return max(abs(rank.wait()) for rank in ranks)
+def build(spec: ViTSpec, device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, Contender]:
+    """All contenders that are installed, ours first, with the same weights."""
+    ours = VisionTransformer(spec, compiled=compiled)
+    initialize(ours, 0)
+    assert ours.head is not None
+    nn.init.normal_(ours.head.weight, std=0.02)  # it begins as zeros, which would hide what comes before
+    ours.to(device, dtype)
+    tensors = {name: tensor.detach() for name, tensor in ours.state_dict().items()}
+    contenders = {OURS: Contender(ours, ours, torch.compile(ours) if compiled else ours)}
+    for peer in PEERS:
+        if peer.missing:
+            print(f"{peer.name} is not installed; it is left out")
+            continue
+        network = peer.make(spec, tensors).to(device)
+        run = torch.compile(network) if compiled else network
+        contenders[peer.name] = Contender(network, run, run, peer.differs)
+    return contenders
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Time both, in turn; rank 0 reports."""
-    world = processgroup.start()
-    ways = {"ZeRO-1": zero1(args), "DDP": ddp(args)}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    generator = torch.Generator().manual_seed(world.rank)
-    for number in range(args.rounds + 1):
-        batches = [
-            (
-                torch.randn(args.batch, 3, 224, 224, generator=generator),
-                torch.randint(1000, (args.batch, 1), generator=generator),
+@torch.no_grad()
+def check(contenders: Mapping[str, Contender], spec: ViTSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """End the benchmark where a network that is said to compute the same does not."""
+    shape = (1, spec.channels, spec.image_size, spec.image_size)
+    images = torch.randn(shape, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(1))
+    wanted = contenders[OURS].network.eval()(images).float()
+    for name, contender in contenders.items():
+        apart = float((contender.network.eval()(images).float() - wanted).abs().max() / wanted.abs().max())
+        if not contender.differs and not apart <= TOLERANCE[dtype]:
+            sys.exit(
+                f"{name}: with the same weights its logits differ by {apart:.1e} of the largest; nothing was timed"
             )
-            for _ in range(args.steps)
-        ]
-        for name in list(ways)[:: 1 if number % 2 else -1]:
-            for images, labels in batches:
-                dist.barrier()
-                began = time.perf_counter()
-                ways[name](images, labels)
-                took = collectives.all_reduce_max(torch.tensor(time.perf_counter() - began))
-                if number:  # the first round warms up
-                    seconds[name].append(took.item())
-    if world.main:
-        report(args, seconds)
-    processgroup.stop()
 
 
-def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
-    """The table, and every figure as JSON."""
-    blocks = {
-        name: [statistics.median(found[at : at + args.steps]) for at in range(0, len(found), args.steps)]
-        for name, found in seconds.items()
+def measure(
+    contenders: Mapping[str, Contender], spec: ViTSpec, batch: int, *, rounds: int, repeat: int = 1
+) -> dict[Kind, dict[str, list[Measured]]]:
+    """Time every contender once a round, after a round that warms up."""
+    parameter = next(contenders[OURS].network.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, spec.channels, spec.image_size, spec.image_size, generator=generator).to(device, dtype)
+    labels = torch.randint(spec.num_classes, (batch,), generator=generator).to(device)
+    products = Products(spec, batch, device, dtype)
+    found: dict[Kind, dict[str, list[Measured]]] = {
+        kind: {name: [] for name in contenders} for kind in ("step", "inference")
     }
-    ratios = [zero / other for zero, other in zip(blocks["ZeRO-1"], blocks["DDP"], strict=True)]
-    rows = [(name, *spread(found, ".3f")) for name, found in seconds.items()]
-    title = f"{args.arch}, fp32, {RANKS} ranks × {args.batch} images: seconds a step"
-    print_table(title, ("", "median", "low – high"), rows)
-    ratio = statistics.median(seconds["ZeRO-1"]) / statistics.median(seconds["DDP"])
-    print(f"ratio of medians {ratio:.3f}; of blocks {' median, '.join(spread(ratios, '.3f'))}")
-    save("step", {"arguments": vars(args), "seconds": seconds, "ratio": ratio, "ratios_of_blocks": ratios})
+    for number in range(rounds + 1):
+        for name in list(contenders)[:: 1 if number % 2 else -1]:
+            contender = contenders[name]
+            for kind in found:
+                contender.network.train(kind == "step")
+                rate, seconds = products.rate(), 0.0
+                for _ in range(repeat):
+                    if kind == "step":
+                        seconds += timed(lambda: contender.step(images, labels), device)  # noqa: B023
+                        contender.network.zero_grad()
+                    else:
+                        seconds += timed(lambda: contender.infer(images), device)  # noqa: B023
+                if number:
+                    found[kind][name].append(Measured(seconds / repeat, rate))
+    return found
 
 
-def network(args: argparse.Namespace) -> tuple[VisionTransformer, AdamW]:
-    model = VisionTransformer(spec_from_arch(args.arch))
-    initialize(model, 0)
-    optimizer = build_optimizer(model, OptimizerSection(lr=LR, weight_decay=0.1))
-    assert isinstance(optimizer, AdamW)
-    return model, optimizer
+def best_peer(found: Mapping[str, Sequence[Measured]]) -> tuple[str, list[float]]:
+    """The peer with the least median, and its seconds over ours in each round; no peer: ours."""
+    medians = {name: statistics.median(one.seconds for one in values) for name, values in found.items() if name != OURS}
+    best = min(medians, key=medians.__getitem__, default=OURS)
+    return best, [other.seconds / mine.seconds for other, mine in zip(found[best], found[OURS], strict=True)]
 
 
-def zero1(args: argparse.Namespace) -> Step:
-    model, optimizer = network(args)
-    layout = batch_layout(args.batch * RANKS, args.batch, RANKS)
-    engine = build_engine(model, optimizer, DeepSpeedSection(zero_optimization={"stage": 1}), layout, CLIP)
-
-    def step(images: Tensor, labels: Tensor) -> None:
-        loss = softmax_loss(engine(images), labels, torch.ones(len(labels)))
-        accumulate(engine, loss)
-        update(engine, lr=LR)
-
-    return step
-
-
-def ddp(args: argparse.Namespace) -> Step:
-    model, optimizer = network(args)
-    parallel = DistributedDataParallel(model)
-
-    def step(images: Tensor, labels: Tensor) -> None:
-        softmax_loss(parallel(images), labels, torch.ones(len(labels))).backward()
-        nn.utils.clip_grad_norm_(parallel.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def report(
+    title: str,
+    name: str,
+    arguments: dict[str, object],
+    contenders: Mapping[str, Contender],
+    found: Mapping[Kind, Mapping[str, Sequence[Measured]]],
+    spec: ViTSpec,
+    batch: int,
+) -> None:
+    """Tables, plot and JSON."""
+    flops = spec.layers * block_flops(spec, batch)
+    work = {"step": 3 * flops, "inference": flops}  # a backward pass takes two products for each of the forward's
+    results: dict[str, object] = {}
+    for kind, values in found.items():
+        best, ratios = best_peer(values)
+        rows = []
+        for contender, measured in values.items():
+            seconds, rates = [one.seconds for one in measured], [one.rate / 1e9 for one in measured]
+            of_ours = [one.seconds / mine.seconds for one, mine in zip(measured, values[OURS], strict=True)]
+            share = statistics.median(work[kind] / (one.seconds * one.rate) for one in measured)
+            rows.append(
+                (
+                    contender,
+                    *spread(seconds, ".3f"),
+                    f"{statistics.median(of_ours):.3f}",
+                    f"{share:.0%}",
+                    *spread(rates),
+                    f"{contenders[contender].parameters:,}",
+                )
+            )
+        header = ("", "s", "low – high", "÷ ours", "of mm", "mm GFLOP/s", "low – high", "parameters")
+        print_table(f"{kind}: {title}", header, rows)
+        print(f"best peer {best}: ours is {' × as fast (median of rounds), '.join(spread(ratios, '.3f'))}")
+        results[kind] = {
+            "best_peer": best,
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+            "measured": {each: [vars(one) for one in measured] for each, measured in values.items()},
+        }
+    for contender in contenders:
+        if contenders[contender].differs:
+            print(f"{contender} computes something else: {contenders[contender].differs}")
+    print("of mm: the products of all blocks, at the rate of bare ones measured beside, over the time taken")
+    save(name, {"arguments": arguments, "batch": batch, **results})
+    panels: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    for kind, values in found.items():
+        for contender, measured in values.items():
+            panels[f"seconds, {kind}"][contender] = [one.seconds for one in measured]
+    save_strips(name, title, panels)
 
 
 if __name__ == "__main__":

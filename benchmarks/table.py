@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 OUT = Path("runs/bench")
-_PACKAGES = ("torch", "torchvision", "webdataset", "pillow", "simplejpeg", "numpy", "timm", "mosaicml-streaming")
+_PACKAGES = ("torch", "torchvision", "webdataset", "pillow", "simplejpeg", "numpy", "timm", "transformers",
+             "vit-pytorch", "deepspeed", "mosaicml-streaming")  # fmt: skip
 
 
 def spread(values: Sequence[float], form: str = ".0f") -> tuple[str, str]:
