@@ -43,7 +43,7 @@ def moments(job: Job, parts: list[Part]) -> Iterator[Moment]:
     always = whole if job.stage == 3 or flat_gradients(job) else 0
     steady = whole if job.layout.accumulation > 1 else always
     kept = _batch(job)
-    bucket = _bucket(job, _bucket_values(job)) if job.stage == 3 else 0
+    bucket = _bucket(job, min(optimized(job).values, _bucket_values(job))) if job.stage == 3 else 0
     for depth, part in enumerate(parts):
         yield Moment("forward", steady, kept + part.forward, bucket + _gathered(job, parts, depth, fetching=True))
         kept += part.kept
@@ -89,8 +89,8 @@ def _while_reducing(job: Job, values: int) -> tuple[int, int]:
     if job.stage < 2:
         return FP32 * values, 0 if job.stage == 0 or job.device == "cpu" else _bucket(job, 0)
     full = _bucket_values(job)
-    reduced = values // full * full
-    return FP32 * reduced // job.layout.ranks, _bucket(job, min(values, full))
+    # The first full bucket allocates the rank's part, of all gradients.
+    return FP32 * partition(job) if values > full else 0, _bucket(job, min(values, full))
 
 
 def _reduction(job: Job) -> int:
@@ -108,7 +108,7 @@ def _reduction(job: Job) -> int:
     if job.stage == 1:
         return max(_bucket(job, filled), part) - (0 if job.device == "cpu" else _bucket(job, 0))
     if job.stage == 2:
-        return exchanged + part - part * (values // full * full) // values
+        return exchanged + (0 if values > full else part)
     return exchanged + FP32 * filled  # what is sent, in the order of the ranks
 
 
