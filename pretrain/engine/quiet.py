@@ -41,7 +41,10 @@ def quiet() -> Iterator[None]:
 with quiet():
     import deepspeed
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.utils import combine_grad_norm_groups
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
@@ -57,10 +60,13 @@ if not VERBOSE:
 
 __all__ = [
     "FWD_MODULE_STACK",
+    "BF16_Optimizer",
     "DeepSpeedConfigError",
     "DeepSpeedZeroOptimizer",
     "GradPartitionBufferGroup",
     "PartitionedParameterCoordinator",
+    "bf16_optimizer",
+    "combine_grad_norm_groups",
     "deepspeed",
     "get_accelerator",
     "get_default_build_root",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from pretrain.engine.quiet import get_accelerator
+from pretrain.engine.zero.norm import gradient_norm, known
 from pretrain.ranks.collectives import World
 
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -24,6 +26,7 @@ class Agreement:
 
     loss: float  # mean over the global batch
     flags: tuple[bool, ...]  # each: whether at least one rank raises it
+    norm: float | None = None  # the `gradient_norm`, where one was given
 
 
 @dataclass(frozen=True)
@@ -68,49 +71,67 @@ def accumulate(engine: Any, loss: Tensor) -> None:
         engine.step()  # counts the micro-batch, no more
 
 
-def agree(world: World, loss: Tensor, *flags: bool) -> Agreement:
-    """The mean of the ranks' losses, with the same bits on all, and which flags any rank raises. One collective."""
-    row = torch.tensor([0.0, *flags], dtype=torch.float64)
-    if world.size == 1:
-        return Agreement(float(loss.detach()), flags)
-    row = row.to(world.device)
+def agree(world: World, loss: Tensor, *flags: bool, norm: Tensor | None = None) -> Agreement:
+    """The mean of the ranks' losses, with the same bits on all, and which flags any rank raises. One collective.
+
+    The one place of a step where the host waits for the device: everything that it needs is read together.
+
+    Args:
+        world: the ranks.
+        loss: this rank's, a scalar on the device.
+        flags: this rank's.
+        norm: the ranks' `gradient_norm`, for `update`.
+    """
+    row = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64)
+    if world.device.type != "cpu":
+        row = get_accelerator().pin_memory(row).to(world.device, non_blocking=True)
     row[0] = loss.detach()
-    rows = torch.empty(world.size * len(row), dtype=row.dtype, device=row.device)
-    dist.all_gather_into_tensor(rows, row)
+    if norm is not None:
+        row[1] = norm
+    rows = row
+    if world.size > 1:
+        rows = torch.empty(world.size * len(row), dtype=row.dtype, device=row.device)
+        dist.all_gather_into_tensor(rows, row)
     table = rows.view(world.size, -1).tolist()
     return Agreement(
         sum(row[0] for row in table) / world.size,
-        tuple(any(row[column] for row in table) for column in range(1, len(row))),
+        tuple(any(row[column] for row in table) for column in range(2, len(row))),
+        None if norm is None else table[0][1],
     )
 
 
-def update(engine: Any, *, lr: float, decay: float | None = None, refused: str | None = None) -> Update:
+def update(
+    engine: Any, *, lr: float, decay: float | None = None, refused: str | None = None, norm: float | None = None
+) -> Update:
     """Clip the accumulated gradients and update the weights, unless the gradients are not finite or it is refused.
 
     Args:
+        engine: after the last backward pass of a step.
         lr: the schedule's learning rate; a group's `lr_scale` times it is the group's.
         decay: of the averaged weights; None where there are none.
         refused: why weights and optimizer must stay as they are; None: the update is wanted.
+        norm: the `gradient_norm` that the ranks agreed on; None: it is read here.
 
     Dynamic loss scaling skips updates while it searches its scale. That does not count as skipped until the scale is
     at its minimum.
     """
     optimizer = engine.basic_optimizer
-    norm = None
-    if engine.zero_optimization_stage() == 0:
-        # DeepSpeed does not give the norm in this mode; after backward the gradients are averaged over the ranks.
-        norm = nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]).item()
-        if refused is None and not math.isfinite(norm):
-            refused = _not_finite(norm)
+    if norm is None and (found := gradient_norm(engine)) is not None:
+        norm = found.item()
+    without_zero = engine.zero_optimization_stage() == 0
+    if without_zero and refused is None and norm is not None and not math.isfinite(norm):
+        refused = _not_finite(norm)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     optimizer.hold, optimizer.decay = refused is not None, decay
     searching = _searches_scale(engine)
-    engine.step()
+    with nullcontext() if norm is None else known(engine, norm):
+        engine.step()
     optimizer.hold = False
     if not engine.was_step_applied():
         _drop_gradients(engine)
-    norm = float(engine.get_global_grad_norm() if norm is None else norm)
+    if norm is None or not without_zero:  # of a step that DeepSpeed skips infinite, and without the loss scale
+        norm = float(engine.get_global_grad_norm())
     if refused is None and engine.was_step_applied():
         optimizer.updates += 1
     elif refused is None and not searching:

@@ -10,6 +10,7 @@ import torch
 
 from pretrain.engine.guards import Guard
 from pretrain.engine.step import accumulate, agree, seed_step, update
+from pretrain.engine.zero.norm import gradient_norm
 from pretrain.images.mixing import mix_images
 from pretrain.images.transforms import to_float
 from pretrain.ranks.collectives import World
@@ -53,13 +54,14 @@ def train(
             step_loss += loss.detach() / recipe.accumulation
 
         pulse.beat(step, "update")
-        agreed = agree(world, step_loss, ledger.faulty, *keeper.requests(step + 1))
+        flags = ledger.faulty, *keeper.requests(step + 1)
+        agreed = agree(world, step_loss, *flags, norm=gradient_norm(engine))
         faulty, *requests = agreed.flags
         if faulty:
             ledger.check(step)
         lr, refused = recipe.schedule(step), guard.refuses(step, agreed.loss)
         decay = recipe.averaging(engine.basic_optimizer.updates)
-        made = update(engine, lr=lr, decay=decay, refused=refused)
+        made = update(engine, lr=lr, decay=decay, refused=refused, norm=agreed.norm)
         if made.skipped and guard.calm(step):
             pulse.beat(step, "save")
             with pulse.paused("saving"):
