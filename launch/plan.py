@@ -37,7 +37,7 @@ def main() -> int:
 
     given = Given(**{name: value for name, value in vars(args).items() if name in Given.__dataclass_fields__})
     job, cluster, assumed = assume(config, given)
-    plan = make_plan(job, cluster, assumed, free_micro_batch=config.train.micro_batch is None)
+    plan = make_plan(job, cluster, assumed, config.train.micro_batch)
     deliver([json.dumps(plan.json(), indent=1) if args.json else f"{config.name} on {plan.text()}"])
     return DONE
 

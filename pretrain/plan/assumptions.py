@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 import torch
 
-from pretrain.engine.layout import batch_layout
+from pretrain.engine.layout import Layout, batch_layout
 from pretrain.errors import InputError
 from pretrain.plan.hardware import CPU, GPUS, Hardware, hardware, has_bf16, usual_gpu
 from pretrain.plan.job import Cluster, Job
@@ -94,7 +94,7 @@ def assume(config: RunConfig, given: Given) -> tuple[Job, Cluster, Assumed]:
     dtype = precision_of(config, given)
     cluster, kind = cluster_of(given, dtype)
     train = config.train
-    layout = batch_layout(train.global_batch, train.micro_batch, cluster.ranks)
+    layout = _layout(train.global_batch, train.micro_batch, cluster.ranks, said)
     assert given.device is not None
     job = config.job(layout, dtype, device=given.device, steps=None)
     data = data_set(job, config.model.num_classes, given.samples, given.image_bytes)
@@ -116,6 +116,20 @@ def assume(config: RunConfig, given: Given) -> tuple[Job, Cluster, Assumed]:
     said += data.said
     cores = (os.cpu_count() or 1) / given.gpus_per_node if given.device == "cpu" else None
     return job, cluster, Assumed(pace, data, decode, storage, cores, given.price_per_gpu_hour, tuple(said))
+
+
+def _layout(global_batch: int, micro_batch: int | None, ranks: int, said: list[str]) -> Layout:
+    """How the batch is divided; by the next smaller micro-batch where that of the config is not possible on so many
+    ranks.
+    """
+    images = global_batch // ranks
+    if micro_batch is not None and images and global_batch % ranks == 0 and images % micro_batch:
+        possible = max(size for size in range(1, min(micro_batch, images) + 1) if images % size == 0)
+        said.append(
+            f"train.micro_batch={possible}, as {micro_batch} does not divide a rank's {images} images of a step"
+        )
+        micro_batch = possible
+    return batch_layout(global_batch, micro_batch, ranks)
 
 
 def _gpu_at_hand(given: Given) -> str:

@@ -53,6 +53,7 @@ class Plan:
     stop: Stop | None
     assumed: Assumed
     host: HostMemory  # of a machine
+    overrides: tuple[str, ...]  # what the run must be told beyond its config to be as planned
     # What a change gives: its keys, bytes of a rank, step time as a multiple of the plan's.
     table: tuple[tuple[tuple[str, ...], int, float | None], ...]
 
@@ -106,6 +107,7 @@ class Plan:
             "room_bytes": self.fit.room,
             "largest_micro_batch": self.fit.largest,
             "why": self.fit.why,
+            "overrides": list(self.overrides),
             "would_fit": [list(keys) for keys in self.fit.remedies],
             "steps": self.job.steps,
             "images_per_second": read and read.images_per_second,
@@ -132,14 +134,14 @@ class Plan:
         return "\n".join(_lines(self))
 
 
-def make_plan(job: Job, cluster: Cluster, assumed: Assumed, *, free_micro_batch: bool) -> Plan:
+def make_plan(job: Job, cluster: Cluster, assumed: Assumed, micro_batch: int | None) -> Plan:
     """The plan of `job` on `cluster`.
 
     Args:
-        free_micro_batch: whether the config leaves the micro-batch open.
+        micro_batch: what the config says; None: the largest that fits is taken.
     """
     parameters = optimized(job).values
-    found = fit(job, cluster, free_micro_batch=free_micro_batch)
+    found = fit(job, cluster, free_micro_batch=micro_batch is None)
     chosen = found.job
     time = _time(chosen, cluster, parameters, assumed)
     saved = checkpoint_bytes(chosen, parameters)
@@ -158,8 +160,19 @@ def make_plan(job: Job, cluster: Cluster, assumed: Assumed, *, free_micro_batch:
         Stop(time.total, saved / assumed.storage) if time else None,
         assumed,
         host_memory(chosen, cluster),
+        _overrides(job, chosen, micro_batch),
         tuple(table),
     )
+
+
+def _overrides(job: Job, chosen: Job, micro_batch: int | None) -> tuple[str, ...]:
+    """What tells a config of stage `job.stage` and `micro_batch` to run as `chosen`."""
+    found = []
+    if chosen.stage != job.stage:
+        found.append(f"deepspeed.zero_optimization.stage={chosen.stage}")
+    if chosen.layout.micro_batch != (micro_batch or job.layout.per_rank):
+        found.append(f"train.micro_batch={chosen.layout.micro_batch}")
+    return tuple(found)
 
 
 def _time(job: Job, cluster: Cluster, parameters: int, assumed: Assumed) -> StepTime | None:
@@ -187,6 +200,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{layout.micro_batch} ({largest}); {dtype}"
     )
     yield f"  ZeRO {job.stage}: {found.why}"
+    if plan.overrides:
+        yield f"  to run like this, beyond the config: {overrides(plan.overrides)}"
     for keys in found.remedies:
         yield f"  would fit: {overrides(keys)}"
     if not found.fits and not found.remedies:

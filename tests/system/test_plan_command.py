@@ -16,8 +16,8 @@ CONTRACT = {
     "loader_cores", "read_bytes_per_second", "requests_per_second", "checkpoint_bytes",
 }  # fmt: skip
 MORE = {
-    "host_bytes", "room_bytes", "largest_micro_batch", "why", "would_fit", "steps", "images_per_second", "seconds",
-    "sent_bytes_per_rank", "save_seconds", "grace_seconds", "gpu_hours", "money", "knobs", "assumptions",
+    "host_bytes", "room_bytes", "largest_micro_batch", "why", "would_fit", "overrides", "steps", "images_per_second",
+    "seconds", "sent_bytes_per_rank", "save_seconds", "grace_seconds", "gpu_hours", "money", "knobs", "assumptions",
 }  # fmt: skip
 PARTS = {"parameters", "gradients", "optimizer", "activations", "buffers", "total"}
 MORE_PARTS = {"average", "on_host", "absent", "outside", "fragmentation"}
@@ -54,6 +54,7 @@ def test_the_plan_of_h14(plan):
     assert found["requests_per_second"] == pytest.approx(images / 8)
     assert found["read_bytes_per_second"] == pytest.approx(images * 112_300)
     assert found["grace_seconds"] == pytest.approx(found["step_seconds"] + found["checkpoint_bytes"] / 2e9)
+    assert found["overrides"] == []
     assert any("JFT-300M" in one for one in found["assumptions"])
 
 
@@ -69,6 +70,13 @@ def test_what_does_not_fit_is_planned_and_says_what_would(plan, run):
     text = run("launch/plan.py", "--config", "h14.json", *ONE_NODE, "--gpu-memory", 8).stdout
     assert "DOES NOT FIT" in text
     assert f"would fit: {' '.join(found['would_fit'][0])}" in text
+
+
+def test_a_micro_batch_that_is_not_possible_on_so_many_ranks_is_named(plan):
+    found = plan("b16.json", "--nodes", 64, "--gpus-per-node", 8, "--gpu-memory", 80)
+    assert found["micro_batch"] == 8
+    assert found["overrides"] == ["train.micro_batch=8"]
+    assert any("128 does not divide a rank's 8 images" in one for one in found["assumptions"])
 
 
 def test_the_data_are_those_of_the_index(plan, digits, tiny_config, tmp_path):
