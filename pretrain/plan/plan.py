@@ -216,6 +216,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         ("batches", host.batches, "decoded images"),
         ("save", host.save_copy, "the copy that is written while training continues"),
         ("offloaded", host.offloaded, "from the devices"),
+        ("building", host.building, "in place of read-ahead, batches and save, before training begins"),
         ("ranks", host.devices, "as above"),
     )
     yield from _sizes(parts)

@@ -117,3 +117,14 @@ def test_a_cpu_host_holds_what_its_ranks_hold():
 def _network(spec: ViTSpec) -> nn.Module:
     with torch.device("meta"):
         return VisionTransformer(spec)
+
+
+def test_what_is_offloaded_leaves_the_device_for_the_host():
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    kept = a_job(spec_from_arch("vit_ti_16"), stage=3, ranks=2, device="cuda", dtype=torch.bfloat16)
+    job = replace(kept, deepspeed=DeepSpeedSection.model_validate({"zero_optimization": zero}))
+    cluster = Cluster(nodes=1, devices=2, device_memory=1 << 34, peak_flops=None)
+    before, after = rank_memory(kept), rank_memory(job)
+    assert after.on_host == before.parameters + before.optimizer
+    assert before.allocated - after.allocated == after.on_host + after.absent
+    assert host_memory(job, cluster).offloaded > 2 * after.on_host > host_memory(kept, cluster).offloaded == 0

@@ -13,7 +13,17 @@ import torch
 
 from pretrain.plan.job import Job
 from pretrain.plan.memory.activations import Part
-from pretrain.plan.memory.states import FP32, flat_gradients, held_once, optimized, padded, partition, states
+from pretrain.plan.memory.states import (
+    FP32,
+    flat_gradients,
+    held_once,
+    offloads,
+    offloads_parameters,
+    optimized,
+    padded,
+    partition,
+    states,
+)
 
 REDUCE_BUCKET = 50_000_000  # values, where the config names none (`engine.engine`)
 _REDUCE_WITHOUT_ZERO = 500_000_000  # values, of a bucket that DeepSpeed fills without ZeRO
@@ -42,6 +52,8 @@ def moments(job: Job, parts: list[Part]) -> Iterator[Moment]:
     # Gradients that are there all the time, or from one backward pass to the next.
     always = whole if job.stage == 3 or flat_gradients(job) else 0
     steady = whole if job.layout.accumulation > 1 else always
+    if job.stage == 3 and job.device != "cpu" and offloads(job):  # they lie on the host
+        whole = always = steady = 0
     kept = _batch(job)
     bucket = _bucket(job, min(optimized(job).values, _bucket_values(job))) if job.stage == 3 else 0
     for depth, part in enumerate(parts):
@@ -64,12 +76,12 @@ def moments(job: Job, parts: list[Part]) -> Iterator[Moment]:
 
 
 def _gathered(job: Job, parts: list[Part], depth: int, *, fetching: bool) -> int:
-    """Bytes of parameters that are gathered under ZeRO 3 while the part at `depth` runs; with one rank nothing is.
+    """Bytes of parameters that are gathered under ZeRO 3 while the part at `depth` runs; one rank has all of them.
 
     What the forward pass gathers is kept for the backward pass where that is nearer than the reuse distance, which most
     networks are whole. While it is gathered it lies there twice: as the ranks sent it, and cut into parameters.
     """
-    if job.stage < 3 or job.layout.ranks == 1:
+    if job.stage < 3 or (job.layout.ranks == 1 and not offloads_parameters(job)):
         return 0
     zero, size = job.deepspeed.zero_optimization, job.dtype.itemsize
     threshold = _set(zero.stage3_param_persistence_threshold, _PERSISTENT)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pretrain.plan.job import Cluster, Job
 from pretrain.plan.memory.rank import rank_memory
-from pretrain.plan.memory.states import FP32, optimized, states
+from pretrain.plan.memory.states import FP32, optimized, partition, states
 
 # A rank's process once all is imported: 0.5 GiB with torch for a CPU (`benchmarks/memory.py`); on a host with
 # accelerators their driver and libraries come to it: a rough figure, of which a part is shared between ranks.
@@ -22,13 +24,15 @@ class HostMemory:
     read_ahead: int  # shards read before they are needed, at the most
     batches: int  # decoded images
     save_copy: int  # the copy of the state that is written while training continues; the first save allocates it
-    offloaded: int  # optimizer state that ZeRO keeps here
+    offloaded: int  # optimizer state that ZeRO keeps here, and the gradients and weights on their way
+    building: int  # the network in fp32, whole in each process, before it is on the devices; gone when training begins
     devices: int  # where the host is the device: the memory of its ranks
 
     @property
     def total(self) -> int:
-        """Bytes of all."""
-        return self.processes + self.read_ahead + self.batches + self.save_copy + self.offloaded + self.devices
+        """Bytes of all that is there at a time."""
+        training = self.read_ahead + self.batches + self.save_copy
+        return self.processes + max(training, self.building) + self.offloaded + self.devices
 
 
 def host_memory(job: Job, cluster: Cluster) -> HostMemory:
@@ -41,9 +45,20 @@ def host_memory(job: Job, cluster: Cluster) -> HostMemory:
         read_ahead=ranks * (job.data.read_ahead_mib << 20),
         batches=ranks * _BATCHES * job.layout.micro_batch * pixels,
         save_copy=ranks * save_copy(job),
-        offloaded=ranks * states(job).on_host,
+        offloaded=ranks * _offloaded(job),
+        # In half precision with a copy, from which the exact weights are taken.
+        building=0 if on_host else ranks * FP32 * optimized(job).values * (1 if job.dtype is torch.float32 else 2),
         devices=ranks * rank_memory(job).total if on_host else 0,
     )
+
+
+def _offloaded(job: Job) -> int:
+    """Bytes of a rank's state on the host, with fp32 gradients for its update and weights to be sent back."""
+    on_host = states(job).on_host
+    if not on_host:
+        return 0
+    gradients = FP32 * partition(job) * (2 if job.stage == 3 else 1)  # ZeRO 3: as summed, and as updated from
+    return on_host + gradients + job.dtype.itemsize * partition(job)
 
 
 def save_copy(job: Job) -> int:

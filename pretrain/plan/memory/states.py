@@ -87,9 +87,10 @@ def states(job: Job) -> States:
     weights = FP32 * held if separate_weights(job) else 0
     average = FP32 * held if found.averages else 0
     parameters = size * (held if job.stage == 3 else padded(job) if job.stage else found.values)
-    return States(
-        parameters, gradient_bytes(job), weights + moments, average, _offloaded(job, weights + moments + average)
-    )
+    on_host = 0
+    if job.device != "cpu":  # of a CPU the host's memory is the device's
+        on_host = (weights + moments + average) * offloads(job) + parameters * offloads_parameters(job)
+    return States(parameters, gradient_bytes(job), weights + moments, average, on_host)
 
 
 def padded(job: Job) -> int:
@@ -129,6 +130,12 @@ def offloads(job: Job) -> bool:
     return offload is not None and offload.device == "cpu"
 
 
+def offloads_parameters(job: Job) -> bool:
+    """Whether ZeRO 3 keeps its part of the parameters in the host's memory, and the gradients' with it."""
+    offload = job.deepspeed.zero_optimization.offload_param
+    return offload is not None and offload.device == "cpu"
+
+
 def flat_gradients(job: Job) -> bool:
     """Whether all gradients lie in flat fp32 tensors that are never freed: the engine's or DeepSpeed's for bf16."""
     return job.stage == 1 and (held_once(job) or (job.dtype is torch.bfloat16 and not offloads(job)))
@@ -142,7 +149,3 @@ def gradient_bytes(job: Job) -> int:
     if job.stage == 1:
         return FP32 * found.trained_values
     return FP32 * (found.values if job.stage == 0 else partition(job))
-
-
-def _offloaded(job: Job, optimizer: int) -> int:
-    return optimizer if offloads(job) and job.device != "cpu" else 0
