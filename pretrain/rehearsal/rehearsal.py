@@ -264,7 +264,7 @@ class Rehearsal:
             try:
                 export(source, FORMATS["safetensors"], file)
                 compared, _ = check(file)
-            except InputError as error:
+            except (InputError, OSError) as error:  # a full disk too is a finding
                 return Finding("export", str(error), needed, "fails", "what the message names")
             wrong = [one.output for one in compared if not one.right]
             took, most = time.monotonic() - began, max(one.difference for one in compared)
