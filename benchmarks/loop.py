@@ -71,6 +71,7 @@ class Measured:
 def main() -> None:
     args = parse()
     if ranks.is_rank():
+        del sys.argv[-2:]  # --photos: the command is shown as it was typed
         measure(args)
         return
     with tempfile.TemporaryDirectory() as folder:
