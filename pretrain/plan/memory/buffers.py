@@ -85,13 +85,16 @@ def _gathered(job: Job, parts: list[Part], depth: int, *, fetching: bool) -> int
         return 0
     zero, size = job.deepspeed.zero_optimization, job.dtype.itemsize
     threshold = _set(zero.stage3_param_persistence_threshold, _PERSISTENT)
+    bucket = _set(zero.stage3_prefetch_bucket_size, _PREFETCH)
     small = sum(value for group in optimized(job).groups for value in group if value <= threshold)
     values = [part.gradients // size for part in parts]
-    here = values[depth] if depth >= 0 else 0
-    near = max(here, _set(zero.stage3_max_reuse_distance, _REUSE) // 2)
+    if depth < 0:
+        return size * small
+    near = max(values[depth], _set(zero.stage3_max_reuse_distance, _REUSE) // 2)
     kept = min(sum(values[: depth + 1]), near)
-    ahead = min(sum(values[depth + 1 :]), _set(zero.stage3_prefetch_bucket_size, _PREFETCH)) + here if fetching else 0
-    return size * (small + kept + ahead)
+    ahead = min(sum(values[depth + 1 :]), bucket) + values[depth] if fetching else 0
+    sent = min(sum(values[: depth + 1] if fetching else values), bucket)  # the last bucket, cut already
+    return size * (small + kept + ahead + sent)
 
 
 def _while_reducing(job: Job, values: int) -> tuple[int, int]:
