@@ -8,7 +8,7 @@ DATA := data/quickstart
 # The quick start shows the whole path on two CPU ranks, whatever the machine has besides.
 RANKS := DS_ACCELERATOR=cpu $(BIN)/deepspeed --quiet --num_gpus 2
 
-.PHONY: quickstart test test-long bench lint
+.PHONY: quickstart test test-long bench gpu lint
 
 quickstart: $(VENV)/.test
 	@$(BIN)/python launch/shards.py build mnist5k $(DATA)/mnist/train --split train
@@ -41,6 +41,10 @@ bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/saving.py
 	@$(BIN)/python benchmarks/probes.py --draws 4
 	@$(BIN)/python benchmarks/kills.py
+
+# On a machine with a CUDA device, whose python may already hold torch and DeepSpeed.
+gpu:
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .

@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace) -> None:
             "schedule": {"warmup_steps": 0},
             "logging": {"every": 1, "tensorboard": False},
             "checkpoint": {"every": 1_000_000, "every_minutes": None},
-            "deepspeed": {"zero_optimization": {"stage": args.stage}},
+            "deepspeed": {"zero_optimization": {"stage": args.stage}, "bf16": {"enabled": "auto"}},
         }
     )
     found = compare(config, OUT / f"loop_{world.size}", world, rounds=args.rounds, block=args.block)

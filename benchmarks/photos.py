@@ -1,4 +1,7 @@
-"""The images of the benchmarks: crops of two photographs as JPEG, in the format that each reader wants."""
+"""The images of the benchmarks: crops of two photographs as JPEG, in the format that each reader wants.
+
+The photographs are scikit-learn's; without it, drawn pictures whose JPEGs are about as large.
+"""
 
 import importlib.util
 import io
@@ -9,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import webdataset
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from pretrain.shards.scan import index_shards
 
@@ -65,7 +67,7 @@ def write_photos(
 
 
 def _crops(count: int, width: int, height: int) -> Iterator[bytes]:
-    sources = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    sources = [Image.fromarray(pixels) for pixels in _pictures()]
     draw = np.random.default_rng(0)
     for number in range(count):
         source = sources[number % len(sources)]
@@ -73,6 +75,16 @@ def _crops(count: int, width: int, height: int) -> Iterator[bytes]:
         data = io.BytesIO()
         source.crop((left, top, left + width, top + height)).save(data, "JPEG", quality=90)
         yield data.getvalue()
+
+
+def _pictures() -> list[np.ndarray]:
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError:
+        draw, (rows, columns) = np.random.default_rng(0), np.mgrid[:427, :640]
+        waves = [np.sin(rows / (9 + n) + columns / (7 + 2 * n))[..., None] * [90, 60, 30] for n in range(2)]
+        return [(128 + wave + draw.normal(0, 12, (427, 640, 3))).clip(0, 255).astype(np.uint8) for wave in waves]
+    return list(load_sample_images().images)
 
 
 def _write_files(folder: Path, images: list[bytes]) -> None:

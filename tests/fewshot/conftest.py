@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from pretrain.datasets.dataset import array_dataset
 from pretrain.index.index import Index
@@ -28,6 +27,8 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def digits():
     """(support_x [900, 64], support_y, query_x [897, 64], query_y) of scikit-learn's digits, shuffled."""
+    from sklearn.datasets import load_digits  # here, as a bare GPU machine has none
+
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(y))
     x, y = x[order].astype(np.float32), y[order]
