@@ -50,7 +50,8 @@ def main() -> None:
     started, results = time.perf_counter(), {}
     network = vit(task["network"], task["pretrain"]["size"])
     results["pretrain"] = train(network, task["pretrain"], adamw)
-    features(network, task["features"], task["pretrain"]["size"])
+    network.eval()
+    features(lambda images: network.forward_features(images)[:, 0], task["features"], task["pretrain"]["size"])
     network.set_input_size(img_size=task["finetune"]["size"])
     network.reset_classifier(task["network"]["num_classes"])
     nn.init.zeros_(network.head.weight)
@@ -121,13 +122,12 @@ def accuracy(network: Any, test: str, size: int) -> float:
 
 
 @torch.no_grad()
-def features(network: Any, task: dict[str, str], size: int) -> None:
+def features(class_token: Callable[[Tensor], Tensor], task: dict[str, str], size: int) -> None:
     """The class token after the final norm, of two sets of images, as `launch/fewshot.py --features` takes them."""
-    network.eval()
     arrays = {}
     for name in ("support", "query"):
         batches = list(DataLoader(Images(task[name], centre(size)), 500))
-        arrays[f"{name}_x"] = torch.cat([network.forward_features(images)[:, 0] for images, _ in batches]).numpy()
+        arrays[f"{name}_x"] = torch.cat([class_token(images) for images, _ in batches]).numpy()
         arrays[f"{name}_y"] = torch.cat([labels for _, labels in batches]).numpy()
     np.savez(task["out"], **arrays)
 
