@@ -33,6 +33,7 @@ test-long: $(VENV)/.test
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/stream.py
+	@$(BIN)/python benchmarks/gains.py
 	@for arch in ti s b l; do $(BIN)/python benchmarks/step.py --arch vit_$${arch}_16 || exit; done
 	@$(BIN)/python benchmarks/step.py --arch vit_h_14 --rounds 1
 	@for arch in ti s b; do $(BIN)/python benchmarks/step.py --arch vit_$${arch}_16 --compiled || exit; done
