@@ -17,6 +17,7 @@ from pathlib import Path
 
 import obstore
 import pytest
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from benchmarks.started import Forked
@@ -68,11 +69,14 @@ class Server:
         place = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": REGION}
         return {**place, "AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
 
+    @property
+    def store(self) -> S3Store:
+        names = {"access_key_id": self.key, "secret_access_key": self.secret, "region": REGION}
+        return S3Store(BUCKET, endpoint=self.endpoint, client_options={"allow_http": True}, **names)
+
     def put(self, name: str, data: bytes) -> None:
         """Write an object, or replace it."""
-        names = {"access_key_id": self.key, "secret_access_key": self.secret, "region": REGION}
-        store = S3Store(BUCKET, endpoint=self.endpoint, client_options={"allow_http": True}, **names)
-        obstore.put(store, name, data)
+        obstore.put(self.store, name, data)
 
     def close(self) -> None:
         self._process.kill()
@@ -115,8 +119,14 @@ def local(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
+    try:
+        try:
+            obstore.list_with_delimiter(server.store, "train")
+        except BaseError:
+            pytest.skip(f"{SERVER} refuses a list that is signed rightly (moto 5.2.1 does, 5.2.5 does not)")
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture
