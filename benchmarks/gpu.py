@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 
 CUDA = Path("/dev/nvidiactl").exists()
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # a launcher's; each part is its own
 SIDE, CLASSES, EACH, SPLITS = 32, 5, 40, ("train", "test")  # of the drawn images
 NETWORK = {"patch_size": 4, "layers": 2, "width": 64, "mlp": 128, "heads": 2, "image_size": 24, "num_classes": CLASSES}
 
@@ -69,9 +70,10 @@ class Running:
         given = dict(word.split("=", 1) for word in words if word.startswith("DS_ACCELERATOR="))
         words = [word for word in words if not word.startswith("DS_ACCELERATOR=")]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHED}
         self._process = subprocess.Popen(
             [sys.executable, *words], cwd=ROOT, stdout=self._file, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **settings, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **given},
+            env={**kept, **settings, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **given},
         )  # fmt: skip
 
     def done(self) -> bool:

@@ -10,8 +10,8 @@ _MIB = 1 << 20
 _GIB = 1 << 30
 
 # CUDA: measured on an H100 by the authors of pith-train (`tools/memory_estimator`): the context; NCCL, 0.39, and its
-# process groups, 1.00; what the first forward pass adds (work spaces of libraries, kernels loaded late). Their network is
-# another one, so the last figure is rather too large here.
+# process groups, 1.00; what the first forward pass adds (work spaces of libraries, kernels loaded late). Theirs is
+# another network, so the last figure is rather too large here.
 _CONTEXT, _NCCL, _FIRST_PASS = int(0.52 * _GIB), int(1.39 * _GIB), int(2.97 * _GIB)
 
 # CPU: what DeepSpeed's own objects, threads' stacks and gloo's buffers take once all is imported: 2 to 6 MiB measured
