@@ -22,13 +22,14 @@ from pretrain.engine.step import deterministic
 from pretrain.errors import InputError
 from pretrain.index.index import Index
 from pretrain.index.tar import BLOCK
+from pretrain.plan.measured import memory_of
 from pretrain.plan.memory.rank import rank_memory
 from pretrain.plan.peak import device_name
 from pretrain.ranks.collectives import World, all_gather_list, barrier
 from pretrain.ranks.watchdog import Watchdog
 from pretrain.record.folder import RunFolder
 from pretrain.record.pulse import Pulse
-from pretrain.rehearsal.devices import Meter, host_ranks, memory_of
+from pretrain.rehearsal.devices import Meter, host_ranks
 from pretrain.stream.counters import Counters
 from pretrain.stream.loader import Batch, BatchStream
 from pretrain.stream.plan import plan_evaluation, plan_training
