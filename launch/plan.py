@@ -33,12 +33,14 @@ def main() -> int:
     config = read.of(network(args, read))
 
     from pretrain.plan.assumptions import Given, assume
-    from pretrain.plan.plan import make_plan
+    from pretrain.plan.plan import machines_text, make_plan
 
     given = Given(**{name: value for name, value in vars(args).items() if name in Given.__dataclass_fields__})
     job, cluster, assumed = assume(config, given)
+    if not args.json:  # at once: tracing the network takes longer than all before
+        deliver([f"{config.name} on {machines_text(job, cluster)}"])
     plan = make_plan(job, cluster, assumed, config.train.micro_batch)
-    deliver([json.dumps(plan.json(), indent=1) if args.json else f"{config.name} on {plan.text()}"])
+    deliver([json.dumps(plan.json(), indent=1) if args.json else plan.text()])
     return DONE
 
 

@@ -130,8 +130,15 @@ class Plan:
         }
 
     def text(self) -> str:
-        """The plan for people."""
+        """The plan for people, below a line that says on which machines."""
         return "\n".join(_lines(self))
+
+
+def machines_text(job: Job, cluster: Cluster) -> str:
+    """The machines for people: 8 × 8 NVIDIA H100 80GB HBM3, 80.0 GiB each."""
+    kind = "CPU ranks" if job.device == "cpu" else cluster.device_name or "GPUs"
+    of = "a host" if job.device == "cpu" else "each"
+    return f"{cluster.nodes} × {cluster.devices} {kind}, {gib_text(cluster.device_memory)} {of}"
 
 
 def make_plan(job: Job, cluster: Cluster, assumed: Assumed, micro_batch: int | None) -> Plan:
@@ -189,7 +196,8 @@ def _time(job: Job, cluster: Cluster, parameters: int, assumed: Assumed) -> Step
 def _lines(plan: Plan) -> Iterator[str]:
     job, found = plan.job, plan.fit
     layout = job.layout
-    yield _headline(plan)
+    verdict = f"fits with ZeRO {job.stage}" if found.fits else "DOES NOT FIT"
+    yield f"  {verdict}: {found.why}"
     yield f"  {job.spec.describe()}"
     flops = _flops(training_flops(job.spec, job.frozen))
     yield f"  {number_text(plan.parameters / 1e6)} M parameters, {flops} to train on an image"
@@ -199,7 +207,6 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"  batch {layout.global_batch:,} = {layout.ranks} ranks × {layout.accumulation} accumulation × micro-batch "
         f"{layout.micro_batch} ({largest}); {dtype}"
     )
-    yield f"  ZeRO {job.stage}: {found.why}"
     if plan.overrides:
         yield f"  to run like this, beyond the config: {overrides(plan.overrides)}"
     for keys in found.remedies:
@@ -241,14 +248,6 @@ def _lines(plan: Plan) -> Iterator[str]:
 def _short(keys: tuple[str, ...]) -> str:
     """Changes without what is the same in all of them."""
     return ", ".join(key.rpartition(".")[2].replace('={"device":"cpu"}', "=cpu") for key in keys)
-
-
-def _headline(plan: Plan) -> str:
-    cluster = plan.cluster
-    kind = "CPU ranks" if plan.job.device == "cpu" else cluster.device_name or "GPUs"
-    of = "a host" if plan.job.device == "cpu" else "each"
-    where = f"{cluster.nodes} × {cluster.devices} {kind}, {gib_text(cluster.device_memory)} {of}"
-    return f"{where}: {'fits' if plan.fit.fits else 'DOES NOT FIT'}"
 
 
 def _memory(plan: Plan) -> Iterator[str]:

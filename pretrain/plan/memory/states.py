@@ -7,7 +7,6 @@ from functools import cache
 from math import ceil
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.engine.optimizer import build_optimizer
 from pretrain.engine.section import OptimizerSection
@@ -64,7 +63,7 @@ def optimized(job: Job) -> Optimized:
 
 @cache
 def _optimized(spec: ViTSpec, frozen: int, section: str) -> Optimized:
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = VisionTransformer(replace(spec, dropout=0.0), frozen=frozen)
         optimizer = build_optimizer(model, OptimizerSection.model_validate_json(section))
     return Optimized(
