@@ -54,25 +54,22 @@ def qkv_at_once(model: VisionTransformer) -> None:
         block.attention.forward = partial(attend, block.attention)
 
 
-def patches_as_product(model: VisionTransformer) -> None:
-    """The patch embedding as one matrix product of the patches' pixels, instead of a convolution."""
-    convolution, p = model.patch_embedding, model.spec.patch_size
+def patches_by_convolution(model: VisionTransformer) -> None:
+    """The patch embedding by the library's convolution, instead of one matrix product."""
+    layer = model.patch_embedding
 
     def embed(images: Tensor) -> Tensor:
-        side = model.spec.grid
-        pixels = rearrange(images[..., : side * p, : side * p], "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-        return rearrange(
-            F.linear(pixels, convolution.weight.flatten(1), convolution.bias), "b (h w) d -> b d h w", h=side
-        )
+        found = F.conv2d(images, layer.weight, layer.bias, stride=layer.stride)
+        return rearrange(found, "b d h w -> b (h w) d")
 
-    convolution.forward = embed
+    layer.forward = embed
 
 
 WAYS: dict[str, Callable[[VisionTransformer], None]] = {
     "as it is": lambda model: None,
     "last block on all tokens": whole_last_block,
     "q, k, v in one copy": qkv_at_once,
-    "patches as a product": patches_as_product,
+    "patches by a convolution": patches_by_convolution,
 }
 
 

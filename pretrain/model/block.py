@@ -49,13 +49,22 @@ class Linear(nn.Linear):
             nn.init.constant_(parameter, math.nan)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outputs(x, slice(None))
+        if self._partitioned:
+            return _PartitionedLinear.apply(x, self.weight, self.bias, slice(None))
+        return F.linear(x, self.weight, self.bias)
 
     def outputs(self, x: Tensor, rows: slice) -> Tensor:
-        """Those outputs alone that `rows` of the weight make; a forward hook does not see them."""
-        if hasattr(self.weight, "ds_id") and not torch.compiler.is_compiling():
+        """Those outputs alone that `rows` of the weight make; a forward hook does not see them.
+
+        Slower for all rows: the gradient of a slice is copied into zeros of the whole weight's shape.
+        """
+        if self._partitioned:
             return _PartitionedLinear.apply(x, self.weight, self.bias, rows)
         return F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
+
+    @property
+    def _partitioned(self) -> bool:
+        return hasattr(self.weight, "ds_id") and not torch.compiler.is_compiling()
 
 
 class _PartitionedLinear(torch.autograd.Function):

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pretrain.errors import InputError
 from pretrain.model.block import Block, Checkpointing, Linear, encoders
@@ -18,6 +19,23 @@ from pretrain.model.spec import ViTSpec
 
 # Where parameters are partitioned (ZeRO-3): a context manager inside which these are whole and writable.
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
+
+
+class PatchEmbedding(nn.Conv2d):
+    """Patches of p × p pixels, each times one matrix: [b, c, h, w] → [b, n, d], patches row by row.
+
+    A convolution whose stride is its kernel, as one matrix product: its weight has a convolution's shape, [d, c, p, p].
+    As there, rows and columns beyond the last whole patch are ignored.
+    """
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__(spec.channels, spec.width, kernel_size=spec.patch_size, stride=spec.patch_size)
+        self.pixels = spec.grid * spec.patch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        p, q = self.kernel_size
+        patches = rearrange(images[..., : self.pixels, : self.pixels], "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
+        return F.linear(patches, self.weight.flatten(start_dim=1), self.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -42,7 +60,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.spec, self.frozen = spec, frozen
         learned, class_token = spec.positions == "learned", spec.pool == "cls"
-        self.patch_embedding = nn.Conv2d(spec.channels, spec.width, kernel_size=spec.patch_size, stride=spec.patch_size)
+        self.patch_embedding = PatchEmbedding(spec)
         self.class_token = nn.Parameter(torch.empty(1, 1, spec.width)) if class_token else None
         self.position_embedding = nn.Parameter(torch.empty(1, spec.tokens, spec.width)) if learned else None
         self.dropout = nn.Dropout(spec.dropout)
@@ -105,7 +123,7 @@ class VisionTransformer(nn.Module):
                 f"[b, {spec.channels}, {spec.image_size}, {spec.image_size}] (b, channels, rows, columns)"
             )
         dtype = self.patch_embedding.weight.dtype
-        x = rearrange(self.patch_embedding(images.to(dtype)), "b d h w -> b (h w) d")
+        x = self.patch_embedding(images.to(dtype))
         if spec.positions == "sincos2d":
             x = x + sincos2d(spec.grid, spec.width, device=x.device, dtype=dtype)
         if self.class_token is not None:

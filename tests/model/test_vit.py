@@ -47,7 +47,7 @@ def test_h14_has_the_layers_shapes_and_counts_of_its_summary():
     assert model.class_token.numel() == 1_280
     assert model.position_embedding.numel() + parameters(model.norm) + 32 * 19_677_440 == 630_009_600
     summary = [
-        ("patch_embedding", (2, 1280, 16, 16), 753_920),
+        ("patch_embedding", (2, 256, 1280), 753_920),
         ("dropout", (2, 257, 1280), 0),
         *((f"blocks.{i}", (2, 257, 1280), 19_677_440) for i in range(31)),
         ("blocks.31", (2, 1, 1280), 19_677_440),  # the class token's output, which the logits need
