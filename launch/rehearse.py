@@ -17,9 +17,11 @@ from typing import NoReturn
 from pretrain.configfile import read_config
 from pretrain.console import say
 from pretrain.ranks.command import DONE, INPUT_AT_FAULT, Parser, main_rank, run_command
+from pretrain.rehearsal.findings import SCRATCH
 from pretrain.training.config import RunConfig
 
 INTERRUPTED = 130
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> int:
@@ -27,16 +29,19 @@ def main() -> int:
     config = read_config(RunConfig, args.config, args.overrides)
     if args.measure:
         return measure(config, args.measure, args.seconds)
-    signal.signal(signal.SIGTERM, interrupt)
+    out = args.out or Path("runs") / f"{config.name}-rehearsal"
+    for number in ENDS:
+        signal.signal(number, interrupt)
     try:
-        return rehearse(config, args)
+        return rehearse(config, out, args)
     except KeyboardInterrupt:
         if main_rank():
-            say("interrupted; the scratch folder and the rehearsed run's processes are gone", to=sys.stderr)
+            left = f"{out / SCRATCH} is left" if (out / SCRATCH).exists() else "its scratch folder is gone"
+            say(f"interrupted: the rehearsed run's processes are ended, {left}", to=sys.stderr)
         return INTERRUPTED
 
 
-def rehearse(config: RunConfig, args: argparse.Namespace) -> int:
+def rehearse(config: RunConfig, out: Path, args: argparse.Namespace) -> int:
     from pretrain.rehearsal.judge import Limits
     from pretrain.rehearsal.rehearsal import Commands, Rehearsal, meet
 
@@ -46,7 +51,6 @@ def rehearse(config: RunConfig, args: argparse.Namespace) -> int:
         [sys.executable, str(here), *given, "--seconds", str(args.seconds), "--measure"],
         [sys.executable, str(here.with_name("pretrain.py")), *given],
     )
-    out = args.out or Path("runs") / f"{config.name}-rehearsal"
     memory = None if args.device_memory is None else int(args.device_memory * 2**30)
     limits = Limits(args.grace, args.live, memory)
     report = Rehearsal(config, commands, out, meet(), limits).run(keep=args.keep)
@@ -65,6 +69,8 @@ def measure(config: RunConfig, out: Path, seconds: float) -> int:
 
 
 def interrupt(*_: object) -> NoReturn:
+    for number in ENDS:  # launchers send a second one, which must not end what the first one sets off
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

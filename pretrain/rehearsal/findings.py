@@ -12,6 +12,7 @@ from pretrain import files
 from pretrain.page.text import Table, duration_text
 
 REPORT, PAGE = "rehearsal.json", "rehearsal.html"
+SCRATCH = "scratch"  # beside them: the folder of the rehearsed run
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ from pretrain.record.claim import claimed
 from pretrain.record.folder import CONFIG, RunFolder
 from pretrain.rehearsal import judge
 from pretrain.rehearsal.children import Children
-from pretrain.rehearsal.findings import Finding, Report
+from pretrain.rehearsal.findings import SCRATCH, Finding, Report
 from pretrain.rehearsal.judge import Limits, Losses
 from pretrain.rehearsal.measure import figures_path
 from pretrain.training.config import RunConfig
 
-SCRATCH = "scratch"  # in the rehearsal's folder: the rehearsed run's
 # Steps completed: at the first save, at the kill amid the second one, and at the request to stop.
 _SAVED, _KILLED, _STOPPED = 2, 4, 5
 _LONGEST_END = 600.0  # seconds that a run may take to end after SIGTERM
+_LAST_WRITES = 5.0  # seconds in which ranks that other ranks of the rehearsal kill may still write
 _NEVER = 10**9  # steps
 _QUIET = ("logging.every=1", "logging.tensorboard=false", "train.time_limit_minutes=null")
 
@@ -340,7 +340,8 @@ def _removed(scratch: Path, world: World, *, keep: bool) -> Iterator[None]:
     """An empty folder `scratch` inside; afterwards there is none, unless it is to be kept."""
 
     def remove() -> None:
-        if world.main:
+        deadline = time.monotonic() + _LAST_WRITES
+        while world.main and scratch.exists() and time.monotonic() < deadline:
             shutil.rmtree(scratch, ignore_errors=True)
 
     remove()
