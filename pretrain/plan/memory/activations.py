@@ -177,9 +177,8 @@ def _fuse_attention(model: VisionTransformer) -> None:
         attention: Any = block.attention
 
         def forward(*inputs: Any, inner: Any = attention.forward) -> Tensor:
-            with (
-                _FusedAttention()
-            ):  # here and not around the trace: backward passes leave modes, but compute this again
+            # Here and not around the trace: a backward pass leaves such a mode, but may compute this again.
+            with _FusedAttention():
                 return inner(*inputs)
 
         attention.forward = forward
