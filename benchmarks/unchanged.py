@@ -1,12 +1,18 @@
 """Whether the code as it is trains as another commit does, bit for bit, and whether each resumes the other's runs.
 
-    python benchmarks/unchanged.py --against REV
+    python benchmarks/unchanged.py --against REV [--tolerance R] [key.path=value …]
 
 A small network is trained on two CPU ranks with mixup, RandAugment, dropout, an average of the weights, accumulation,
 validation and saves on the way, at every ZeRO stage and in bf16. Compared are the losses, learning rates, gradient
 norms and scores of all steps, the samples of each rank, the fingerprints of the last checkpoint, the keys of
 config.json, and the same of a run that one commit began and the other ended. The other commit may refuse a run of this
 one, by the name of a key that has come since; that is no difference.
+
+--tolerance R is for a change that rounds differently: losses and gradient norms may differ by R of their value,
+and the fingerprints, which any rounding changes, are not compared. Said is how many of the numbers are equal to the
+bit, and by how much the others differ at most, in which step. Accuracies move by whole images as soon as anything is
+rounded otherwise: how far is said too, and not judged. Samples, steps and learning rates must be equal all the same.
+A change of what is drawn for dropout gives other masks, which no tolerance spans: compare with model.dropout=0.
 """
 
 import sys
@@ -17,11 +23,13 @@ sys.path[0] = str(ROOT)
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 from pretrain.ranks.launcher import free_port
@@ -48,6 +56,7 @@ LAYOUTS = {
     "fp32, ZeRO 3": ["deepspeed.zero_optimization.stage=3"],
 }
 COMPARED = ("step", "images", "epoch", "loss", "lr", "grad_norm")
+EXACT = ("step", "images", "epoch", "lr")  # no arithmetic of the network is in them
 
 
 class RefusedError(Exception):
@@ -87,7 +96,8 @@ class Pair:
         return {
             "steps": [{k: v for k, v in line.items() if k in COMPARED or "eval/" in k} for line in lines],
             "samples": [path.read_text() for path in sorted((out / "audit").glob("rank_?????.jsonl"))],
-            "fingerprints": [last["fingerprints"], last["updates"]],
+            "fingerprints": last["fingerprints"],
+            "updates": last["updates"],
             "keys": sorted(json.loads((out / "config.json").read_text())),
         }
 
@@ -99,8 +109,61 @@ class Pair:
                 shutil.rmtree(checkpoint)
 
 
-def compare(pair: Pair, layout: str, changes: list[str]) -> bool:
-    """Print what differs in a layout; whether nothing does."""
+@dataclass(frozen=True)
+class Drift:
+    """How far the numbers of one run's lines are from those of another's, as shares of the larger of two values."""
+
+    numbers: int
+    equal: int  # to the bit
+    most: float
+    where: str  # the number that differs most: its key and step
+    accuracy: float  # the largest difference of two accuracies, from 0 to 1
+
+    def text(self) -> str:
+        """How many are equal, and how far the others are off."""
+        if self.equal == self.numbers:
+            return f"all {self.numbers} numbers bit-equal"
+        return (
+            f"{self.equal} of {self.numbers} numbers bit-equal, losses and norms within {self.most:.1e} "
+            f"({self.where}), accuracies within {self.accuracy:.2%}"
+        )
+
+
+def drift(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Drift | None:
+    """Of metrics lines; None where they are not of the same steps, keys and exact values."""
+    if [(sorted(line), [line.get(key) for key in EXACT]) for line in old] != [
+        (sorted(line), [line.get(key) for key in EXACT]) for line in new
+    ]:
+        return None
+    pairs = [
+        (key, line["step"], line[key], other[key])
+        for line, other in zip(old, new, strict=True)
+        for key in line
+        if key not in EXACT
+    ]
+    most, where = max(
+        (_apart(first, second), f"{key} of step {step}") for key, step, first, second in pairs if not _counted(key)
+    )
+    accuracy = max((abs(first - second) for key, _, first, second in pairs if _counted(key)), default=0.0)
+    return Drift(len(pairs), sum(first == second for *_, first, second in pairs), most, where, accuracy)
+
+
+def _counted(key: str) -> bool:
+    """Whether a score is a share of the images."""
+    return "eval/top" in key
+
+
+def _apart(first: float | None, second: float | None) -> float:
+    """The difference of two numbers as a share of the larger; infinite where one is missing or not finite."""
+    if first == second:
+        return 0.0
+    if first is None or second is None or not (math.isfinite(first) and math.isfinite(second)):
+        return math.inf
+    return abs(first - second) / max(abs(first), abs(second))
+
+
+def compare(pair: Pair, layout: str, changes: list[str], tolerance: float) -> bool:
+    """Print what differs in a layout; whether nothing does by more than `tolerance`."""
     number = list(LAYOUTS).index(layout)
     whole = pair.train("old", f"old{number}", changes)
     results = {"new run": pair.train("new", f"new{number}", changes)}
@@ -112,16 +175,28 @@ def compare(pair: Pair, layout: str, changes: list[str]) -> bool:
             print(f"{layout:14}  {begins} run resumed by {ends}  refused: {refusal}", flush=True)
             if ends == "new":
                 return False
+    right = True
     for name, found in results.items():
-        differing = [what for what in whole if found[what] != whole[what]]
-        print(f"{layout:14}  {name:22}  {'differs: ' + ', '.join(differing) if differing else 'equal'}", flush=True)
-    return all(found == whole for found in results.values())
+        differing = [what for what in whole if what != "steps" and found[what] != whole[what]]
+        if tolerance and "fingerprints" in differing:
+            differing.remove("fingerprints")
+        apart = drift(whole["steps"], found["steps"])
+        if apart is None or apart.most > tolerance or (apart.accuracy and not tolerance):
+            differing.insert(0, "steps")
+        said = f"differs: {', '.join(differing)}" if differing else "within the tolerance" if tolerance else "equal"
+        print(f"{layout:14}  {name:22}  {said}; {apart.text() if apart else 'not the same lines'}", flush=True)
+        right = right and not differing
+    return right
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="REV", required=True, help="the commit to compare with")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="R", help="share by which numbers may differ; 0: to the bit"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="laid over the config of all runs")
+    args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as name:
         old, runs = Path(name) / "tree", Path(name) / "runs"
         runs.mkdir()
@@ -129,7 +204,10 @@ def main() -> int:
         subprocess.run([*git, "add", "--quiet", "--detach", str(old), args.against], check=True)
         try:
             pair = Pair(old, runs)
-            equal = [compare(pair, layout, changes) for layout, changes in LAYOUTS.items()]
+            equal = [
+                compare(pair, layout, [*changes, *args.overrides], args.tolerance)
+                for layout, changes in LAYOUTS.items()
+            ]
         finally:
             subprocess.run([*git, "remove", "--force", str(old)], check=True)
     return 0 if all(equal) else 1
