@@ -45,7 +45,7 @@ from pretrain.training.config import RunConfig
 from pretrain.training.loss import choose_loss
 
 BLOCKS, LEAST, ENOUGH = 3, 3, 0.5  # blocks of at least so many steps and seconds
-TOY = ["model.arch=vit_ti_16", "model.layers=2", "model.image_size=32", "model.num_classes=10"]
+TOY = ["model.arch=vit_ti_16", "model.layers=1", "model.image_size=32", "model.num_classes=10"]
 TIMM = {"b16": "vit_base_patch16_224", "l16": "vit_large_patch16_224", "h14": "vit_huge_patch14_224"}
 Step = Callable[[], object]
 

@@ -26,7 +26,7 @@ def test_every_part_works_at_toy_size_without_the_larger_packages(tmp_path):
     found = json.loads((out / "gpu.json").read_text())
     assert set(found) == set(PARTS)
     assert all(told["works"] for told in found.values())
-    assert len(found["tests"]["passed"]) == 2
+    assert len(found["tests"]["passed"]) == 1
     assert {"ridge cls 1", "ridge cls 5", "knn10 mean 5"} <= set(found["path"]["scores"])
     cases = found["steps"]["cases"]
     assert [case["way"] for case in cases] == ["engine", "ddp", "timm", "engine", "engine"]
