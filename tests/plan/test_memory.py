@@ -35,8 +35,9 @@ def a_job(spec: ViTSpec = SMALL, *, stage: int = 1, ranks: int = 1, micro: int =
     return replace(Job(*parts, DataSection(), CheckpointSection(every=5), None, "cpu"), **other)
 
 
-def test_engines_hold_what_is_planned(ranks):
-    ranks(RANKS, Path(__file__).parent / "held.py")
+@pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.long)])
+def test_engines_hold_what_is_planned(which, ranks):
+    ranks(RANKS, Path(__file__).parent / "held.py", which)
 
 
 @pytest.mark.parametrize(

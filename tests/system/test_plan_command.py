@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.system.inprocess import run_here
+
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
     "parameters", "flops_per_image", "fits", "zero_stage", "micro_batch", "per_rank_bytes", "step_seconds", "run_hours",
@@ -25,17 +27,14 @@ SAMPLES = 1442  # of the digits that are trained on
 ONE_NODE = ("--nodes", 1, "--gpus-per-node", 8)
 
 
-@pytest.fixture(scope="module")
-def plan(run):
-    def plan(config, *words):
-        done = run("launch/plan.py", "--config", config, *words, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return plan
+def plan(config, *words):
+    """The plan as JSON, in the test's process, where the same network is traced once for all plans."""
+    done = run_here("plan.py", "--config", config, *words, "--json")
+    assert done.status == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_the_plan_of_h14(plan):
+def test_the_plan_of_h14():
     found = plan("h14.json", "--nodes", 8, "--gpus-per-node", 8, "--gpu-memory", 80, "--price-per-gpu-hour", 2)
     assert set(found) == CONTRACT | MORE
     assert set(found["per_rank_bytes"]) == PARTS | MORE_PARTS
@@ -58,7 +57,7 @@ def test_the_plan_of_h14(plan):
     assert any("JFT-300M" in one for one in found["assumptions"])
 
 
-def test_what_does_not_fit_is_planned_and_says_what_would(plan, run):
+def test_what_does_not_fit_is_planned_and_says_what_would():
     found = plan("h14.json", *ONE_NODE, "--gpu-memory", 8)
     assert not found["fits"]
     assert found["per_rank_bytes"]["total"] > 8 << 30
@@ -67,19 +66,19 @@ def test_what_does_not_fit_is_planned_and_says_what_would(plan, run):
         other = plan("h14.json", *ONE_NODE, "--gpu-memory", 8, *keys)
         assert other["fits"]
         assert other["per_rank_bytes"]["total"] <= 8 << 30
-    text = run("launch/plan.py", "--config", "h14.json", *ONE_NODE, "--gpu-memory", 8).stdout
+    text = run_here("plan.py", "--config", "h14.json", *ONE_NODE, "--gpu-memory", 8).stdout
     assert "DOES NOT FIT" in text
     assert f"would fit: {' '.join(found['would_fit'][0])}" in text
 
 
-def test_a_micro_batch_that_is_not_possible_on_so_many_ranks_is_named(plan):
+def test_a_micro_batch_that_is_not_possible_on_so_many_ranks_is_named():
     found = plan("b16.json", "--nodes", 64, "--gpus-per-node", 8, "--gpu-memory", 80)
     assert found["micro_batch"] == 8
     assert found["overrides"] == ["train.micro_batch=8"]
     assert any("128 does not divide a rank's 8 images" in one for one in found["assumptions"])
 
 
-def test_the_data_are_those_of_the_index(plan, digits, tiny_config, tmp_path):
+def test_the_data_are_those_of_the_index(digits, tiny_config, tmp_path):
     config = tiny_config(tmp_path / "tiny.json", train={"steps": None, "epochs": 3})
     found = plan(config, "--nodes", 1, "--gpus-per-node", 1, "--gpu-memory", 16)
     assert found["steps"] == round(3 * SAMPLES / 24)
@@ -121,9 +120,12 @@ def test_a_device_that_is_not_here_is_not_measured(run):
     assert "this machine has no such device" in done.stderr
 
 
-def test_what_is_measured_replaces_what_is_assumed(plan, tiny_config, tmp_path):
+def test_what_is_measured_replaces_what_is_assumed(run, tiny_config, tmp_path):
     config = tiny_config(tmp_path / "tiny.json", train={"global_batch": 24, "micro_batch": 12})
-    found = plan(config, "--nodes", 1, "--gpus-per-node", 1, "--gpu-memory", 4, "--measure")
+    words = ("--nodes", 1, "--gpus-per-node", 1, "--gpu-memory", 4, "--measure", "--json")
+    done = run("launch/plan.py", "--config", config, *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     said = " ".join(found["assumptions"])
     assert "the device at hand" in said
     assert "forward and backward passes of the whole network, micro-batch 12" in said
