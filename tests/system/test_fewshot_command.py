@@ -149,10 +149,10 @@ def reproducible(folder):
 
 
 def test_a_report_is_the_same_to_the_byte_for_any_number_of_ranks_and_threads(digit_config, checkpoints, tmp_path, run):
-    """Of 1 rank on 1 thread, 2 on 3 and 3 on 1. A commit meanwhile would change what the reports say of it."""
+    """Of 1 rank on 1 thread, and 3 on 2. A commit meanwhile would change what the reports say of it."""
     both = ("--init", checkpoints / "first", "--init", checkpoints / "second")
     words = ("--config", digit_config, *both, "model.image_size=16", "fewshot.oracle=true")
-    for ranks, threads in ((1, 1), (2, 3), (3, 1)):
+    for ranks, threads in ((1, 1), (3, 2)):
         prelude = f"import torch; torch.set_num_threads({threads})"
         out = tmp_path / f"{ranks} {threads}"
         done = run(COMMAND, *words, "--out", out, ranks=ranks, prelude=prelude)
@@ -160,10 +160,9 @@ def test_a_report_is_the_same_to_the_byte_for_any_number_of_ranks_and_threads(di
         assert done.stdout.count("report: ") == 1
         told = report_in(out)["run"]
         assert (told["ranks"], told["threads"]) == (ranks, threads)
-    first, *others = (reproducible(path) for path in sorted(tmp_path.iterdir()))
+    first, other = (reproducible(path) for path in sorted(tmp_path.iterdir()))
     assert {"report.json", "report.md", "report.html", "accuracy.png", "oracle.png"} <= set(first)
-    for other in others:
-        assert {name for name in first if first[name] != other.get(name)} == set()
+    assert {name for name in first if first[name] != other.get(name)} == set()
     names = {file.name for file in (tmp_path / "1 1" / "features").iterdir()}
     for name in names:
         assert len({(out / "features" / name).read_bytes() for out in tmp_path.iterdir()}) == 1

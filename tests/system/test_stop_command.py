@@ -10,7 +10,7 @@ from benchmarks.started import Command, Forked, Started
 from pretrain.checkpoint.step import Checkpoint
 from tests.conftest import history, lines
 
-STEPS = 120
+STEPS, FEW = 120, 8  # FEW: of a run that is stopped at a place of its own, so that speed does not matter
 ALL: tuple[int, ...] = ()
 
 
@@ -42,6 +42,13 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return history(out).trained
 
 
+@pytest.fixture(scope="module")
+def undisturbed_few(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    out = tmp_path_factory.mktemp("undisturbed_few") / "run"
+    run(config, out, f"train.steps={FEW}")
+    return history(out).trained
+
+
 def reach(started: Started, steps: int) -> None:
     deadline = time.monotonic() + 600
     while started.said.count("\nstep ") < steps:
@@ -50,11 +57,11 @@ def reach(started: Started, steps: int) -> None:
         time.sleep(0.002)
 
 
-def stopped(started: Started, out: Path, reason: str) -> int:
+def stopped(started: Started, out: Path, reason: str, steps: int = STEPS) -> int:
     """The step of which every rank's share is in the checkpoint; it is the last one that was made."""
     assert f"stopped: {reason}; run the same command again to resume" in started.said, started.said
     last = lines(out / "metrics.jsonl")[-1]["step"]
-    assert last < STEPS
+    assert last < steps
     assert (out / "checkpoints" / "latest").read_text() == f"step_{last:08d}"
     saved = Checkpoint.read(out / "checkpoints" / f"step_{last:08d}")
     saved.verify()
@@ -132,20 +139,20 @@ def test_a_save_that_fails_under_way_does_not_cost_the_one_that_ends_the_run(con
     assert (out / "checkpoints" / "latest").read_text() == "step_00000012"
 
 
-def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed, tmp_path):
+def test_a_run_stopped_at_its_first_step_goes_on(config, undisturbed_few, tmp_path):
     """As when the last job of a queue has hardly begun before its time is up."""
-    out = tmp_path / "run"
+    out, few = tmp_path / "run", f"train.steps={FEW}"
     listens = (
         "import os, signal; from pretrain.ranks.stop import listen; listen(); os.kill(os.getpid(), signal.SIGUSR1)"
     )
-    started = Forked(2, ["--config", config, "--out", out], tmp_path / "said.txt", prelude=listens)
+    started = Forked(2, ["--config", config, "--out", out, few], tmp_path / "said.txt", prelude=listens)
     try:
         assert started.wait() == [75, 75], started.said
     finally:
         started.kill()
-    assert stopped(started, out, "SIGUSR1") == 1
-    run(config, out)
-    assert history(out).trained == undisturbed
+    assert stopped(started, out, "SIGUSR1", FEW) == 1
+    run(config, out, few)
+    assert history(out).trained == undisturbed_few
 
 
 # Rank 1 is asked to stop at a batch of an evaluation, of which every rank makes a note.
@@ -173,20 +180,20 @@ asks(fewshot.features, %d, [])
 @pytest.mark.parametrize(
     ("validation", "few_shot", "stage", "step", "batches"),
     [
-        pytest.param(18, 0, 1, 60, 15 + 4 + 3, id="of the average"),
-        pytest.param(33, 0, 1, 120, 2 * (15 + 4) + 3, id="after the last step"),
-        pytest.param(0, 3, 1, 60, 15 + 3, id="few-shot"),
-        pytest.param(3, 0, 1, 60, 3, id="early", marks=pytest.mark.long),
-        pytest.param(18, 0, 3, 60, 15 + 4 + 3, id="ZeRO 3", marks=pytest.mark.long),
+        pytest.param(18, 0, 1, 4, 15 + 4 + 3, id="of the average"),
+        pytest.param(33, 0, 1, FEW, 2 * (15 + 4) + 3, id="after the last step"),
+        pytest.param(0, 3, 1, 4, 15 + 3, id="few-shot"),
+        pytest.param(3, 0, 1, 4, 3, id="early", marks=pytest.mark.long),
+        pytest.param(18, 0, 3, 4, 15 + 4 + 3, id="ZeRO 3", marks=pytest.mark.long),
     ],
 )
 def test_an_evaluation_is_left_at_its_next_batch_and_made_when_the_run_goes_on(
-    validation, few_shot, stage, step, batches, config, digits, undisturbed, tmp_path
+    validation, few_shot, stage, step, batches, config, digits, undisturbed_few, tmp_path
 ):
     out = tmp_path / "run"
     words = [
-        f"data.eval={digits / 'test'}", "train.eval_every=60", "fewshot.every=60", "fewshot.shots=[1]",
-        f"fewshot.support={digits / 'train'}", f"fewshot.query={digits / 'test'}",
+        f"train.steps={FEW}", f"data.eval={digits / 'test'}", "train.eval_every=4", "fewshot.every=4",
+        "fewshot.shots=[1]", f"fewshot.support={digits / 'train'}", f"fewshot.query={digits / 'test'}",
         f"deepspeed.zero_optimization.stage={stage}",
     ]  # fmt: skip
     prelude = ASKED % (validation, few_shot)
@@ -200,15 +207,15 @@ def test_an_evaluation_is_left_at_its_next_batch_and_made_when_the_run_goes_on(
     assert (out / "checkpoints" / "latest").read_text() == f"step_{step:08d}"
     told = lines(out / "metrics.jsonl")
     assert told[-1]["step"] == step
-    assert [line["step"] for line in told if "eval/loss" in line] == [60] * (step > 60)
+    assert [line["step"] for line in told if "eval/loss" in line] == [4] * (step > 4)
     assert f"resumed from {out / 'checkpoints'}/step_{step:08d}" in run(config, out, *words)
     evaluations = [line for line in lines(out / "metrics.jsonl") if "eval/loss" in line]
-    assert [line["step"] for line in evaluations] == [60, 120]
+    assert [line["step"] for line in evaluations] == [4, FEW]
     assert all({"averaged/eval/top1", "fewshot/1shot_ridge"} <= set(line) for line in evaluations)
     if stage == 1:
-        assert history(out).trained == undisturbed
+        assert history(out).trained == undisturbed_few
     else:  # sums in another order
-        for (done, *values), (also, *others) in zip(history(out).losses, undisturbed[0], strict=True):
+        for (done, *values), (also, *others) in zip(history(out).losses, undisturbed_few[0], strict=True):
             assert done == also
             assert values == pytest.approx(others, rel=1e-3)
 

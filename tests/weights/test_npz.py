@@ -441,7 +441,7 @@ def test_other_types_are_refused_by_name(kind, tmp_path):
     [
         ("vit_ti_16", "vit_tiny_patch16_224", VIT_JAX, {"grid": 14}),
         ("vit_s_16", "vit_small_patch16_224", BIG_VISION, {"grid": 14, "cls": False}),
-        ("vit_b_32", "vit_base_patch32_224", BIG_VISION, {"grid": 7}),
+        pytest.param("vit_b_32", "vit_base_patch32_224", BIG_VISION, {"grid": 7}, marks=pytest.mark.long),
         pytest.param("vit_b_16", "vit_base_patch16_224", BIG_VISION, {"grid": 14}, marks=pytest.mark.long),
         pytest.param("vit_l_16", "vit_large_patch16_224", VIT_JAX, {"grid": 15}, marks=pytest.mark.long),
         pytest.param(
