@@ -39,6 +39,25 @@ def whole_last_block(model: VisionTransformer) -> None:
     last.forward = lambda x, class_only=False: Block.forward(last, x)
 
 
+def last_k_and_v(model: VisionTransformer) -> None:
+    """The last block's class token attends to k and v of all tokens, which one product makes."""
+    attention = model.blocks[-1].attention
+
+    def attend(x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        (of_q, of_kv), (bias_q, bias_kv) = (
+            one.split([width, 2 * width]) for one in (attention.qkv.weight, attention.qkv.bias)
+        )
+        k, v = F.linear(x, of_kv, bias_kv).chunk(2, dim=-1)
+        q, k, v = (
+            rearrange(one, "b n (heads e) -> b heads n e", heads=attention.heads)
+            for one in (F.linear(x[:, :1], of_q, bias_q), k, v)
+        )
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n e -> b n (heads e)")
+
+    attention._first_token = attend
+
+
 def qkv_at_once(model: VisionTransformer) -> None:
     """q, k and v brought into heads as one tensor, which copies it."""
 
@@ -68,6 +87,7 @@ def patches_by_convolution(model: VisionTransformer) -> None:
 WAYS: dict[str, Callable[[VisionTransformer], None]] = {
     "as it is": lambda model: None,
     "last block on all tokens": whole_last_block,
+    "last block's k and v": last_k_and_v,
     "q, k, v in one copy": qkv_at_once,
     "patches by a convolution": patches_by_convolution,
 }

@@ -49,52 +49,35 @@ class Linear(nn.Linear):
             nn.init.constant_(parameter, math.nan)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._partitioned:
-            return _PartitionedLinear.apply(x, self.weight, self.bias, slice(None))
+        if hasattr(self.weight, "ds_id") and not torch.compiler.is_compiling():
+            return _PartitionedLinear.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
-
-    def outputs(self, x: Tensor, rows: slice) -> Tensor:
-        """Those outputs alone that `rows` of the weight make; a forward hook does not see them.
-
-        Slower for all rows: the gradient of a slice is copied into zeros of the whole weight's shape.
-        """
-        if self._partitioned:
-            return _PartitionedLinear.apply(x, self.weight, self.bias, rows)
-        return F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
-
-    @property
-    def _partitioned(self) -> bool:
-        return hasattr(self.weight, "ds_id") and not torch.compiler.is_compiling()
 
 
 class _PartitionedLinear(torch.autograd.Function):
-    """`rows` of F.linear, bit for bit, for weights that DeepSpeed takes apart between forward and backward (ZeRO-3).
+    """F.linear, bit for bit, for weights that DeepSpeed takes apart between forward and backward (ZeRO-3).
 
     torch would keep a view of the weight for the backward pass, and with it the whole weight in memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.biased, ctx.rows = bias is not None, rows
-        return F.linear(x, weight[rows], None if bias is None else bias[rows])
+        ctx.biased = bias is not None
+        return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         flat = gradient.flatten(end_dim=-2)
-        of_weight, of_bias = torch.zeros_like(weight), None
-        torch.mm(flat.T, x.flatten(end_dim=-2), out=of_weight[ctx.rows])
-        if ctx.biased:
-            of_bias = flat.new_zeros(len(weight))
-            of_bias[ctx.rows] = flat.sum(dim=0)
-        return gradient @ weight[ctx.rows], of_weight, of_bias, None
+        of_weight = flat.T @ x.flatten(end_dim=-2)
+        return gradient @ weight, of_weight, flat.sum(dim=0) if ctx.biased else None
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, [b, n, d] → [b, n, d]. No dropout on q, k, v or on the attention weights.
 
-    With `class_only`, [b, n, d] → [b, 1, d]: the first token's output, which needs k and v of all, but only its own q.
+    With `class_only`, [b, n, d] → [b, 1, d]: the first token's output.
     """
 
     def __init__(self, spec: ViTSpec) -> None:
@@ -105,15 +88,32 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor, class_only: bool = False) -> Tensor:
-        if class_only:
-            width = x.shape[-1]
-            q = self.qkv.outputs(x[:, :1], slice(0, width))
-            k, v = self.qkv.outputs(x, slice(width, 3 * width)).chunk(2, dim=-1)
-        else:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.dropout(self.out(self._first_token(x) if class_only else self._tokens(x)))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (rearrange(one, "b n (heads e) -> b heads n e", heads=self.heads) for one in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.dropout(self.out(rearrange(x, "b heads n e -> b n (heads e)")))
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n e -> b n (heads e)")
+
+    def _first_token(self, x: Tensor) -> Tensor:
+        """What `_tokens` gives for the first token, without k and v of any.
+
+        A head's score is q·(K xᵢ) = (Kᵀ q)·xᵢ, and its output V Σ aᵢ xᵢ, as the matrices K and V (its rows of `qkv`)
+        are the same for every token i. So the heads' queries attend to the tokens themselves. The bias of k adds the
+        same to all scores of a head, which softmax takes away again; that of v is added whole, as the weights aᵢ sum
+        to 1.
+        """
+        width = x.shape[-1]
+        of_q, of_k, of_v = self.qkv.weight.split(width)
+        bias_q, _, bias_v = (None, None, None) if self.qkv.bias is None else self.qkv.bias.split(width)
+        q = rearrange(F.linear(x[:, 0], of_q, bias_q), "b (heads e) -> heads b e", heads=self.heads)
+        of_k, of_v = (rearrange(one, "(heads e) d -> heads e d", heads=self.heads) for one in (of_k, of_v))
+        q = rearrange(q @ of_k, "heads b d -> b heads d") * (width // self.heads) ** -0.5
+        precise = torch.promote_types(x.dtype, torch.float32)  # rounded to half precision, scores are too coarse
+        weights = (q.to(precise) @ x.to(precise).mT).softmax(dim=-1)
+        found = rearrange(weights.to(x.dtype) @ x, "b heads d -> heads b d") @ of_v.mT
+        found = rearrange(found, "heads b e -> b 1 (heads e)")
+        return found if bias_v is None else found + bias_v
 
 
 class MLP(nn.Module):

@@ -42,7 +42,7 @@ def test_every_kind_of_checkpointing_gives_the_same_bits(tiny, drawn, images, ch
 
 
 def test_partitioned_weights_give_the_same_bits(tiny, drawn, images):
-    """As under ZeRO 3, which marks its parameters: what is kept for the backward pass holds no view of a weight."""
+    """As under ZeRO 3, which marks its parameters. The backward pass keeps views of no weight but the last qkv's."""
     spec, kept = tiny(), []
     plain, marked = drawn(spec), drawn(spec)
     for parameter in marked.parameters():
@@ -57,7 +57,8 @@ def test_partitioned_weights_give_the_same_bits(tiny, drawn, images):
         found = gradients(marked, images(spec), whole=False)
     held = [(tensor, weights.get(tensor.untyped_storage().data_ptr())) for tensor in kept]
     assert sum(weight is not None for _, weight in held) > 8
-    assert all(tensor is weight for tensor, weight in held if weight is not None)
+    viewed = {id(weight) for tensor, weight in held if weight is not None and tensor is not weight}
+    assert viewed == {id(marked.blocks[-1].attention.qkv.weight)}
     assert all(torch.equal(*pair) for pair in zip(found, gradients(plain, images(spec), whole=False), strict=True))
 
 
