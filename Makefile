@@ -39,6 +39,8 @@ bench: $(VENV)/.bench
 	@for arch in ti s b; do $(BIN)/python benchmarks/step.py --arch vit_$${arch}_16 --compiled || exit; done
 	@$(BIN)/python benchmarks/loop.py
 	@$(BIN)/python benchmarks/stages.py
+	@$(BIN)/python benchmarks/planned.py
+	@$(BIN)/python benchmarks/memory.py --quick
 	@$(BIN)/python benchmarks/saving.py
 	@$(BIN)/python benchmarks/probes.py --draws 4
 	@$(BIN)/python benchmarks/kills.py
