@@ -21,7 +21,9 @@ functional.scaled_dot_product_attention = telling
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_run_trains_with_the_kernels_that_it_asks_for(wanted, tiny_config, digits, run, tmp_path):
     config = tiny_config(tmp_path / "kernels.json", data={"eval": str(digits / "test")}, train={"steps": 2})
+    # Two blocks: the last one attends for the class token without that function.
     words = ["--config", config, "--out", tmp_path / "run", f"train.deterministic={str(wanted).lower()}"]
+    words.append("model.layers=2")
     done = run("launch/pretrain.py", *words, prelude=TELLING)
     assert done.returncode == 0, done.stderr
     told = {line for line in done.stdout.splitlines() if line.startswith("attention")}
