@@ -1,13 +1,14 @@
 """The planner's memory against real ranks on the CPU.
 
-    python benchmarks/memory.py [--quick | --huge] [--steps 3]
+    python benchmarks/memory.py [--quick | --huge] [--steps 3] [--arch vit_ti_16] [--apart]
 
 Each case runs in ranks of its own: network, engine and a few steps on random images. Measured is what the process
 takes from the system (resident memory without files' pages, looked at every 2 ms) above what it took once all was
 imported and a network of a few thousand values had been trained, the worst rank's: once with each tensor in pages of
 its own, which go back to the system when it is freed (what torch allocates), and once as glibc does by default, which
 keeps what was freed. From the engine's tensors: the bytes of parameters, gradients (the most after a backward pass) and
-optimizer. `--huge` runs ViT-H/14, which takes up to 20 GB. Table; JSON: runs/bench/memory.json.
+optimizer. Without --quick or --huge (ViT-H/14, up to 20 GB): Ti/16 and B/16, 96 cases of each; --arch takes one of
+them, --apart leaves glibc's way out. Table; JSON: runs/bench/memory.json.
 """
 
 from __future__ import annotations
@@ -97,21 +98,28 @@ class Measured:
     optimizer: int
 
 
+Found = tuple[Case, RankMemory, Measured, Measured | None]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six cases")
     parser.add_argument("--huge", action="store_true", help="ViT-H/14 alone, one rank")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--arch", help="the cases of this network alone")
+    parser.add_argument("--apart", action="store_true", help="measure each case once, with pages of its own")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
         run_rank(Case(**json.loads(args.case)), args.steps)
         return
     cases = quick() if args.quick else huge() if args.huge else grid()
-    found = []
-    for case in cases:
-        apart, together = (measure(replace(case, apart=apart), args.steps) for apart in (True, False))
+    found: list[Found] = []
+    for case in (case for case in cases if args.arch in (None, case.arch)):
+        apart = measure(case, args.steps)
+        together = None if args.apart else measure(replace(case, apart=False), args.steps)
         found.append((case, rank_memory(case.job()), apart, together))
+        print(f"{len(found)} of at most {len(cases)}: {case}", flush=True)
     report(found)
 
 
@@ -153,7 +161,7 @@ def measure(case: Case, steps: int = 3) -> Measured:
     return max((Measured(**json.loads(answer)) for answer in answers), key=lambda found: found.peak)
 
 
-def report(found: list[tuple[Case, RankMemory, Measured, Measured]]) -> None:
+def report(found: list[Found]) -> None:
     """The table, and every figure as JSON."""
     rows, errors = [], []
     for case, planned, apart, together in found:
@@ -170,7 +178,7 @@ def report(found: list[tuple[Case, RankMemory, Measured, Measured]]) -> None:
                 f"{apart.peak / _MIB:,.0f}",
                 f"{errors[-1]:+.1%}",
                 f"{planned.peak} {max(apart.by_phase, key=lambda phase: apart.by_phase[phase])}",
-                f"{together.peak / _MIB:,.0f}",
+                f"{together.peak / _MIB:,.0f}" if together else "",
                 f"{planned.total / _MIB:,.0f}",
                 "exact" if not any(exact.values()) else str(exact),
             )
@@ -184,7 +192,12 @@ def report(found: list[tuple[Case, RankMemory, Measured, Measured]]) -> None:
     keys = ("planned", "measured", "by_default")
     save(
         "memory",
-        {"cases": [{**asdict(case), **dict(zip(keys, map(asdict, rest), strict=True))} for case, *rest in found]},
+        {
+            "cases": [
+                {**asdict(case), **{key: asdict(one) for key, one in zip(keys, rest, strict=True) if one}}
+                for case, *rest in found
+            ]
+        },
     )
 
 
