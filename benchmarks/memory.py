@@ -1,6 +1,6 @@
 """The planner's memory against real ranks on the CPU.
 
-    python benchmarks/memory.py [--quick | --huge] [--steps 3] [--arch vit_ti_16] [--apart]
+    python benchmarks/memory.py [--quick | --huge] [--steps 3] [--arch vit_ti_16] [--every N] [--apart]
 
 Each case runs in ranks of its own: network, engine and a few steps on random images. Measured is what the process
 takes from the system (resident memory without files' pages, looked at every 2 ms) above what it took once all was
@@ -8,7 +8,7 @@ imported and a network of a few thousand values had been trained, the worst rank
 its own, which go back to the system when it is freed (what torch allocates), and once as glibc does by default, which
 keeps what was freed. From the engine's tensors: the bytes of parameters, gradients (the most after a backward pass) and
 optimizer. Without --quick or --huge (ViT-H/14, up to 20 GB): Ti/16 and B/16, 96 cases of each; --arch takes one of
-them, --apart leaves glibc's way out. Table; JSON: runs/bench/memory.json.
+them, --every N each N-th case, and --apart leaves glibc's way out. Table; JSON: runs/bench/memory.json.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--huge", action="store_true", help="ViT-H/14 alone, one rank")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--arch", help="the cases of this network alone")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th case alone")
     parser.add_argument("--apart", action="store_true", help="measure each case once, with pages of its own")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -114,12 +115,13 @@ def main() -> None:
         run_rank(Case(**json.loads(args.case)), args.steps)
         return
     cases = quick() if args.quick else huge() if args.huge else grid()
+    cases = [case for case in cases if args.arch in (None, case.arch)][:: args.every]
     found: list[Found] = []
-    for case in (case for case in cases if args.arch in (None, case.arch)):
+    for case in cases:
         apart = measure(case, args.steps)
         together = None if args.apart else measure(replace(case, apart=False), args.steps)
         found.append((case, rank_memory(case.job()), apart, together))
-        print(f"{len(found)} of at most {len(cases)}: {case}", flush=True)
+        print(f"{len(found)} of {len(cases)}: {case}", flush=True)
     report(found)
 
 

@@ -11,6 +11,8 @@ CASES = [
     Case("vit_ti_16", 1, 1, 8, "none"),
     Case("vit_ti_16", 2, 2, 4, 3),
     Case("vit_ti_16", 3, 2, 8, "selective"),
+    Case("vit_ti_16", 2, 1, 1, "full", 2),
+    Case("vit_ti_16", 3, 1, 1, "none", 2),
     Case("vit_b_16", 0, 1, 4, "full"),
     Case("vit_b_16", 1, 2, 2, "none", 2),
     Case("vit_b_16", 2, 1, 8, "selective"),

@@ -122,9 +122,10 @@ def _reduction(job: Job) -> int:
         return FP32 * _joined(job) if job.layout.ranks > 1 else 0
     if job.stage == 1:
         return max(_bucket(job, filled), part) - (0 if job.device == "cpu" else _bucket(job, 0))
-    if job.stage == 2:
-        return exchanged + (0 if values > full else part)
-    return exchanged + FP32 * filled  # what is sent, in the order of the ranks
+    if job.stage == 2:  # the rank's part is there since the first of several backward passes, or the first full bucket
+        return exchanged + (0 if values > full or job.layout.accumulation > 1 else part)
+    # What is sent, in the order of the ranks; on CPUs torch reduces a copy of it.
+    return exchanged + FP32 * filled * (2 if job.device == "cpu" else 1)
 
 
 def _joined(job: Job) -> int:
