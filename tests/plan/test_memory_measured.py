@@ -14,7 +14,7 @@ CASES = [
     Case("vit_ti_16", 2, 1, 1, "full", 2),
     Case("vit_ti_16", 3, 1, 1, "none", 2),
     Case("vit_b_16", 0, 1, 4, "full"),
-    Case("vit_b_16", 1, 2, 2, "none", 2),
+    Case("vit_b_16", 1, 2, 1, "none", 2),
     Case("vit_b_16", 2, 1, 8, "selective"),
     Case("vit_b_16", 3, 2, 1, "full"),
 ]

@@ -73,6 +73,8 @@ def moments(job: Job, parts: list[Part]) -> Iterator[Moment]:
     yield Moment("reduction", max(steady, held), kept, bucket + buffers + gathered + _reduction(job))
     updated = whole if job.stage in (0, 3) or always else FP32 * partition(job)
     yield Moment("update", updated, kept, bucket + gathered + _flat(job))
+    if job.stage in (1, 2):  # gradients that do not stay have been given back
+        yield Moment("update", whole if always else 0, kept, _exchanged_weights(job))
 
 
 def _gathered(job: Job, parts: list[Part], depth: int, *, fetching: bool) -> int:
@@ -150,6 +152,13 @@ def _flat(job: Job) -> int:
     norm = _NORM * min(max(max(group) for group in groups), max(ceil(sum(group) / ranks) for group in groups))
     flat_already = job.stage < 3 and (held_once(job) or job.dtype is not torch.float32)
     return norm if flat_already else max(norm, FP32 * max(ceil(sum(group) / ranks) for group in groups))
+
+
+def _exchanged_weights(job: Job) -> int:
+    """Bytes that the exchange of updated weights adds: on CPUs torch gathers each group of them in a copy."""
+    if job.device != "cpu" or job.layout.ranks == 1:
+        return 0
+    return job.dtype.itemsize * max(map(sum, optimized(job).groups))
 
 
 def _bucket(job: Job, filled: int) -> int:
