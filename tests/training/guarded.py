@@ -67,7 +67,7 @@ class Measuring:
 
 
 def slowly(path, tensors, write=archive.write):
-    time.sleep(0.1 if now["slow"] else 0.0)
+    time.sleep(0.3 if now["slow"] else 0.0)
     return write(path, tensors)
 
 
