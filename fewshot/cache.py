@@ -52,7 +52,7 @@ from pretrain.workers import in_threads
 FOLDER = "features"  # in the output folder; may be removed at any time
 _SOURCES: tuple[Source, ...] = ("trained", "untrained", "none")  # also the order of features in a report
 _CODE = files.sha256(Path(features.__file__))  # what a layer computes is what its entry in the table says
-FORMAT = 3  # also to be raised when features of the same weights and images come out differently
+FORMAT = 4  # also to be raised when features of the same weights and images come out differently
 _ASKED_AT_ONCE = 32
 # What numpy raises for a file that is no .npz, is cut off, damaged, encrypted, or holds pickles: zipfile's RuntimeError
 # is for a password and for the kinds of archive that it does not read.
